@@ -1,0 +1,83 @@
+"""The words that all other modules speak.
+
+A row of tokens becomes a row of a batch like this (M is `[MASK]`, `-` is IGNORE_INDEX):
+
+    tokens      7  3  3  1  0  5
+    mask        .  x  .  .  x  .
+    input_ids   7  M  3  1  M  5
+    labels      -  3  -  -  0  -
+    positions   1  4  0               K = 3 places for the predicted positions; the third is unused: its label is `-`
+
+Tensor names carry their shape:
+
+    B  rows of a batch      K  predicted positions of a row      V  vocabulary
+    L  positions of a row   N  rows of a split                   D  width of the model
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The label of a position that nothing is predicted at; the value that `torch.nn.functional.cross_entropy` skips."""
+
+PADDING_ROW = -1
+"""The id of a row that only fills up a batch, so that every rank has as many rows; it has no labels."""
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """The token ids of a source, `0 … size - 1`, and which of them are special.
+
+    `special_ids` (always with `mask_id`) are never predicted and never drawn as a random replacement. `tokens` names the ids
+    where they have names. `continues_word` marks, by id, the tokens that continue the word before them ("##ing"); it is None
+    where every token is a word of its own.
+    """
+
+    size: int
+    mask_id: int
+    special_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+    tokens: tuple[str, ...] | None = None
+    continues_word: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_id < self.size:
+            raise ValueError(f"mask_id={self.mask_id} is no id of a vocabulary of {self.size} tokens")
+        pad_ids = () if self.pad_id is None else (self.pad_id,)
+        object.__setattr__(self, "special_ids", tuple(sorted({*self.special_ids, self.mask_id, *pad_ids})))
+
+    @property
+    def regular_ids(self) -> Tensor:
+        """The ids that are not special, ascending."""
+        return torch.arange(self.size)[~self.is_special_V]
+
+    @property
+    def is_special_V(self) -> Tensor:
+        is_special_V = torch.zeros(self.size, dtype=torch.bool)
+        is_special_V[list(self.special_ids)] = True
+        return is_special_V
+
+    def token(self, token_id: int) -> str:
+        """A readable name of a token."""
+        if self.tokens is not None:
+            return self.tokens[token_id]
+        return "[MASK]" if token_id == self.mask_id else str(token_id)
+
+
+class MLMBatch(NamedTuple):
+    """A masked batch. `positions_BK` lists the predicted positions of each row; its unused places point to positions whose
+    label is IGNORE_INDEX. `attention_mask_BL` is None where no row is padded, else 1 at tokens and 0 at padding.
+    `row_ids_B` are the rows' indices in their split (PADDING_ROW for rows that only fill up the batch)."""
+
+    input_ids_BL: Tensor
+    labels_BL: Tensor
+    attention_mask_BL: Tensor | None
+    positions_BK: Tensor
+    row_ids_B: Tensor
+
+    @property
+    def labels_BK(self) -> Tensor:
+        return self.labels_BL.gather(1, self.positions_BK)

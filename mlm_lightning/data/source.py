@@ -1,0 +1,68 @@
+"""What a dataset must offer: a `Source` that knows its vocabulary, and `Rows` that hand out whole batches.
+
+    Source(**its YAML) ─ prepare() ─ rows("train") ─►  rows[index_B]  ─►  tokens_BL
+                       └ vocab, seq_len            └ len(rows)
+                       └ oracle()  ─►  posterior(tokens_BL, observed_BL)  ─►  probs_BLV
+
+A new dataset is one subclass and one YAML whose `_target_` names it; nothing else is touched.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from mlm_lightning.batch import Vocab
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Rows(Protocol):
+    """The rows of a split. Row i is the same whenever and wherever it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index_B: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The rows `index_B` (int64): `tokens_BL` (int64), or `(tokens_BL, attention_mask_BL)` where rows are padded."""
+        ...
+
+
+class Oracle(Protocol):
+    """The exact posterior of a synthetic source: no model can have a lower expected loss."""
+
+    def posterior(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
+        """The probability of each token at each position given the tokens where `observed_BL` is True: `probs_BLV`.
+
+        Raises ValueError where the observed tokens are impossible under the source's distribution.
+        """
+        ...
+
+
+class Source(ABC):
+    """A dataset. The constructor takes exactly the keys of its YAML (without `batch_size` and `num_workers`, which belong to
+    the loader) and raises ValueError for values that cannot be; it reads and downloads nothing."""
+
+    @property
+    @abstractmethod
+    def vocab(self) -> Vocab: ...
+
+    @property
+    @abstractmethod
+    def seq_len(self) -> int:
+        """L, the number of positions of every row."""
+
+    @abstractmethod
+    def rows(self, split: Split) -> Rows:
+        """The rows of a split; a ValueError if the split has none."""
+
+    def prepare(self) -> None:  # noqa: B027  (a source that needs no preparation overrides nothing)
+        """Downloads and builds caches: called once, on one process, before `vocab` and `rows`."""
+
+    def oracle(self) -> Oracle | None:
+        """The exact posterior, where it is known."""
+        return None
+
+    def fingerprint(self) -> str | None:
+        """Identifies the content of the data beyond the config, for a run's manifest; None where the config says it all."""
+        return None
