@@ -15,6 +15,7 @@ Tensor names carry their shape:
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -49,16 +50,24 @@ class Vocab:
         pad_ids = () if self.pad_id is None else (self.pad_id,)
         object.__setattr__(self, "special_ids", tuple(sorted({*self.special_ids, self.mask_id, *pad_ids})))
 
-    @property
+    @cached_property
     def regular_ids(self) -> Tensor:
         """The ids that are not special, ascending."""
-        return torch.arange(self.size)[~self.is_special_V]
+        return torch.arange(self.size)[self.is_regular_V]
 
-    @property
+    @cached_property
+    def is_regular_V(self) -> Tensor:
+        return ~self.is_special_V
+
+    @cached_property
     def is_special_V(self) -> Tensor:
         is_special_V = torch.zeros(self.size, dtype=torch.bool)
         is_special_V[list(self.special_ids)] = True
         return is_special_V
+
+    @cached_property
+    def continues_word_V(self) -> Tensor | None:
+        return None if self.continues_word is None else torch.tensor(self.continues_word, dtype=torch.bool)
 
     def token(self, token_id: int) -> str:
         """A readable name of a token."""

@@ -1,0 +1,57 @@
+"""`mlm COMMAND …`. Nothing heavy is imported before a command is known: `mlm --help` answers at once."""
+
+import os
+import sys
+from importlib import import_module
+
+HELP = """\
+mlm COMMAND …
+
+  train      trains one run, or a sweep with -m; continues an unfinished one
+  evaluate   a run's metrics, also with other data settings
+  predict    fills [MASK] in a text
+  export     a Hugging Face folder of a run
+  prepare    builds the token cache of the chosen data
+
+`mlm COMMAND --help` shows examples. --debug shows the traceback of an error.
+"""
+COMMANDS = ("train", "evaluate", "predict", "export", "prepare")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in arguments:
+        arguments.remove("--debug")
+        os.environ["MLM_DEBUG"] = "1"
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("mlm-lightning"))
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        from difflib import get_close_matches
+
+        close = get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        print(f"mlm {command}: no such command{hint} There are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return import_module(f"mlm_lightning.commands.{command}").main(rest)
+    except (Exception, KeyboardInterrupt) as error:
+        from mlm_lightning.commands.errors import report
+
+        return report(error)
+    except BaseException as error:
+        if not hasattr(error, "signum"):
+            raise
+        from mlm_lightning.commands.errors import report
+
+        return report(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

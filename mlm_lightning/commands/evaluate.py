@@ -1,0 +1,77 @@
+"""`mlm evaluate`: a run's metrics, also on other data or at other mask rates."""
+
+import json
+from typing import Any
+
+from mlm_lightning.commands.arguments import Parser, override
+from mlm_lightning.config import TrainerSettings, UserError, build_eval_maskings, build_source, check
+
+HELP = """\
+mlm evaluate RUN [OVERRIDE…] [--split val|test] [--json] [--trust]
+
+The metrics of a run (its best checkpoint, else its last) or of one checkpoint, on frozen masks.
+
+  mlm evaluate outputs/default/default-1a2b3c4d
+  mlm evaluate RUN --split test --json
+  mlm evaluate RUN eval.mask_rates=[0.15,0.3,0.5]
+  mlm evaluate RUN data.filter_level=2              the same model on other data
+
+--trust also builds classes that are not part of this package.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(HELP)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--trust", action="store_true")
+    flags = parser.parse(arguments)
+    metrics = evaluate(flags.run, flags.overrides, flags.split, flags.trust)
+    if flags.json:
+        print(json.dumps(metrics, indent=2))
+    else:
+        _show(metrics)
+    return 0
+
+
+def evaluate(run: str, overrides: list[str] | None = None, split: str = "val", trust: bool = False) -> dict[str, Any]:
+    """The metrics of a run on a split, by name (`val/loss` …)."""
+    from mlm_lightning.runs import load_run, locate, read_config
+
+    config = override(read_config(locate(run)[0]), overrides or [])
+    check({**config, "callbacks": None, "logger": None}, trust)
+    loaded = load_run(run, trust)
+    from mlm_lightning.commands.train import build_trainer, quiet
+    from mlm_lightning.data.datamodule import MLMDataModule
+    from mlm_lightning.module import MLMModule
+
+    quiet()
+    source = build_source(config, trust)
+    source.prepare()
+    if source.vocab.size != loaded.vocab.size:
+        raise UserError(
+            f"data: has a vocabulary of {source.vocab.size} tokens, the run's model one of {loaded.vocab.size}; "
+            "evaluate on data with the run's vocabulary"
+        )
+    maskings = build_eval_maskings(config, trust)
+    module = MLMModule(loaded.model, source.oracle(), suffixes=list(maskings))
+    datamodule = MLMDataModule(
+        source, next(iter(maskings.values())), maskings, config["data"]["batch_size"], config["seed"], config["eval"]["seed"]
+    )
+    settings = TrainerSettings(**config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"})
+    trainer = build_trainer(settings, [], [])
+    run_split = trainer.validate if split == "val" else trainer.test
+    run_split(module, datamodule, verbose=False)
+    return {"checkpoint": str(loaded.checkpoint), "step": loaded.step, **module.last_metrics}
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.5f}" if isinstance(value, float) else str(value))
+    Console().print(table)

@@ -1,0 +1,126 @@
+"""`mlm predict`: what a run's model would write for each `[MASK]`."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mlm_lightning.commands.arguments import Parser
+from mlm_lightning.config import UserError
+
+HELP = """\
+mlm predict RUN TEXT… [--top-k N] [--json] [--trust]
+
+Fills [MASK] in each text. For synthetic data a text is the row's integers, with _ where a token is to be predicted.
+
+  mlm predict RUN "the [MASK] of the united states"
+  mlm predict RUN "0 3 _ 1 2 2 _ 0" --top-k 2 --json
+"""
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(HELP)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("texts", nargs="+", metavar="TEXT")
+    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--trust", action="store_true")
+    flags = parser.parse(arguments)
+    predictions = predict(flags.run, flags.texts, flags.top_k, flags.trust)
+    if flags.json:
+        print(json.dumps(predictions, indent=2, ensure_ascii=False))
+        return 0
+    for of_text in predictions:
+        print(of_text[0]["text"])
+        for mask in of_text:
+            shown = "  ".join(f"{each['token']} {each['probability']:.3f}" for each in mask["predictions"])
+            print(f"  position {mask['position']:>3}  {shown}")
+    return 0
+
+
+def predict(run: str, texts: list[str], top_k: int = 5, trust: bool = False) -> list[list[dict[str, Any]]]:
+    """For each text a list with a dict a mask: `position` (in tokens, special ones counted), `predictions` (the `top_k` best,
+    each with `token` and `probability`) and `text`, the text with every mask filled with its best token."""
+    import torch
+
+    from mlm_lightning.runs import load_run
+
+    loaded = load_run(run, trust)
+    if not 1 <= top_k <= loaded.vocab.size:
+        raise UserError(f"--top-k {top_k}: give a number between 1 and the size of the vocabulary, {loaded.vocab.size}")
+    encoded = [_encode_text(loaded, text) if loaded.tokenizer is not None else _encode_symbols(loaded, text) for text in texts]
+    answers = []
+    for text in encoded:
+        with torch.inference_mode():
+            logits_1KV = loaded.model(
+                torch.tensor([text.input_ids]), torch.ones(1, len(text.input_ids), dtype=torch.long), torch.tensor([text.masks])
+            )
+        probs_KV = logits_1KV[0].float().softmax(-1)
+        best = probs_KV.topk(top_k)
+        tokens = [[text.name(token_id) for token_id in ids] for ids in best.indices.tolist()]
+        filled = text.fill([names[0] for names in tokens])
+        answers.append(
+            [
+                {
+                    "position": position,
+                    "predictions": [
+                        {"token": token, "probability": probability}
+                        for token, probability in zip(names, probabilities, strict=True)
+                    ],
+                    "text": filled,
+                }
+                for position, names, probabilities in zip(text.masks, tokens, best.values.tolist(), strict=True)
+            ]
+        )
+    return answers
+
+
+@dataclass
+class _Encoded:
+    """A text as the model reads it, and the way back."""
+
+    input_ids: list[int]
+    masks: list[int]
+    name: Any
+    fill: Any
+
+
+def _encode_text(loaded: Any, text: str) -> _Encoded:
+    tokenizer = loaded.tokenizer
+    mask_token = tokenizer.mask_token
+    text = text.replace("[MASK]", mask_token)
+    if mask_token not in text:
+        raise UserError(f"TEXT='{text}': has no [MASK]; write [MASK] where a word is to be predicted")
+    input_ids = tokenizer(text)["input_ids"]
+    limit = loaded.config["data"].get("chunk_size") or len(input_ids)
+    if len(input_ids) > limit:
+        raise UserError(f"TEXT has {len(input_ids)} tokens; the model was trained on rows of {limit}: shorten it")
+    masks = [position for position, token_id in enumerate(input_ids) if token_id == tokenizer.mask_token_id]
+
+    def fill(words: list[str]) -> str:
+        filled = text
+        for word in words:
+            filled = filled.replace(mask_token, word.strip().removeprefix("##"), 1)
+        return filled
+
+    return _Encoded(input_ids, masks, lambda token_id: tokenizer.decode([token_id]), fill)
+
+
+def _encode_symbols(loaded: Any, text: str) -> _Encoded:
+    vocab = loaded.vocab
+    words = text.replace("[MASK]", "_").split()
+    if "_" not in words:
+        raise UserError(f"TEXT='{text}': has no _; write _ where a symbol is to be predicted")
+    for word in words:
+        if word != "_" and not (word.isdigit() and int(word) < vocab.size and int(word) not in vocab.special_ids):
+            raise UserError(f"TEXT='{text}': '{word}' is no symbol; give integers from 0 to {vocab.size - 2}, and _ for [MASK]")
+    seq_len = json.loads((loaded.folder / "model.json").read_text()).get("seq_len")
+    if seq_len is not None and len(words) != seq_len:
+        raise UserError(f"TEXT='{text}': has {len(words)} symbols; a row of this run has {seq_len}")
+    input_ids = [vocab.mask_id if word == "_" else int(word) for word in words]
+    masks = [position for position, word in enumerate(words) if word == "_"]
+
+    def fill(names: list[str]) -> str:
+        remaining = iter(names)
+        return " ".join(next(remaining) if word == "_" else word for word in words)
+
+    return _Encoded(input_ids, masks, vocab.token, fill)

@@ -1,0 +1,121 @@
+"""Command lines become configs: Hydra's composition, without its stack traces.
+
+    data=uniform  optim.lr=1e-3,3e-4  ─►  jobs: [data=uniform, ++optim.lr=1e-3]  ─►  compose  ─►  one config a job
+                                                [data=uniform, ++optim.lr=3e-4]
+
+A plain `key=value` is composed as `++key=value`: Hydra would stop at the first unknown key with a message of its own, while the
+check that follows (`config.problems`) finds all of them, whichever way they came in.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mlm_lightning.config import UserError, suggestion
+
+CONFIG_NAME = "train"
+
+
+def config_folder() -> Path:
+    """The shipped `conf/`: in the wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+@contextmanager
+def composer(config_dir: str | None = None, config_name: str | None = None) -> Iterator["Composer"]:
+    """Opens the shipped configs, and the user's own folder behind them."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such folder")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="mlm"):
+        yield Composer(config_dir, config_name or CONFIG_NAME)
+
+
+class Composer:
+    def __init__(self, config_dir: str | None, config_name: str) -> None:
+        from hydra.core.global_hydra import GlobalHydra
+
+        self.loader = GlobalHydra.instance().config_loader()
+        self.config_name = config_name
+        self.search_path = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """One config. Raises UserError for anything that Hydra or OmegaConf finds wrong."""
+        from hydra import compose
+        from hydra.errors import HydraException
+
+        try:
+            return compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(self._explain(error)) from error
+
+    def plain(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides with `++` before every plain `key=value` that chooses no group."""
+        return [self._plain(override) for override in overrides]
+
+    def jobs(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The overrides of each job of a sweep, as Hydra's basic sweeper would run them: the product of all choices."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
+        try:
+            parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
+        except HydraException as error:
+            raise UserError(self._explain(error)) from error
+        choices: list[list[str]] = []
+        for override in parsed:
+            if override.is_sweep_override():
+                key = override.get_key_element()
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            else:
+                choices.append([override.input_line or ""])
+        return [list(job) for job in itertools.product(*choices)]
+
+    def _plain(self, override: str) -> str:
+        key, equals, _ = override.partition("=")
+        if not equals or not key or key[0] in "+~" or "@" in key or key.startswith("hydra."):
+            return override
+        return override if self._is_group(key) else f"++{override}"
+
+    def _is_group(self, key: str) -> bool:
+        from hydra.core.object_type import ObjectType
+
+        if key.startswith("hydra/"):
+            return True
+        if key in {"data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep"}:
+            return True
+        return "." not in key and bool(self.loader.get_group_options(key, ObjectType.CONFIG))
+
+    def _explain(self, error: Exception) -> str:
+        from hydra.errors import MissingConfigException, OverrideParseException
+
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+            group, _, choice = error.missing_cfg_file.rpartition("/")
+            options = sorted(error.options)
+            return f"{group}={choice}: no such option{suggestion(choice, options)} There are: {', '.join(options)}"
+        if isinstance(error, OverrideParseException):
+            return (
+                f"'{error.override}': {str(error).splitlines()[0]}. An override is KEY=VALUE, quoted where the shell needs it"
+            )
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        return first
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """The config without Hydra's own part, as plain dicts and lists, interpolations resolved, `???` kept."""
+    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        container = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

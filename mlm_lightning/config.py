@@ -1,0 +1,509 @@
+"""A composed config is checked before anything is made of it, and then its objects are built.
+
+    config ─► problems(config)  a line for each unknown key, wrong type, missing value, impossible combination
+           └► build_source, build_masking, build_model, …          nothing on disk before the first is empty
+
+The check reads the signature of each `_target_`: a config knows exactly the keys that its constructor knows, whichever way they
+came in (`key=`, `+key=`, YAML), and a user's own class is checked like ours.
+"""
+
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from mlm_lightning.batch import Vocab
+from mlm_lightning.data.source import Source
+from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
+from mlm_lightning.randomness import Stream, seed_torch
+
+Config = dict[str, Any]
+
+MASKINGS: dict[str, type[Masking]] = {"bernoulli": Bernoulli, "single": Single, "span": Span, "whole_word": WholeWord}
+
+# What a config may instantiate that was read from a run's folder, which may have come from anywhere.
+TRUSTED_MODULES = frozenset(
+    {
+        "mlm_lightning.data.tree",
+        "mlm_lightning.data.uniform",
+        "mlm_lightning.data.text",
+        "mlm_lightning.masking",
+        "mlm_lightning.models.transformer",
+        "mlm_lightning.models.pretrained",
+    }
+)
+
+_TOP_LEVEL: dict[str, Any] = {
+    "seed": int,
+    "name": str,
+    "output_dir": str,
+    "resume": str,
+    "eval": dict,
+    "data": dict,
+    "masking": dict,
+    "model": dict,
+    "optim": dict,
+    "schedule": dict,
+    "trainer": dict,
+    "callbacks": dict | None,
+    "logger": dict | None,
+    "sweep": dict | None,
+}
+_LOADER_KEYS: dict[str, Any] = {"batch_size": int, "num_workers": int}
+_EVAL_KEYS: dict[str, Any] = {"seed": int, "mask_rates": list[float] | None, "masking": str | None}
+# what the framework itself passes to a constructor, so a YAML may not
+_FROM_SOURCE = ("vocab_size", "seq_len", "pad_token_id")
+_FROM_RUN = ("folder", "save_dir", "purge_step")
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: reported as its message alone, with exit status 2."""
+
+
+@dataclass(kw_only=True)
+class TrainerSettings:
+    """The `trainer` part of a config, named as Lightning names it; intervals count optimizer steps."""
+
+    accelerator: str = "auto"
+    devices: int | list[int] | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: int | str = "auto"
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    max_time: str | dict[str, int] | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = "norm"
+    val_check_interval: int | float | None = 1.0
+    check_val_every_n_epoch: int | None = 1
+    log_every_n_steps: int = 50
+    limit_train_batches: int | float | None = 1.0
+    limit_val_batches: int | float | None = 1.0
+    limit_test_batches: int | float | None = 1.0
+    num_sanity_val_steps: int | None = 0
+    deterministic: bool | Literal["warn"] | None = False
+    benchmark: bool | None = False
+    detect_anomaly: bool = False
+    inference_mode: bool = True
+    sync_batchnorm: bool = False
+    profiler: str | None = None
+    enable_progress_bar: bool | None = True
+    enable_model_summary: bool | None = False
+
+    PRECISIONS = (
+        *("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+        *("transformer-engine", "transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
+    )
+    ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in self.ACCELERATORS:
+            raise ValueError(_not_one_of("trainer.accelerator", self.accelerator, self.ACCELERATORS))
+        gpu_missing = {"gpu": not (torch.cuda.is_available() or torch.backends.mps.is_available())}
+        gpu_missing |= {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+        if gpu_missing.get(self.accelerator):
+            raise ValueError(
+                f"trainer.accelerator={self.accelerator}: torch finds no such device here; use trainer.accelerator=auto or cpu"
+            )
+        if self.precision not in self.PRECISIONS:
+            raise ValueError(_not_one_of("trainer.precision", self.precision, self.PRECISIONS))
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError("trainer.max_steps and trainer.max_epochs are both null: give one of them, so that the run ends")
+        for name in ("max_steps", "max_epochs", "num_nodes", "accumulate_grad_batches", "log_every_n_steps"):
+            self._require(name, lambda value: value >= 1, "a whole number above 0")
+        for name in ("val_check_interval", "check_val_every_n_epoch", "limit_train_batches", "gradient_clip_val"):
+            self._require(name, lambda value: value > 0, "a number above 0")
+        for name in ("limit_val_batches", "limit_test_batches"):
+            self._require(name, lambda value: value >= 0, "a number of batches or a share")
+        for name in ("val_check_interval", "limit_train_batches", "limit_val_batches", "limit_test_batches"):
+            self._require(
+                name, lambda value: isinstance(value, int) or value <= 1, "a whole number, or a share between 0.0 and 1.0"
+            )
+        if self.num_processes() < 1:
+            raise ValueError(f"trainer.devices={self.devices}: give a number above 0, a list of device ids, or auto")
+
+    def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"trainer.{name}={value}: give {wanted}")
+
+    def num_processes(self) -> int:
+        """The number of processes on this machine, one a device."""
+        if isinstance(self.devices, list):
+            return len(self.devices)
+        if str(self.devices) in ("auto", "-1"):
+            use_cuda = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+            return torch.cuda.device_count() if use_cuda else 1
+        try:
+            return int(self.devices)
+        except ValueError:
+            return 0
+
+    def resolved_precision(self) -> int | str:
+        """`auto` is bf16 where the hardware multiplies it natively, else float32."""
+        if self.precision != "auto":
+            return self.precision
+        if self.accelerator != "cpu" and torch.cuda.is_available():
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        elif self.accelerator in ("mps", "tpu") or (self.accelerator != "cpu" and torch.backends.mps.is_available()):
+            native = self.accelerator == "tpu"
+        else:
+            native = _cpu_has_bf16()
+        return "bf16-mixed" if native else "32-true"
+
+    def plan(self, num_rows: int, batch_size: int) -> "Plan":
+        """How long the run is, in optimizer steps, on `num_rows` training rows."""
+        micro_batch = batch_size * self.num_processes() * self.num_nodes
+        limit = self.limit_train_batches
+        if limit is None:
+            rows_per_epoch = num_rows
+        elif isinstance(limit, int):
+            rows_per_epoch = min(num_rows, limit * micro_batch)
+        else:
+            rows_per_epoch = max(1, int(num_rows * limit))
+        steps_per_epoch = rows_per_epoch / (micro_batch * self.accumulate_grad_batches)
+        by_epochs = math.inf if self.max_epochs is None else math.ceil(self.max_epochs * steps_per_epoch)
+        total_steps = int(min(by_epochs, math.inf if self.max_steps is None else self.max_steps))
+        interval = 1.0 if self.val_check_interval is None else self.val_check_interval
+        if not isinstance(interval, int):
+            interval = interval * (self.check_val_every_n_epoch or 1) * steps_per_epoch
+        return Plan(total_steps, steps_per_epoch, max(1.0, float(interval)), rows_per_epoch)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's length. An epoch ends where its rows end, also in the middle of an optimizer step."""
+
+    total_steps: int
+    steps_per_epoch: float
+    validate_every: float
+    rows_per_epoch: int
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+# checking
+
+
+def check(config: Config, trusted: bool = True) -> None:
+    """Raises UserError with a line for each problem."""
+    if found := problems(config, trusted):
+        raise UserError("\n".join(found))
+
+
+def problems(config: Config, trusted: bool = True) -> list[str]:
+    """Everything that is wrong with a config, a line each; builds nothing that costs memory, writes nothing."""
+    found = _check_keys("", config, _TOP_LEVEL, "the config")
+    nodes = {key: value for key, value in config.items() if isinstance(value, dict)}
+    data = nodes.get("data", {})
+    found += _check_keys("eval", nodes.get("eval", {}), _EVAL_KEYS, "eval")
+    found += _check_keys("data", {k: v for k, v in data.items() if k in _LOADER_KEYS}, _LOADER_KEYS, "data")
+    if not found:
+        found += _check_sizes(data, nodes.get("eval", {}))
+    found += _check_signature("trainer", nodes.get("trainer", {}), TrainerSettings) or _attempt(
+        "trainer", lambda: TrainerSettings(**nodes.get("trainer", {}))
+    )
+    objects: list[tuple[str, Config, Any]] = [
+        ("data", {k: v for k, v in data.items() if k not in _LOADER_KEYS}, Source),
+        ("masking", nodes.get("masking", {}), Masking),
+        ("model", nodes.get("model", {}), nn.Module),
+        ("optim", nodes.get("optim", {}), Optimizer),
+        ("schedule", nodes.get("schedule", {}), None),
+    ]
+    objects += [(f"callbacks.{name}", node, "Callback") for name, node in (config.get("callbacks") or {}).items() if node]
+    objects += [(f"logger.{name}", node, "Logger") for name, node in (config.get("logger") or {}).items() if node]
+    checked = {key: _check_object(key, node, base, trusted) for key, node, base in objects}
+    found += [problem for each in checked.values() for problem in each]
+    for key, build in _cheap_builds(nodes).items():
+        if not checked[key]:
+            found += _attempt(key, build)
+    if not checked["masking"] and not any(problem.startswith(("eval", "masking")) for problem in found):
+        found += _attempt("eval", lambda: build_eval_maskings(config))
+    return list(dict.fromkeys(found))
+
+
+def _cheap_builds(nodes: Config) -> dict[str, Callable[[], object]]:
+    """Constructors check their own values; a model is built without memory, for a vocabulary that nothing is known about."""
+
+    def build_meta_model() -> None:
+        with torch.device("meta"):
+            source = build_source(nodes) if "seq_len" not in nodes["data"] else None
+            seq_len = _seq_len(nodes["data"], source)
+            model = _build(nodes["model"], vocab_size=8, seq_len=seq_len)
+        if hasattr(model, "check_masked_lm"):
+            model.check_masked_lm()
+
+    return {
+        "data": lambda: build_source(nodes),
+        "masking": lambda: build_masking(nodes),
+        "schedule": lambda: build_schedule(nodes),
+        "optim": lambda: build_optimizer(nodes)([{"params": [nn.Parameter(torch.zeros(1))]}]),
+        "model": build_meta_model,
+    }
+
+
+def _seq_len(data: Config, source: Source | None) -> int:
+    try:
+        return source.seq_len if source is not None else int(data["seq_len"])
+    except (RuntimeError, ValueError, TypeError):
+        return 1
+
+
+def _attempt(key: str, build: Callable[[], object]) -> list[str]:
+    """Builds, and returns the reason if that fails."""
+    try:
+        build()
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        named = message.startswith(tuple(f"{group}." for group in _TOP_LEVEL))
+        return [message if named else f"{key}: {message}"]
+    return []
+
+
+def _check_keys(prefix: str, node: Config, allowed: dict[str, Any], owner: str) -> list[str]:
+    found = []
+    for name, value in node.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if name not in allowed:
+            found.append(f"{key}: unknown key of {owner}{suggestion(name, list(allowed))}")
+        else:
+            found += _check_value(key, value, allowed[name])
+    return found
+
+
+def _check_value(key: str, value: Any, hint: Any) -> list[str]:
+    if value == "???":
+        return [f"{key}: no value given; add {key}=VALUE to the command"]
+    if not matches(value, hint):
+        return [f"{key}={value!r}: should be {_describe(hint)}"]
+    return []
+
+
+def _check_sizes(data: Config, evaluation: Config) -> list[str]:
+    found = []
+    if "batch_size" in data and data["batch_size"] < 1:
+        found.append(f"data.batch_size={data['batch_size']}: give a number of rows above 0")
+    if "num_workers" in data and data["num_workers"] < 0:
+        found.append(f"data.num_workers={data['num_workers']}: give 0 (no worker processes) or more")
+    for rate in evaluation.get("mask_rates") or []:
+        if not 0 < rate <= 1:
+            found.append(f"eval.mask_rates: {rate} is no masking rate; give rates above 0 and at most 1, e.g. [0.15, 0.3]")
+    kind = evaluation.get("masking")
+    if kind is not None and kind not in MASKINGS:
+        found.append(_not_one_of("eval.masking", kind, tuple(MASKINGS)))
+    return found
+
+
+def _check_object(key: str, node: Config, base: Any, trusted: bool) -> list[str]:
+    if "_target_" not in node:
+        return [f"{key}: has no _target_; it names the class, e.g. {key}._target_=package.module.Class"]
+    try:
+        target = resolve_target(node["_target_"], trusted)
+    except UserError as error:
+        return [f"{key}.{error}"]
+    if not _is_subclass(target, base):
+        wanted = base if isinstance(base, str) else base.__name__
+        return [f"{key}._target_={node['_target_']}: is no subclass of {wanted}"]
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    return _check_signature(key, arguments, target)
+
+
+def _is_subclass(target: Any, base: Any) -> bool:
+    if base is None or not inspect.isclass(target):
+        return True
+    if isinstance(base, str):  # Lightning's: not imported here for its name
+        return any(each.__name__ == base for each in target.__mro__)
+    return issubclass(target, base)
+
+
+def _check_signature(prefix: str, arguments: Config, target: Any) -> list[str]:
+    """Unknown, missing and mistyped arguments of a callable."""
+    parameters = inspect.signature(target).parameters
+    function = target.__init__ if inspect.isclass(target) and "__init__" in vars(target) else target
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):
+        hints = {}
+    group = prefix.split(".")[0]
+    provided = {"model": _FROM_SOURCE, "optim": ("params",), "callbacks": _FROM_RUN, "logger": _FROM_RUN}.get(group, ())
+    named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    owner = target.__name__ if target is not TrainerSettings else "the trainer"
+    found = []
+    for name, value in arguments.items():
+        key = f"{prefix}.{name}"
+        if name in provided and group in ("model", "optim"):
+            found.append(f"{key}: is not set in a config; it comes from the {'data' if group == 'model' else 'model'}")
+        elif name not in named and not takes_any:
+            siblings = sorted(named - set(provided)) + (list(_LOADER_KEYS) if group == "data" else [])
+            found.append(f"{key}: unknown key of {owner}{suggestion(name, siblings)}")
+        else:
+            found += _check_value(key, value, hints.get(name, Any))
+    for name in sorted(named - set(arguments) - set(provided)):
+        if parameters[name].default is inspect.Parameter.empty:
+            found.append(f"{prefix}.{name}: no value given; {owner} needs it")
+    return found
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Whether a plain value of a config has the type that a signature asks for."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or hint is inspect.Parameter.empty:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (Union, types.UnionType):
+        return any(matches(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is typing.Annotated:
+        return matches(value, arguments[0])
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is str or hint is Path:
+        return isinstance(value, str)
+    container = origin or hint
+    if isinstance(container, type) and issubclass(container, dict | typing.Mapping):
+        return isinstance(value, dict)
+    if isinstance(container, type) and issubclass(container, Sequence):
+        element = arguments[0] if arguments else Any
+        return isinstance(value, list | tuple) and all(matches(each, element) for each in value)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        None: "null",
+    }
+    names |= {dict: "a group of keys", Path: "a path"}
+    if hint in names:
+        return names[hint]
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_describe(each) for each in get_args(hint)))
+    if get_origin(hint) is Literal:
+        return " or ".join(str(each) for each in get_args(hint))
+    container = get_origin(hint) or hint
+    if isinstance(container, type) and issubclass(container, Sequence):
+        return "a list"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _not_one_of(key: str, value: object, options: Sequence[object]) -> str:
+    names = list(dict.fromkeys(str(option) for option in options))
+    return f"{key}={value}: unknown{suggestion(str(value), names)} There are: {', '.join(names)}"
+
+
+def suggestion(word: str, candidates: Sequence[str]) -> str:
+    """`; did you mean 'candidate'?`, or a full stop."""
+    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else "."
+
+
+# building
+
+
+def resolve_target(path: Any, trusted: bool = True) -> Any:
+    """The class that a `_target_` names. An untrusted one is imported only from our own list of modules."""
+    module = str(path).rpartition(".")[0]
+    if not trusted and module not in TRUSTED_MODULES:
+        raise UserError(f"_target_={path}: is none of this package's own classes; --trust runs it all the same")
+    from hydra.utils import get_object
+
+    try:
+        target = get_object(str(path))
+    except Exception as error:  # importing a user's module may raise anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"_target_={path}: cannot be imported: {reason}") from error
+    if not callable(target):
+        raise UserError(f"_target_={path}: is no class")
+    if not trusted and (getattr(target, "__module__", "") not in TRUSTED_MODULES or not inspect.isclass(target)):
+        raise UserError(f"_target_={path}: is none of this package's own classes; --trust runs it all the same")
+    return target
+
+
+def _build(node: Config, trusted: bool = True, **provided: Any) -> Any:
+    """Builds what a node names, with those of `provided` that its signature asks for."""
+    target = resolve_target(node["_target_"], trusted)
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    wanted = inspect.signature(target).parameters
+    arguments |= {name: value for name, value in provided.items() if name in wanted and name not in arguments}
+    return target(**arguments)
+
+
+def build_source(config: Config, trusted: bool = True) -> Source:
+    return _build({name: value for name, value in config["data"].items() if name not in _LOADER_KEYS}, trusted)
+
+
+def build_masking(config: Config, trusted: bool = True) -> Masking:
+    return _build(config["masking"], trusted)
+
+
+def build_eval_maskings(config: Config, trusted: bool = True) -> dict[tuple[str, ...], Masking]:
+    """The frozen masking of each condition to evaluate, with the endings of its metrics' names: first the training's."""
+    training = build_masking(config, trusted)
+    evaluation = config["eval"]
+    rate = getattr(training, "rate", None)
+    kind = evaluation["masking"]
+    if kind is None:
+        masking = training.frozen()
+    elif kind == "single":
+        masking = Single().frozen()
+    else:
+        masking = MASKINGS[kind](**({} if rate is None else {"rate": rate})).frozen()
+    rates = dict.fromkeys(evaluation["mask_rates"] or [])
+    plain = ("", f"_rate_{rate:.2f}") if rate in rates else ("",)
+    conditions: dict[tuple[str, ...], Masking] = {plain: masking}
+    for each in rates:
+        if each != rate:
+            conditions[(f"_rate_{each:.2f}",)] = masking.frozen(rate=each)
+    return conditions
+
+
+def build_model(config: Config, vocab: Vocab, seq_len: int, trusted: bool = True) -> nn.Module:
+    """The model for a source, initialised as a function of the seed alone."""
+    seed_torch(config["seed"], Stream.INITIALISATION)
+    return _build(config["model"], trusted, vocab_size=vocab.size, seq_len=seq_len, pad_token_id=vocab.pad_id)
+
+
+def build_optimizer(config: Config) -> Callable[[list[dict[str, Any]]], Optimizer]:
+    target = resolve_target(config["optim"]["_target_"])
+    node = {name: value for name, value in config["optim"].items() if name != "_target_"}
+    if "lr" in node and not node["lr"] > 0:
+        raise ValueError(f"optim.lr={node['lr']}: give a learning rate above 0")
+    if isinstance(node.get("betas"), list):
+        node["betas"] = tuple(node["betas"])
+    if "fused" in node and str(config["trainer"].get("precision")).startswith("16"):
+        node["fused"] = False  # a fused optimizer would undo the scaling of float16 gradients only after they were clipped
+    return partial(target, **node)
+
+
+def build_schedule(config: Config) -> Callable[[int, int], float]:
+    return _build(config["schedule"])
+
+
+def build_each(nodes: Config | None, **provided: Any) -> list[Any]:
+    """The callbacks or loggers of a config; a null switches one off."""
+    return [_build(node, **provided) for node in (nodes or {}).values() if node]

@@ -1,0 +1,184 @@
+"""A row is the leaves of a random tree: every symbol branches into a pair of symbols by the rules of one fixed grammar.
+
+    level 0               2                  the root, uniform                      a rule of the grammar
+                 ┌────────┴────────┐
+    level 1      0                 3                                                   a ─► (b, c)
+             ┌───┴───┐         ┌───┴───┐                                      with probability M[a, b, c];
+    level 2  1       3         3       0                                      each pair has one possible parent
+           ┌─┴─┐   ┌─┴─┐     ┌─┴─┐   ┌─┴─┐
+    tokens 2   2   0   1     3   3   1   2   the 2^depth leaves, left to right
+
+The filter level k cuts long-range correlations. Given the root, the 2^k nodes of level k are drawn independently, each from
+its own marginal given the root; below them the tree branches as before:
+
+    k = 1        2           k = 2 = depth - 1           2             k = 0: the full hierarchy
+             ·  ·  ·                            ·    ·    ·    ·       k = depth: independent leaves, given the root
+            0       3                         1     3     3     0
+           ┌┴┐     ┌┴┐                       ┌┴┐   ┌┴┐   ┌┴┐   ┌┴┐
+           1 3     3 0                       2 2   0 1   3 3   1 2
+
+Source: Garnier-Brun, Mézard, Moscato, Saglietti, "How transformers learn structured data: insights from hierarchical
+filtering", ICML 2025, arXiv 2408.15138.
+
+Shapes beyond those of `batch`: Q symbols (also the rules of a symbol), N nodes of a level.
+"""
+
+import torch
+from torch import Tensor
+
+from mlm_lightning.data.tree_oracle import TreeOracle
+from mlm_lightning.data.uniform import SyntheticSource, check_number, check_whole_number
+from mlm_lightning.randomness import Stream, generator, uniform
+
+MAX_DEPTH = 16
+MAX_SIGMA = 1e6
+MAX_TABLE = 2**24  # num_symbols² · 2^depth: entries of the sampler's largest table, and floats that the oracle needs for one row
+_CHUNK = 2**17  # random numbers that are worked on at once: they stay in the processor's cache
+
+
+class Grammar:
+    """The rules: the q² pairs of symbols, dealt at random to the q symbols, q rules each.
+
+    `children_QQ2[a, i]` is the pair of the i-th rule of symbol a, and `probs_QQ[a, i]` the rule's probability: a softmax over i
+    of sigma·N(0, 1) draws. The same `grammar_seed` gives the same pairs and the same draws at every sigma.
+    """
+
+    def __init__(self, num_symbols: int, sigma: float, grammar_seed: int) -> None:
+        self.num_symbols = q = num_symbols
+        source = generator(grammar_seed, Stream.GRAMMAR)
+        pairs_QQ = torch.randperm(q * q, generator=source).view(q, q)
+        draws_QQ = torch.randn(q, q, generator=source, dtype=torch.float64)
+        self.children_QQ2 = torch.stack((pairs_QQ // q, pairs_QQ % q), dim=-1)
+        self.probs_QQ = (sigma * draws_QQ).softmax(dim=-1)
+
+    @property
+    def M(self) -> Tensor:
+        """`M[a, b, c]`: the probability that a node with symbol a has the children (b, c); float64 of shape (q, q, q)."""
+        q = self.num_symbols
+        M = torch.zeros(q, q, q, dtype=torch.float64)
+        M[torch.arange(q)[:, None], self.children_QQ2[..., 0], self.children_QQ2[..., 1]] = self.probs_QQ
+        return M
+
+    def marginals_NQQ(self, level: int) -> Tensor:
+        """`[v, a, b]`: the probability that the v-th node of a level has symbol b, given the root a. It is the product, along
+        the node's path, of the left or right marginals of `M`."""
+        zeros_QQ = torch.zeros(self.num_symbols, self.num_symbols, dtype=torch.float64)
+        left_QQ = zeros_QQ.scatter_add(1, self.children_QQ2[..., 0], self.probs_QQ)
+        right_QQ = zeros_QQ.scatter_add(1, self.children_QQ2[..., 1], self.probs_QQ)
+        paths_NQQ = torch.eye(self.num_symbols, dtype=torch.float64)[None]
+        for _ in range(level):
+            paths_NQQ = torch.stack((paths_NQQ @ left_QQ, paths_NQQ @ right_QQ), dim=1).flatten(0, 1)
+        return paths_NQQ
+
+
+class AliasTable:
+    """Draws from many distributions over q outcomes, each with one uniform number and one comparison.
+
+    The q cells of a distribution are equally wide; the share below its cut is the cell's own outcome, the rest its alias's:
+
+        u·q  =  cell + rest        rest < cut[cell]  ?  cell  :  alias[cell]
+
+    Source: Walker, "An efficient method for generating discrete random variables with general distributions", ACM TOMS 1977.
+    `outcomes[row, i]` is what outcome i of a row's distribution stands for: a number, or a pair of them.
+    """
+
+    def __init__(self, probs_RQ: Tensor, outcomes_RQ: Tensor) -> None:
+        cut_RQ, alias_RQ = self._build(probs_RQ)
+        aliases_RQ = outcomes_RQ[torch.arange(len(alias_RQ))[:, None], alias_RQ]
+        self._cut = cut_RQ.flatten()
+        self._outcomes = torch.stack((outcomes_RQ, aliases_RQ), dim=2).flatten(0, 2)
+
+    def draw(self, first_cell: Tensor, cell: Tensor, rest: Tensor) -> Tensor:
+        """The outcomes, given u·q as `cell` and `rest`, in the distributions whose rows start at `first_cell` = row · q."""
+        cell = first_cell + cell
+        above = rest >= self._cut[cell]
+        return self._outcomes[cell.mul_(2).add_(above)]
+
+    @staticmethod
+    def _build(probs_RQ: Tensor) -> tuple[Tensor, Tensor]:
+        # the emptiest open cell is filled up by the fullest one and closed; the mean of the open cells stays 1
+        num_rows, q = probs_RQ.shape
+        row_R = torch.arange(num_rows)
+        mass_RQ = probs_RQ * q
+        open_RQ = torch.ones_like(mass_RQ, dtype=torch.bool)
+        cut_RQ = torch.ones_like(mass_RQ)
+        alias_RQ = torch.arange(q).repeat(num_rows, 1)
+        for _ in range(q - 1):
+            emptiest_R = mass_RQ.masked_fill(~open_RQ, torch.inf).argmin(1)
+            open_RQ[row_R, emptiest_R] = False
+            fullest_R = mass_RQ.masked_fill(~open_RQ, -torch.inf).argmax(1)
+            own_R = mass_RQ[row_R, emptiest_R].clamp(0, 1)
+            cut_RQ[row_R, emptiest_R] = own_R
+            alias_RQ[row_R, emptiest_R] = fullest_R
+            mass_RQ[row_R, fullest_R] -= 1 - own_R
+        return cut_RQ, alias_RQ
+
+
+class TreeSource(SyntheticSource):
+    """Rows of 2^`depth` leaves of the grammar of `grammar_seed`; `filter_level` is k. `seed` makes the rows, not the grammar."""
+
+    def __init__(
+        self,
+        depth: int = 4,
+        num_symbols: int = 4,
+        sigma: float = 1.0,
+        filter_level: int = 0,
+        grammar_seed: int = 0,
+        seed: int = 0,
+        train_size: int = 1_048_576,
+        val_size: int = 4096,
+        test_size: int = 4096,
+    ) -> None:
+        super().__init__(num_symbols, seed, train_size, val_size, test_size)
+        self.depth = check_whole_number("depth", depth, 1, MAX_DEPTH, f"a row has 2^depth tokens, so give 1 to {MAX_DEPTH}")
+        if num_symbols**2 << depth > MAX_TABLE:
+            deepest = (MAX_TABLE // num_symbols**2).bit_length() - 1
+            raise ValueError(
+                f"data.depth={depth} with data.num_symbols={num_symbols}: num_symbols² · 2^depth can be at most {MAX_TABLE}, "
+                f"for lack of memory; use data.depth={deepest} or less, or fewer symbols"
+            )
+        remedy = "it is the spread of the log-probabilities of a symbol's rules, such as 1.0 (0: all alike)"
+        self.sigma = check_number("sigma", sigma, 0, MAX_SIGMA, remedy)
+        remedy = f"give a level of the tree, 0 (full hierarchy) to data.depth={depth} (independent leaves)"
+        self.filter_level = check_whole_number("filter_level", filter_level, 0, depth, remedy)
+        self.grammar_seed = check_whole_number("grammar_seed", grammar_seed, None, None, "give an integer, such as 0")
+        self.grammar = Grammar(num_symbols, self.sigma, grammar_seed)
+        self._rules = AliasTable(self.grammar.probs_QQ, self.grammar.children_QQ2)
+        self._star: AliasTable | None = None
+
+    @property
+    def seq_len(self) -> int:
+        return 2**self.depth
+
+    def draw(self, keys_B: Tensor) -> Tensor:
+        chunks = keys_B.split(max(1, _CHUNK >> self.depth))
+        return torch.cat([self._draw_chunk(chunk_B) for chunk_B in chunks])
+
+    def _draw_chunk(self, keys_B: Tensor) -> Tensor:
+        """Position 0 of a row's random numbers is the root's symbol; position v the rule of the inner node v, in the numbering
+        where the children of v are 2v and 2v + 1; position 2^depth + v, if k > 0, the symbol of the v-th node of level k."""
+        q, num_filtered = self.num_symbols, 2**self.filter_level
+        symbol_BN = uniform(keys_B, torch.tensor(0)).mul_(q).long()[:, None]
+        num_positions = self.seq_len + (num_filtered if self.filter_level > 0 else 0)
+        scaled_BN = uniform(keys_B[:, None], torch.arange(num_filtered, num_positions)).mul_(q)
+        cell_BN = scaled_BN.long()
+        rest_BN = scaled_BN.sub_(cell_BN)
+        if self.filter_level > 0:
+            first_cell_BN = (torch.arange(num_filtered) * q + symbol_BN) * q
+            start = self.seq_len - num_filtered
+            symbol_BN = self._star_table().draw(first_cell_BN, cell_BN[:, start:], rest_BN[:, start:])
+        for level in range(self.filter_level, self.depth):
+            nodes = slice(2**level - num_filtered, 2 ** (level + 1) - num_filtered)
+            children_BN2 = self._rules.draw(symbol_BN * q, cell_BN[:, nodes], rest_BN[:, nodes])
+            symbol_BN = children_BN2.flatten(1)
+        return symbol_BN
+
+    def _star_table(self) -> AliasTable:
+        """Draws the nodes of level k given the root: the row of node v and root a is v·q + a. Built when rows are first drawn."""
+        if self._star is None:
+            probs_RQ = self.grammar.marginals_NQQ(self.filter_level).flatten(0, 1)
+            self._star = AliasTable(probs_RQ, torch.arange(self.num_symbols).expand(len(probs_RQ), -1))
+        return self._star
+
+    def oracle(self) -> TreeOracle:
+        return TreeOracle(self.grammar, self.depth, self.filter_level)

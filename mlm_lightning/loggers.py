@@ -1,0 +1,89 @@
+"""`metrics.csv`: a line a step, written as it happens.
+
+    step,train/loss,lr,val/loss
+    50,1.31,0.003,
+    100,1.22,0.003,1.25
+
+Lightning's CSVLogger deletes its file on a restart and holds lines back; this one continues the file.
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from mlm_lightning.files import write_atomically
+
+
+class CSVLogger(Logger):
+    """Writes `metrics.csv` in `save_dir`. Lines after `purge_step` are from a future that was lost, and are dropped."""
+
+    def __init__(self, save_dir: str, purge_step: int | None = None) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self._columns: list[str] = ["step"]
+        self._line: dict[str, Any] = {}
+        self._purge_step = purge_step
+        self._opened = False
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self._line.get("step") != step:
+            self.save()
+        self._line = {"step": step} | self._line | metrics
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run's config.yaml has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes the line at hand. Called with every new step and with every checkpoint."""
+        if not self._opened:
+            self._open()
+        if not self._line:
+            return
+        new = [name for name in self._line if name not in self._columns]
+        if new:
+            self._rewrite(self._columns + new, read_metrics(self.path))
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(self._line)
+        self._line = {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def _open(self) -> None:
+        lines = read_metrics(self.path) if self.path.exists() else []
+        if self._purge_step is not None:
+            lines = [line for line in lines if int(line["step"]) < self._purge_step]
+        columns = ["step", *dict.fromkeys(name for line in lines for name, value in line.items() if value and name != "step")]
+        self._rewrite(columns, lines)
+        self._opened = True
+
+    def _rewrite(self, columns: list[str], lines: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_atomically(self.path, text.getvalue().encode())
+        self._columns = columns
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The lines of a `metrics.csv`, each a dict of its columns; a last line that was cut off in the middle is left out."""
+    text = path.read_bytes().decode()
+    whole = text[: text.rfind("\n") + 1]
+    return [line for line in csv.DictReader(io.StringIO(whole, newline="")) if line["step"]]

@@ -1,0 +1,409 @@
+"""Masks: every position has a score, a pure function of (seed, epoch, row, position), and those below a limit are predicted.
+
+The kinds differ in the score alone; the limit is set by the rate, so that every position has exactly that chance:
+
+                  the  em  ##bank  ##ment  was  built  .
+    Bernoulli      .    x    .       .      .     .    x     a score of its own for every token
+    WholeWord      .    x    x       x      .     .    .     the tokens of a word share the score of its first
+    Span           .    x    x       x      x     .    .     words near a low one inherit it: spans of geometric lengths
+    Single         .    .    .       .      x     .    .     the lowest score of the row, whatever it is: limit 0
+
+What follows holds for all of them. A higher rate only raises the limit, so the masks are nested: what is predicted at 15 % is
+predicted at 30 %. A row where nothing falls below the limit predicts its lowest score; one with more than K positions below it
+keeps the lowest: both are matters of that row alone, so batch size, order, workers and ranks change nothing.
+
+A predicted position shows `[MASK]` (M) with probability mask_share, a random token (R) with random_share, else its own token:
+
+    tokens      7  3  3  1  0  5
+    mask        .  x  .  x  x  .
+    input_ids   7  M  3  R  0  5
+    labels      -  3  -  1  0  -         "-" is IGNORE_INDEX
+    positions   1  3  4  0  0            K = 5: the predicted positions; unused places point to the first of the others
+
+The work is done in numpy on the host, where batches are built: unsigned integers, in place, few calls.
+Shapes: B rows, L positions, K places for predicted positions in a row, N predicted positions of all rows together.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlm_lightning import randomness
+from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
+from mlm_lightning.randomness import Stream
+
+OVERFLOW = 1e-6
+"""The chance that a row has more than K predicted positions."""
+
+LONGEST_WORD = 16
+"""K leaves room for a word of so many tokens, however low the rate."""
+
+_HALF, _LOWER = np.uint64(32), np.uint64(2**32 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking(ABC):
+    """How the predicted positions are chosen, and what the model sees there.
+
+    `mask_share` of them show `[MASK]`, `random_share` a token drawn uniformly from the regular ones, the rest their own token
+    (80/10/10: Devlin et al., "BERT", 2019). The draw is made for each token, also within words and spans, as in BERT.
+    With `mask_share=1` nothing is left for `random_share`, which then has no effect.
+    """
+
+    mask_share: float = 0.8
+    random_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_number("masking.mask_share", self.mask_share, 0, 1)
+        _check_number("masking.random_share", self.random_share, 0, 1)
+        if self.mask_share < 1 and self.mask_share + self.random_share > 1 + 1e-9:
+            raise ValueError(
+                f"masking.mask_share={self.mask_share} and masking.random_share={self.random_share} add up to more than 1; "
+                f"set masking.random_share to at most {1 - self.mask_share:.6g}"
+            )
+
+    @abstractmethod
+    def num_predicted(self, seq_len: int) -> int:
+        """K, the places for predicted positions in a row of `seq_len` positions."""
+
+    @property
+    @abstractmethod
+    def limit(self) -> np.uint64 | float:
+        """The highest score that is predicted."""
+
+    @abstractmethod
+    def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
+        """The scores of all positions, (B, L). Tokens with equal scores are one word and stay together."""
+
+    def frozen(self, rate: float | None = None) -> "Masking":
+        """The same kind for evaluation, 100 % `[MASK]`, at another rate if one is given."""
+        masking = replace(self, mask_share=1.0, random_share=0.0)
+        if rate is None:
+            return masking
+        _check_rate("eval.mask_rates", rate)
+        return masking._at_rate(rate)
+
+    def _at_rate(self, rate: float) -> "Masking":
+        raise ValueError(
+            f"eval.mask_rates: masking={type(self).__name__} has no rate that could be {rate}; "
+            "set eval.masking=bernoulli, or leave eval.mask_rates at null"
+        )
+
+    def __call__(
+        self,
+        tokens_BL: Tensor,
+        row_ids_B: Tensor,
+        *,
+        vocab: Vocab,
+        key: int,
+        epochs_B: Tensor | None = None,
+        attention_mask_BL: Tensor | None = None,
+    ) -> MLMBatch:
+        """Masks rows. `key` is `randomness.key(seed, split)`; `epochs_B` is None where masks are the same in every epoch."""
+        tokens, row_ids = tokens_BL.numpy(), row_ids_B.numpy()
+        keys_B, replacement_keys_B = _row_keys(key, None if epochs_B is None else epochs_B.numpy(), row_ids)
+
+        maskable_BL = vocab.is_regular_V.numpy()[tokens]
+        if attention_mask_BL is not None:
+            maskable_BL &= attention_mask_BL.numpy() != 0
+        maskable_BL &= (row_ids != PADDING_ROW)[:, None]
+
+        num_places = self.num_predicted(tokens.shape[1])
+        scores_BL = self.scores(keys_B, tokens, maskable_BL, vocab)
+        predicted_BL, count_B = _predicted(scores_BL, self.limit, maskable_BL, num_places)
+
+        predicted_N = np.flatnonzero(predicted_BL)
+        row_N = predicted_N // tokens.shape[1]
+        position_N = predicted_N - row_N * tokens.shape[1]
+        labels_N = tokens.reshape(-1)[predicted_N]
+        shown_N = self._shown(labels_N, replacement_keys_B, row_N, position_N, vocab)
+
+        input_ids_BL, labels_BL = tokens.copy(), np.full(tokens.shape, IGNORE_INDEX)
+        input_ids_BL.reshape(-1)[predicted_N] = shown_N
+        labels_BL.reshape(-1)[predicted_N] = labels_N
+        return MLMBatch(
+            input_ids_BL=torch.from_numpy(input_ids_BL),
+            labels_BL=torch.from_numpy(labels_BL),
+            attention_mask_BL=attention_mask_BL,
+            positions_BK=torch.from_numpy(_positions(predicted_BL, count_B, position_N, num_places)),
+            row_ids_B=row_ids_B,
+        )
+
+    def _shown(
+        self, labels_N: np.ndarray, keys_B: np.ndarray, row_N: np.ndarray, position_N: np.ndarray, vocab: Vocab
+    ) -> np.ndarray | int:
+        """What the model sees at the predicted positions."""
+        if self.mask_share == 1:
+            return vocab.mask_id
+        bits_N = randomness.random_bits_numpy(keys_B[row_N], position_N.view(np.uint64))
+        choice_N = bits_N >> _HALF  # the upper half chooses among the three, the lower half a token
+        mask_below, random_width = np.uint64(round(self.mask_share * 2**32)), np.uint64(round(self.random_share * 2**32))
+        shown_N = np.where(choice_N < mask_below, vocab.mask_id, labels_N)
+        random_M = np.flatnonzero(choice_N - mask_below < random_width)  # below mask_below the difference wraps to huge
+        lower_M = bits_N[random_M] & _LOWER
+        shown_N[random_M] = vocab.regular_ids.numpy()[(lower_M * np.uint64(len(vocab.regular_ids))) >> _HALF]
+        return shown_N
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bernoulli(Masking):
+    """Every token on its own: predicted where `u(seed, epoch, row, position) < rate`."""
+
+    rate: float = 0.15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_rate("masking.rate", self.rate)
+
+    def num_predicted(self, seq_len: int) -> int:
+        return _count_quantile(seq_len, self.rate, (1.0,))
+
+    @cached_property
+    def limit(self) -> np.uint64 | float:
+        # u = (bits >> 11) / 2**53 < rate, without leaving the integers
+        return np.uint64((math.ceil(self.rate * 2**53) << 11) - 1)
+
+    def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
+        return _position_bits(keys_B, tokens_BL.shape[1])
+
+    def _at_rate(self, rate: float) -> "Masking":
+        return replace(self, rate=rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Masking):
+    """Exactly one position a row, uniformly among the maskable ones; no rate.
+
+    Source: Garnier-Brun, Mézard, Moscato, Saglietti, "How transformers learn structured data", ICML 2025.
+    """
+
+    mask_share: float = 1.0
+    random_share: float = 0.0
+
+    def num_predicted(self, seq_len: int) -> int:
+        return 1
+
+    @property
+    def limit(self) -> np.uint64:
+        return np.uint64(0)
+
+    def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
+        return _position_bits(keys_B, tokens_BL.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeWord(Bernoulli):
+    """Whole words: what `Bernoulli` decides at a word's first token holds for all its tokens.
+
+    Words are those of `vocab.continues_word`; where that is None every token is a word, and the masks are Bernoulli's. A row
+    may begin inside a word: its first token there counts as the word's first. Special tokens and padding end words. A row with
+    more than K predicted positions drops whole words; only a single word of more than K tokens is cut.
+    """
+
+    def num_predicted(self, seq_len: int) -> int:
+        # long words make the count of tokens vary more: count as if every word had three tokens, most have one
+        return min(seq_len, max(LONGEST_WORD, 3 * _count_quantile(math.ceil(seq_len / 3), self.rate, (1.0,))))
+
+    def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
+        bits_BL = _position_bits(keys_B, tokens_BL.shape[1])
+        if vocab.continues_word_V is None:
+            return bits_BL
+        positions_L = np.arange(tokens_BL.shape[1])
+        first_BL = np.maximum.accumulate(np.where(_starts_word(tokens_BL, maskable_BL, vocab), positions_L, 0), axis=1)
+        return np.take_along_axis(bits_BL, first_BL, axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span(Bernoulli):
+    """Spans of whole words, their lengths in words geometric and at most `max_length`, `mean_length` on average.
+
+    Every word may start a span; the predicted words are the union of the spans, and the chance s of a start is such that the
+    union covers exactly `rate` at every place of the row. Spans that start left of the row reach into it, or its first words
+    would be covered less. Special tokens and padding interrupt: no span crosses them, and what follows is like a new row.
+    Spans may touch and overlap, so a run of predicted words can be longer than `max_length`.
+
+    One uniform a word decides its start and its length: from word i a span covers word i + d where u_i < s · P(length > d).
+    A word's score is therefore the minimum over d of u_(i-d) / P(length > d), and the limit is s.
+
+    K is exact where every token is a word. With long words a row overflows more often (at 15 % and L = 128, K is 74), and then
+    loses the words of the highest scores, which are the ends of its spans.
+
+    Source: Joshi et al., "SpanBERT", 2020: p = 0.2 and at most 10 words, 3.8 on average; there spans are drawn until 15 % of
+    a text is covered, here without an order.
+    """
+
+    mean_length: float = 3.8
+    max_length: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.max_length, int) or isinstance(self.max_length, bool) or self.max_length < 1:
+            raise ValueError(f"masking.max_length={self.max_length!r}: must be a whole number of words, at least 1, such as 10")
+        _check_number("masking.mean_length", self.mean_length, 1, (self.max_length + 1) / 2)
+
+    def num_predicted(self, seq_len: int) -> int:
+        return min(seq_len, max(LONGEST_WORD, _count_quantile(seq_len, self.rate, self.survival)))
+
+    @cached_property
+    def survival(self) -> tuple[float, ...]:
+        """P(length > d) for d = 0, 1, …: of a geometric distribution on 1 … max_length with the mean `mean_length`."""
+        return _geometric_survival(self.mean_length, self.max_length)
+
+    @cached_property
+    def limit(self) -> float:
+        return _start_chance(self.rate, self.survival)
+
+    def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
+        reach = len(self.survival) - 1
+        word_BL = self._words(tokens_BL, maskable_BL, vocab)
+        words = int(word_BL.max(initial=0)) + 1
+        counters = np.arange(-reach, words).view(np.uint64)  # from the words left of the row on
+        u_BW = (randomness.random_bits_numpy(keys_B[:, None], counters) >> np.uint64(11)) * 2.0**-53
+        scores_BW = u_BW[:, reach:].copy()
+        for d in range(1, reach + 1):
+            np.minimum(scores_BW, u_BW[:, reach - d : reach - d + words] / self.survival[d], out=scores_BW)
+        return np.take_along_axis(scores_BW, word_BL, axis=1)
+
+    def _words(self, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
+        """The number of each token's word in its row, with as many words left out at an interruption as no span can cross."""
+        step_BL = (maskable_BL & _starts_word(tokens_BL, maskable_BL, vocab)).astype(np.int64)
+        step_BL[:, 0] = 0
+        step_BL[:, 1:][maskable_BL[:, :-1] & ~maskable_BL[:, 1:]] = len(self.survival) - 1
+        return np.cumsum(step_BL, axis=1)
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # also refuses nan
+        raise ValueError(f"{name}={value!r}: must be a number between {low:g} and {high:g}")
+
+
+def _check_rate(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{name}={value!r}: must be a number above 0 and at most 1, such as 0.15")
+
+
+def _row_keys(key: int, epochs_B: np.ndarray | None, row_ids_B: np.ndarray) -> np.ndarray:
+    """The rows' keys for their masks and for their replacements, (2, B)."""
+    epoch = 0 if epochs_B is None or not len(epochs_B) else int(epochs_B[0])
+    ids_B = row_ids_B.view(np.uint64)
+    if epochs_B is None or (epochs_B == epoch).all():  # all but the batches between two epochs
+        return randomness.row_keys_numpy(_epoch_keys(key, epoch), ids_B)
+    return randomness.row_keys_numpy(_stream_keys(key), epochs_B.view(np.uint64), ids_B)
+
+
+@lru_cache(maxsize=64)
+def _epoch_keys(key: int, epoch: int) -> np.ndarray:
+    return randomness.row_keys_numpy(_stream_keys(key), np.array([epoch]).view(np.uint64))
+
+
+def _stream_keys(key: int) -> np.ndarray:
+    keys = [randomness.key(key, Stream.MASK), randomness.key(key, Stream.REPLACEMENT)]
+    return np.array(keys).view(np.uint64)[:, None]
+
+
+def _position_bits(keys_B: np.ndarray, seq_len: int) -> np.ndarray:
+    return randomness.random_bits_numpy(keys_B[:, None], np.arange(seq_len, dtype=np.uint64))
+
+
+def _starts_word(tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
+    """Where words start: at tokens that continue nothing, at the row's first, at and after special tokens and padding."""
+    if vocab.continues_word_V is None:
+        return np.ones_like(maskable_BL)
+    starts_BL = ~(vocab.continues_word_V.numpy()[tokens_BL] & maskable_BL)
+    starts_BL[:, 0] = True
+    starts_BL[:, 1:] |= ~maskable_BL[:, :-1]
+    return starts_BL
+
+
+def _predicted(
+    scores_BL: np.ndarray, limit: np.uint64 | float, maskable_BL: np.ndarray, num_places: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The maskable positions up to the limit, at least one word in a row and at most `num_places` positions, and their
+    number in each row."""
+    predicted_BL = scores_BL <= limit
+    predicted_BL &= maskable_BL
+    count_B = predicted_BL.sum(axis=1)
+    if not count_B.all():
+        _predict_lowest(predicted_BL, np.flatnonzero(count_B == 0), scores_BL, maskable_BL)
+        count_B = predicted_BL.sum(axis=1)
+    for row in np.flatnonzero(count_B > num_places):
+        _keep_lowest(predicted_BL[row], scores_BL[row], num_places)
+        count_B[row] = predicted_BL[row].sum()
+    return predicted_BL, count_B
+
+
+def _predict_lowest(predicted_BL: np.ndarray, rows: np.ndarray, scores_BL: np.ndarray, maskable_BL: np.ndarray) -> None:
+    """Predicts, in place, the word of the lowest score in these rows."""
+    highest = np.inf if scores_BL.dtype.kind == "f" else np.iinfo(scores_BL.dtype).max
+    scores_RL = np.where(maskable_BL[rows], scores_BL[rows], highest)
+    predicted_BL[rows] = maskable_BL[rows] & (scores_RL == scores_RL.min(axis=1, keepdims=True))
+
+
+def _keep_lowest(predicted_L: np.ndarray, scores_L: np.ndarray, num_places: int) -> None:
+    """Drops, in place, the words of the highest scores until `num_places` positions hold the rest."""
+    first_out = np.partition(scores_L[predicted_L], num_places)[num_places]
+    kept_L = predicted_L & (scores_L < first_out)
+    if not kept_L.any():  # a single word is longer than `num_places`
+        kept_L[np.flatnonzero(predicted_L & (scores_L == first_out))[:num_places]] = True
+    predicted_L[:] = kept_L
+
+
+def _positions(predicted_BL: np.ndarray, count_B: np.ndarray, position_N: np.ndarray, num_places: int) -> np.ndarray:
+    """Each row's predicted positions, ascending; the places that are left point to the first position not predicted."""
+    positions_BK = np.repeat(predicted_BL.argmin(axis=1)[:, None], num_places, axis=1)
+    positions_BK[np.arange(num_places) < count_B[:, None]] = position_N
+    return positions_BK
+
+
+@lru_cache(maxsize=256)
+def _geometric_survival(mean: float, max_length: int) -> tuple[float, ...]:
+    lengths = np.arange(1, max_length + 1)
+
+    def chances(ratio: float) -> np.ndarray:
+        weights = ratio ** (lengths - 1.0)
+        return weights / weights.sum()
+
+    ratio = _bisect(lambda ratio: float(chances(ratio) @ lengths), mean)
+    survival = 1 - np.concatenate([[0.0], np.cumsum(chances(ratio))[:-1]])
+    return tuple(float(chance) for chance in survival if chance > 1e-12)
+
+
+@lru_cache(maxsize=256)
+def _start_chance(rate: float, survival: tuple[float, ...]) -> float:
+    """s such that the chance of being covered, 1 - Π_d (1 - s · P(length > d)), is the rate."""
+    return _bisect(lambda s: 1 - math.prod(1 - s * chance for chance in survival), rate)
+
+
+def _bisect(increasing, target: float) -> float:  # type: ignore[no-untyped-def]
+    """Where an increasing function on [0, 1] takes the target value."""
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if increasing(middle) < target else (low, middle)
+    return high
+
+
+@lru_cache(maxsize=256)
+def _count_quantile(seq_len: int, rate: float, survival: tuple[float, ...]) -> int:
+    """The least count (from 1 to seq_len) that the covered places of a row exceed with a chance below OVERFLOW.
+
+    Exact, place after place: `chance[r, n]` is that of n covered places so far and a span that covers r - 1 places more.
+    """
+    # a span from here covers at most d places (0: none starts)
+    at_most_D = np.array([1 - _start_chance(rate, survival) * chance for chance in survival] + [1.0])
+    # counts beyond eight standard deviations, with every neighbour in reach fully correlated, are not followed
+    most = min(seq_len, math.ceil(seq_len * rate + 8 * math.sqrt(seq_len * rate * (2 * len(survival) - 1))))
+    chance = np.zeros((len(at_most_D), most + 1))
+    chance[0, 0] = 1
+    for place in range(-len(survival), seq_len):
+        passed = np.vstack([chance[:1] + chance[1:2], chance[2:], np.zeros((1, most + 1))])
+        chance = np.diff(np.cumsum(passed, axis=0) * at_most_D[:, None], axis=0, prepend=0)  # the longer of the two
+        if place >= 0:
+            chance[1:, 1:] = chance[1:, :-1]
+            chance[1:, 0] = 0
+    exceeds = np.cumsum(chance.sum(axis=0)[::-1])[::-1]  # P(count >= n)
+    return max(1, int(np.argmax(np.append(exceeds[1:], 0.0) < OVERFLOW)))

@@ -1,0 +1,362 @@
+"""Any masked language model of Hugging Face transformers, from published weights or from scratch, that computes its vocabulary
+head at the predicted positions only.
+
+    input_ids_BL ─► encoder ─► hidden_BLD ─► gather ─► hidden_BKD ─► head ─► logits_BKV
+                                               ▲
+                                          positions_BK
+
+The head is the larger part of a small model's work: L × V logits a row, of which the loss looks at 15 %. A hook on the
+library's encoder gathers before the library's own head, so nothing of any architecture is written anew, and the numbers are the
+same. In DistilBERT the gather happens one layer earlier: of its last layer only keys and values are needed everywhere.
+
+`PretrainedMLM.hf_model` is the library's model as it is, for `save_pretrained`.
+
+Shapes: B rows, L positions, K predicted positions a row, V vocabulary, D width.
+"""
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+try:
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.distilbert.modeling_distilbert import TransformerBlock
+except ImportError as error:
+    raise ImportError(f"pretrained models need transformers: pip install 'mlm-lightning[text]' ({error})") from error
+
+_FROM_DATA = ("vocab_size", "pad_token_id")
+_SPECIAL_IDS = {"bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"}
+_PLAIN_OUTPUT = ("return_dict", "output_attentions", "output_hidden_states")  # of no use here; the first breaks the output
+
+
+class PretrainedMLM(nn.Module):
+    """A masked LM from weights (`checkpoint`) or from scratch (`architecture`).
+
+    `checkpoint` is a name on the hub, at `revision`, or a folder. `architecture` is a `model_type` of transformers
+    ("distilbert", "bert", "roberta" …); next to a checkpoint it only asserts the checkpoint's type. `config` overrides settings
+    of the checkpoint (its dropout, say) or of the architecture (its sizes); unknown keys are errors. `vocab_size`, `seq_len`
+    and `pad_token_id` come from the data. From scratch, `max_position_embeddings` grows with `seq_len` unless `config` sets it.
+
+    Under `torch.device("meta")` no weights are read, only the checkpoint's configuration. New weights are drawn from torch's
+    global generator, which the caller seeds. Raises ValueError naming the setting and the remedy.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        seq_len: int,
+        checkpoint: str | None = None,
+        architecture: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        pad_token_id: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        settings = dict(config or {})
+        if checkpoint is not None:
+            hf_config = _checkpoint_config(checkpoint, revision, architecture, settings)
+            _check_vocabulary(hf_config, vocab_size)
+        elif architecture is not None:
+            if revision is not None:
+                raise ValueError(f"model.revision={revision!r} belongs to a model.checkpoint, and there is none")
+            hf_config = _scratch_config(architecture, settings, vocab_size, pad_token_id)
+        else:
+            raise ValueError(
+                "model.checkpoint and model.architecture are both null: set model.checkpoint to a hub name or a folder, or "
+                "model.architecture (distilbert, bert …) to start from scratch"
+            )
+        may_grow = checkpoint is None and "max_position_embeddings" not in settings
+        _fit_positions(hf_config, seq_len, may_grow)
+        self.hf_model = _build(hf_config, checkpoint, revision)
+        self._predicted = _Predicted()
+        _gather_at(self.hf_model, self._predicted)
+        if gradient_checkpointing:
+            _checkpoint_gradients(self.hf_model)
+
+    def forward(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+    ) -> Tensor:
+        """`attention_mask_BL` is 1 at tokens and 0 at padding; None where nothing is padded."""
+        self._predicted.positions_BK = positions_BK
+        try:
+            output = self.hf_model(input_ids=input_ids_BL, attention_mask=attention_mask_BL, return_dict=True)
+        finally:
+            self._predicted.positions_BK = None
+        return output.logits
+
+
+# predicted positions only
+# ------------------------
+
+
+class _Predicted:
+    """The positions of the forward pass under way, handed past the library's signatures to where they are gathered."""
+
+    positions_BK: Tensor | None = None
+
+
+def _gather_at(model: PreTrainedModel, predicted: _Predicted) -> None:
+    """Makes the hidden states that reach the head those of the predicted positions."""
+    encoder: Any = model.base_model
+    if model.config.model_type == "distilbert" and model.config._attn_implementation in ("sdpa", "eager"):
+        layers = encoder.transformer.layer
+        layers[-1] = _DistilBertLastBlock(layers[-1], predicted)
+    else:
+        encoder.register_forward_hook(_GatherHook(predicted))
+
+
+class _GatherHook:
+    def __init__(self, predicted: _Predicted) -> None:
+        self.predicted = predicted
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        positions_BK = self.predicted.positions_BK
+        if positions_BK is None:
+            return output
+        if isinstance(output, tuple):
+            return _take(output[0], positions_BK), *output[1:]
+        output["last_hidden_state"] = _take(output["last_hidden_state"], positions_BK)
+        return output
+
+
+class _DistilBertLastBlock(TransformerBlock):
+    """DistilBERT's last block, the same weights under the same names, with outputs at the predicted positions only."""
+
+    def __init__(self, block: Any, predicted: _Predicted) -> None:
+        nn.Module.__init__(self)  # the block's own would draw new weights
+        self.attention, self.sa_layer_norm = block.attention, block.sa_layer_norm
+        self.ffn, self.output_layer_norm = block.ffn, block.output_layer_norm
+        self.predicted = predicted
+        self.train(block.training)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        # read here, outside of gradient checkpointing: by the time that runs `forward` again, `predicted` has moved on
+        return super().__call__(*args, positions_BK=self.predicted.positions_BK, **kwargs)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        positions_BK: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if positions_BK is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        x_BKD = _take(hidden_states, positions_BK)
+        x_BKD = self.sa_layer_norm(x_BKD + self._attend(x_BKD, hidden_states, attention_mask))
+        return self.output_layer_norm(x_BKD + self.ffn(x_BKD))
+
+    def _attend(self, x_BKD: Tensor, x_BLD: Tensor, mask: Tensor | None) -> Tensor:
+        attention = self.attention
+        query, key, value = (
+            x.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+            for x in (attention.q_lin(x_BKD), attention.k_lin(x_BLD), attention.v_lin(x_BLD))
+        )
+        attended_BHKD = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            # padding is hidden from every query alike: the first query's row of the mask serves them all
+            attn_mask=None if mask is None else mask[:, :, :1],
+            dropout_p=attention.dropout.p if self.training else 0.0,
+        )
+        return attention.out_lin(attended_BHKD.transpose(1, 2).flatten(2))
+
+
+def _take(x_BLD: Tensor, positions_BK: Tensor) -> Tensor:
+    return x_BLD.gather(1, positions_BK.unsqueeze(-1).expand(-1, -1, x_BLD.shape[-1]))
+
+
+# the configuration
+# -----------------
+
+
+def _checkpoint_config(
+    checkpoint: str, revision: str | None, architecture: str | None, settings: dict[str, Any]
+) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_no_checkpoint(checkpoint, revision, error)) from error
+    if config.model_type not in _architectures():
+        raise ValueError(
+            f"model.checkpoint={checkpoint} is a {config.model_type!r} model, which has no masked-LM head in transformers; "
+            f"those that have one: {', '.join(_architectures())}"
+        )
+    if architecture is not None and architecture != config.model_type:
+        raise ValueError(
+            f"model.architecture={architecture} contradicts model.checkpoint={checkpoint}, whose architecture is "
+            f"{config.model_type}; set model.architecture=null, or model.checkpoint=null to start from scratch"
+        )
+    _check_keys(settings, config)
+    try:
+        for key, value in settings.items():
+            setattr(config, key, value)
+    except Exception as error:  # the library's validation raises classes of its own
+        raise ValueError(f"model.config.{key}={value!r} is not valid for {config.model_type}: {_one_line(error)}") from error
+    return config
+
+
+def _scratch_config(architecture: str, settings: dict[str, Any], vocab_size: int, pad_token_id: int | None) -> PreTrainedConfig:
+    if architecture not in _architectures():
+        close = difflib.get_close_matches(architecture, _architectures(), n=1)
+        raise ValueError(
+            f"model.architecture={architecture} is no masked language model of transformers"
+            f"{f'; did you mean {close[0]!r}?' if close else ''}; choose one of {', '.join(_architectures())}"
+        )
+    defaults = AutoConfig.for_model(architecture)
+    _check_keys(settings, defaults)
+    if pad_token_id is None and _position_offset(defaults) > 0:
+        raise ValueError(
+            f"model.architecture={architecture} counts positions from its padding token, and the data has none; "
+            "choose another, such as bert or distilbert"
+        )
+    # ids of the architecture's published vocabulary mean nothing in another one
+    no_token_ids = dict.fromkeys(_SPECIAL_IDS & set(_keys(defaults)))
+    try:
+        return type(defaults)(**{**no_token_ids, "vocab_size": vocab_size, "pad_token_id": pad_token_id, **settings})
+    except Exception as error:  # the library's validation raises classes of its own
+        raise ValueError(f"model.config is not valid for {architecture}: {_one_line(error)}") from error
+
+
+def _check_keys(settings: dict[str, Any], config: PreTrainedConfig) -> None:
+    """transformers silently accepts any key."""
+    problems = [f"model.config.{key} comes from the data; remove it" for key in settings if key in _FROM_DATA]
+    for key in settings.keys() - {*_FROM_DATA, *_keys(config)}:
+        close = difflib.get_close_matches(key, _keys(config), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; its keys are {', '.join(_keys(config))}"
+        problems.append(f"model.config.{key}: unknown key of {config.model_type}{hint}")
+    if problems:
+        raise ValueError("\n".join(sorted(problems)))
+
+
+def _keys(config: PreTrainedConfig) -> list[str]:
+    """The settings of an architecture: its own, and those common names ("hidden_size") that it translates."""
+    own = {field.name for field in fields(type(config)) if not field.name.startswith("_")}
+    return sorted((own | set(config.attribute_map)) - set(_PLAIN_OUTPUT))
+
+
+def _architectures() -> list[str]:
+    """Bidirectional encoders with a masked-LM head, by their `model_type`."""
+    return sorted(set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) & set(CONFIG_MAPPING) - _NOT_ENCODERS)
+
+
+_NOT_ENCODERS = {"bart", "mbart", "mvp", "perceiver", "tapas", "layoutlm", "modernvbert", "ultravbert"}
+"""They have a decoder, or need more than tokens."""
+
+
+def _check_vocabulary(config: PreTrainedConfig, vocab_size: int) -> None:
+    if vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the data's vocabulary has {vocab_size} tokens and the checkpoint's {config.vocab_size}: the tokenizer is another "
+            "model's; set data.tokenizer to the checkpoint's own (usually the same name as model.checkpoint)"
+        )
+    if vocab_size < 0.9 * config.vocab_size:
+        warnings.warn(
+            f"the data's vocabulary has {vocab_size} tokens and the checkpoint's {config.vocab_size}: unless data.tokenizer is "
+            "the checkpoint's own, its embeddings stand for other tokens",
+            stacklevel=3,
+        )
+
+
+def _fit_positions(config: PreTrainedConfig, seq_len: int, may_grow: bool) -> None:
+    """Checks that rows of `seq_len` have positions, and gives the model as many where it `may_grow`."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return
+    needed = seq_len + _position_offset(config)
+    if limit >= needed:
+        return
+    if may_grow:
+        config.max_position_embeddings = needed
+        return
+    raise ValueError(
+        f"model.config.max_position_embeddings={limit} is too few for rows of {seq_len} tokens, which need {needed} with "
+        f"{config.model_type}; use rows of at most {limit - needed + seq_len} tokens (data.chunk_size), or from scratch leave "
+        "model.config.max_position_embeddings out"
+    )
+
+
+def _position_offset(config: PreTrainedConfig) -> int:
+    """How many position embeddings precede that of the first token: RoBERTa and its kin count from pad_token_id + 1."""
+    with torch.device("meta"):
+        model = _from_config(config)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+# the weights
+# -----------
+
+
+def _build(config: PreTrainedConfig, checkpoint: str | None, revision: str | None) -> PreTrainedModel:
+    if checkpoint is None or torch.get_default_device().type == "meta":
+        return _from_config(config)
+    try:
+        model, loading = AutoModelForMaskedLM.from_pretrained(
+            checkpoint,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,  # also where the file holds bf16: the optimizer's updates need the precision
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_no_checkpoint(checkpoint, revision, error)) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"model.config changes the shapes of the weights in model.checkpoint={checkpoint}; override only what has none "
+            f"(dropout …), or train from scratch with model.architecture={config.model_type}: {_one_line(error)}"
+        ) from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        warnings.warn(
+            f"model.checkpoint={checkpoint} lacks {len(missing)} weights, which start at random: {', '.join(missing[:8])}"
+            f"{' …' if len(missing) > 8 else ''}; train before you trust its predictions",
+            stacklevel=3,
+        )
+    return model
+
+
+def _from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(f"model.config is not valid for {config.model_type}: {_one_line(error)}") from error
+
+
+def _checkpoint_gradients(model: PreTrainedModel) -> None:
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ValueError(f"model.gradient_checkpointing=true: {model.config.model_type} does not support it") from error
+
+
+def _no_checkpoint(checkpoint: str, revision: str | None, error: Exception) -> str:
+    at_revision = "" if revision is None else f" at model.revision={revision}"
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        remedy = "the folder is no model of transformers that opens: it needs config.json and model.safetensors"
+    elif checkpoint.startswith(("/", "./", "../", "~")) or checkpoint.count("/") > 1:
+        remedy = "there is no such folder"
+    else:
+        remedy = (
+            "neither a folder nor a masked language model that the hub hands out; check the name, the connection and, for "
+            "private models, the login, or set model.checkpoint=null and model.architecture to start from scratch"
+        )
+    return f"model.checkpoint={checkpoint}{at_revision}: {remedy} ({_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

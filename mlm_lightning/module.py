@@ -1,0 +1,226 @@
+"""`MLMModule`: a model, its masked cross-entropy, its optimizer, as a LightningModule.
+
+The gradient of an optimizer step is that of one mean over every predicted token of the step:
+
+    micro-batches x ranks  ─►  sums of token losses  ─►  Σ gradients · (1 / Σ tokens)  ─►  clip  ─►  step
+
+Lightning divides by the number of micro-batches and DDP by the number of ranks; both are undone before the one division by the
+number of tokens, so unequal mask counts weigh as in one large batch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.data.source import Oracle
+from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
+from mlm_lightning.optim import parameter_groups, scheduler
+from mlm_lightning.randomness import Stream, seed_torch
+
+_NEVER = 2**62
+STATE = "mlm_lightning"
+"""The key of our own entries in a checkpoint."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class MLMModule(L.LightningModule):
+    """Trains and evaluates `model`.
+
+    `optimizer` makes the optimizer from parameter groups; `suffixes` names, for each evaluation loader, the endings of its
+    metrics (`""` is plain `val/loss`; `"_rate_0.30"` is `val/loss_rate_0.30`). Validation runs every `validate_every` optimizer
+    steps (also a fraction, as epochs end where they end) and after the last one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        oracle: Oracle | None = None,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
+        weight_decay: float = 0.0,
+        schedule: Callable[[int, int], float] | None = None,
+        total_steps: int = 0,
+        validate_every: float = math.inf,
+        steps_per_epoch: float = math.inf,
+        log_every_n_steps: int = 50,
+        seed: int = 0,
+        suffixes: Sequence[tuple[str, ...]] = (("",),),
+    ) -> None:
+        super().__init__()
+        self.model, self.oracle = model, oracle
+        self._make_optimizer, self._weight_decay, self._schedule = optimizer, weight_decay, schedule
+        self.total_steps, self.validate_every, self.steps_per_epoch = total_steps, validate_every, steps_per_epoch
+        self.log_every_n_steps, self.seed, self.suffixes = log_every_n_steps, seed, suffixes
+        self.last_metrics: dict[str, float] = {}
+        self._restored = [0.0, 0.0, 0.0]
+        self._eval_sums: list[MetricSums] = []
+
+    def forward(self, batch: MLMBatch) -> Tensor:
+        """The logits at the predicted positions, `logits_BKV`."""
+        return self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
+
+    # training
+
+    def on_train_start(self) -> None:
+        self._step_sums = self._zeros()  # of the present optimizer step and rank: loss, predicted tokens, tokens
+        self._running = self._zeros() + self._zeros().new_tensor(self._restored)  # the first two since the last log
+        self.trainer.val_check_batch = _NEVER
+
+    def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
+        # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
+        seed_torch(self.seed, Stream.DROPOUT, batch_idx, self.global_rank)
+        loss_sum, predicted = masked_cross_entropy(self(batch), batch.labels_BK)
+        mask_BL = batch.attention_mask_BL
+        tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.sum()
+        self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in (loss_sum, predicted, tokens)])
+        return loss_sum
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        step = self.trainer.global_step + 1
+        sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        self._step_sums = self._zeros()
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / sums[1].clamp(min=1)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, scale.to(gradients[0]))
+
+        self._running += sums
+        logging = step % self.log_every_n_steps == 0
+        # reading a value waits for an accelerator, so those are read when logged; on a CPU there is nothing to wait for
+        if (logging or self.device.type == "cpu") and not math.isfinite(loss_sum := self._running[0].item()):
+            raise TrainingDivergedError(self._diverged(f"train/loss is {loss_sum}", step))
+        clipping = self.trainer.gradient_clip_val is not None
+        self._gradient_norm = get_total_norm(gradients) if logging or clipping else None
+        if logging:
+            assert self._gradient_norm is not None
+            self._log_training(step, optimizer, self._gradient_norm.item())
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning refuses to clip for a fused optimizer under autocast, since one could be unscaling float16 gradients itself;
+        # the config does not fuse with float16
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            assert self._gradient_norm is not None
+            clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
+
+    def on_train_batch_end(self, outputs: Any, batch: MLMBatch, batch_idx: int) -> None:
+        due = self.at_step_boundary(batch_idx) and self.validation_due(self.trainer.global_step)
+        self.trainer.val_check_batch = 1 if due else _NEVER
+
+    def at_step_boundary(self, batch_idx: int) -> bool:
+        """Whether micro-batch `batch_idx` completed an optimizer step."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def validation_due(self, step: int) -> bool:
+        """Whether validation follows optimizer step `step`."""
+        return step >= self.total_steps or step // self.validate_every > (step - 1) // self.validate_every
+
+    def configure_optimizers(self) -> Any:
+        assert self._make_optimizer is not None
+        assert self._schedule is not None
+        optimizer = self._make_optimizer(parameter_groups(self.model, self._weight_decay))
+        learning_rate = scheduler(optimizer, self._schedule, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": learning_rate, "interval": "step"}}
+
+    # evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self._eval_sums = [MetricSums(self.device) for _ in self.suffixes]
+
+    def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._eval_sums[dataloader_idx].update(self(batch), batch, self._oracle_probs(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    def _oracle_probs(self, batch: MLMBatch) -> Tensor | None:
+        """The oracle's posterior at the predicted positions: exact where each of them holds [MASK], as frozen masks do."""
+        if self.oracle is None:
+            return None
+        labels_BL = batch.labels_BL.cpu()
+        observed_BL = labels_BL == IGNORE_INDEX
+        tokens_BL = torch.where(observed_BL, batch.input_ids_BL.cpu(), labels_BL)
+        probs_BLV = self.oracle.posterior(tokens_BL, observed_BL)
+        positions_BK1 = batch.positions_BK.cpu().unsqueeze(-1)
+        return probs_BLV.gather(1, positions_BK1.expand(-1, -1, probs_BLV.shape[-1])).to(self.device)
+
+    def _finish_evaluation(self, stage: str) -> None:
+        self.last_metrics = {}
+        for sums, suffixes in zip(self._eval_sums, self.suffixes, strict=True):
+            reduced = self.trainer.strategy.reduce(sums.vector, reduce_op="sum")
+            assert isinstance(reduced, Tensor)
+            sums.vector = reduced
+            metrics = sums.compute(with_oracle=self.oracle is not None)
+            self.last_metrics |= {f"{stage}/{name}{suffix}": value for name, value in metrics.items() for suffix in suffixes}
+        self.log_dict(self.last_metrics, logger=False)
+        if self.trainer.state.fn == "fit":
+            self.log_scalars(self.last_metrics, self.trainer.global_step)
+
+    # logs and state
+
+    def log_scalars(self, metrics: dict[str, float], step: int) -> None:
+        """Hands scalars to every logger, at an optimizer step."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step)
+
+    def _log_training(self, step: int, optimizer: Optimizer, gradient_norm: float) -> None:
+        loss_sum, predicted, tokens = self._running.tolist()
+        self._running[:2] = 0
+        loss = loss_sum / max(1.0, predicted)
+        metrics = {
+            "train/loss": loss,
+            "train/perplexity": perplexity(loss),
+            "train/grad_norm": gradient_norm,
+            "train/tokens": tokens,
+            "train/epoch": step / self.steps_per_epoch,
+            "lr": optimizer.param_groups[0]["lr"],
+        }
+        self.log_scalars(metrics, step)
+        self.trainer.progress_bar_metrics["train/loss"] = loss
+
+    def _diverged(self, what: str, step: int) -> str:
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return (
+            f"{what} at step {step}, with a learning rate of {lr:.3g}. Lower optim.lr, lengthen schedule.warmup_steps, set "
+            "trainer.gradient_clip_val, or try trainer.precision=32-true. The checkpoints from before are kept."
+        )
+
+    def _zeros(self) -> Tensor:
+        # float64 counts tokens exactly; MPS has none
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.zeros(3, dtype=dtype, device=self.device)
+
+    @property
+    def tokens_trained(self) -> int:
+        """Input positions trained on so far, padding aside, on all ranks."""
+        return int(self._running[2].item())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.setdefault(STATE, {})["running"] = self._running.tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = list(checkpoint.get(STATE, {}).get("running", self._restored))

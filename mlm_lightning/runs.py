@@ -1,0 +1,279 @@
+"""A run's folder: found by what the run computes, locked while it works, complete when `summary.json` is there.
+
+    outputs/<name>/<slug>-<hash8>/        hash8: of every key that decides the result
+        config.yaml  manifest.json        written before training
+        model.json  vocab.json  tokenizer/     what it takes to open the model again, without its source
+        checkpoints/  tensorboard/  metrics.csv
+        summary.json                      written last
+        error.json                        why it failed, if it did
+
+The same command finds the same folder, so it continues what it left, or says that it is done.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from mlm_lightning.batch import Vocab
+from mlm_lightning.config import Config, UserError, resolve_target
+from mlm_lightning.files import write_atomically
+
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")
+
+# They decide where, how fast or how watched a run is, not its result.
+_NOT_IDENTITY = frozenset(
+    {
+        *("name", "resume", "output_dir", "logger", "sweep", "hydra", "data.cache_dir", "data.num_workers"),
+        *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    }
+)
+
+
+def identity(config: Config) -> str:
+    """Eight hex digits of everything in a config that decides the result."""
+
+    def decides(key: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        inside = {name: f"{key}.{name}" if key else name for name in value}
+        return {name: decides(path, value[name]) for name, path in inside.items() if path not in _NOT_IDENTITY}
+
+    canonical = json.dumps(decides("", config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """A readable name from the overrides that decide the result, at most 80 characters."""
+    words = []
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        if key not in _NOT_IDENTITY and key.partition(".")[0] not in _NOT_IDENTITY:
+            words.append(re.sub(r"[^A-Za-z0-9._=-]+", "-", override.lstrip("+~")).strip("-"))
+    return ",".join(sorted(filter(None, words)))[:80].strip("-,.") or "default"
+
+
+@dataclass
+class Run:
+    """A run's folder and config."""
+
+    folder: Path
+    config: Config
+
+    @classmethod
+    def find(cls, config: Config, overrides: Sequence[str] = ()) -> "Run":
+        """The folder of this config: the one that is there, else a new name; creates nothing."""
+        parent = Path(config["output_dir"]) / config["name"]
+        hash8 = identity(config)
+        there = sorted(parent.glob(f"*-{hash8}")) if parent.is_dir() else []
+        return cls(there[0] if there else parent / f"{slug(overrides)}-{hash8}", config)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The result of a complete run."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Creates the folder and holds its lock; UserError if another process holds it."""
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.seek(0)
+                raise UserError(
+                    f"{self.folder}: process {lock.read().strip() or '?'} is working in this run; wait for it, or stop it first"
+                ) from error
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            try:
+                yield
+            finally:
+                lock.truncate(0)
+
+    def move_aside(self) -> Path | None:
+        """Moves the folder to `<name>/.old/`; never deletes."""
+        if not self.folder.exists():
+            return None
+        old = self.folder.parent / ".old"
+        old.mkdir(exist_ok=True)
+        target = old / f"{self.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self.folder.rename(target)
+        return target
+
+    def start(self, **manifest: Any) -> None:
+        """Writes what is known before training."""
+        (self.folder / "error.json").unlink(missing_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
+        self.write_json("manifest.json", describe_environment() | manifest)
+
+    def fail(self, error: BaseException) -> None:
+        """Writes why the run failed."""
+        reason = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exception(error)}
+        self.write_json("error.json", reason)
+
+    def write_json(self, name: str, content: Any) -> None:
+        write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that can be read; says which ones can't."""
+        damaged = []
+        for name in CHECKPOINTS:
+            path = self.checkpoints / name
+            if not path.exists():
+                continue
+            try:
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:  # a damaged file fails in many ways
+                damaged.append(f"{path}: {' '.join(str(error).split())[:200]}")
+                print(f"damaged checkpoint, trying the one before it: {damaged[-1]}", file=sys.stderr)
+                continue
+            return path
+        if damaged:
+            raise UserError("no checkpoint of this run can be read; resume=never starts it again:\n" + "\n".join(damaged))
+        return None
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a result may depend on beside the config."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    diff = git("diff", "HEAD")
+    packages: tuple[str, ...] = ("mlm-lightning", "torch", "lightning", "hydra-core", "omegaconf", "numpy")
+    packages += ("transformers", "tokenizers", "datasets")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    cuda = torch.cuda.is_available()
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_diff": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
+        "packages": versions,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+# opening a run again
+
+
+@dataclass
+class LoadedRun:
+    """A trained model, in evaluation mode on the CPU, with all that belongs to it."""
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    config: Config
+    model: nn.Module
+    vocab: Vocab
+    tokenizer: Any | None
+
+
+def load_run(path: str | Path, trust: bool = False) -> LoadedRun:
+    """Opens a run's folder (its best checkpoint, else the last) or one checkpoint in it.
+
+    A folder may come from anywhere: checkpoints are read with `weights_only=True`, and only this package's own classes are
+    instantiated unless `trust` says otherwise. Raises UserError where `path` is no run.
+    """
+    folder, checkpoint = locate(path)
+    config = read_config(folder)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        description = json.loads((folder / "model.json").read_text())
+        vocab = _vocab_from_json(json.loads((folder / "vocab.json").read_text()))
+    except Exception as error:
+        raise UserError(f"{checkpoint}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+    target = resolve_target(description.pop("_target_"), trust)
+    model: nn.Module = target(**description)
+    prefix = "model."
+    weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
+    model.load_state_dict(weights)
+    model.eval()
+    return LoadedRun(folder, checkpoint, state["global_step"], config, model, vocab, load_tokenizer(folder))
+
+
+def locate(path: str | Path) -> tuple[Path, Path]:
+    """The folder and the checkpoint that a RUN argument names."""
+    path = Path(path)
+    if path.is_file() and path.suffix == ".ckpt":
+        folder, checkpoint = path.parent.parent, path
+    elif path.is_dir():
+        folder = path
+        there = [path / "checkpoints" / name for name in ("best.ckpt", *CHECKPOINTS)]
+        found = [each for each in there if each.is_file()]
+        if not found:
+            raise UserError(f"RUN={path}: has no checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")
+        checkpoint = found[0]
+    else:
+        raise UserError(f"RUN={path}: no such folder or checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"RUN={path}: is not a run: there is no {folder / 'config.yaml'}")
+    return folder, checkpoint
+
+
+def read_config(folder: Path) -> Config:
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def describe_model(run: Run, model: nn.Module, vocab: Vocab, seq_len: int) -> None:
+    """Writes model.json and vocab.json: enough to build the model again without its data or the hub."""
+    rebuild: Any = getattr(model, "rebuild_config", None)
+    if rebuild is not None:
+        description = rebuild()
+    else:
+        arguments = {"vocab_size": vocab.size, "seq_len": seq_len}
+        description = run.config["model"] | arguments
+    run.write_json("model.json", description)
+    run.write_json("vocab.json", asdict(vocab))
+
+
+def load_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer that a text run keeps in its folder."""
+    if not (folder / "tokenizer").is_dir():
+        return None
+    from mlm_lightning.data.tokenizer import load_tokenizer as load
+
+    return load(folder / "tokenizer")
+
+
+def _vocab_from_json(content: dict[str, Any]) -> Vocab:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    return Vocab(**fields)

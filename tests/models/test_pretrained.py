@@ -1,0 +1,273 @@
+import copy
+import os
+import pickle
+import re
+import warnings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812, its usual name
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+from mlm_lightning.batch import IGNORE_INDEX
+from mlm_lightning.models.pretrained import PretrainedMLM
+
+V, L, B, PAD = 31, 12, 4, 1
+
+BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+CONFIGS = {
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+    "bert": BERT,
+    "roberta": BERT,
+    "electra": {**BERT, "embedding_size": 8},
+    "modernbert": {**BERT, "num_hidden_layers": 3, "sparse_prediction": True},
+    "albert": {**BERT, "embedding_size": 8},
+    "deberta-v2": BERT,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def tiny(architecture: str = "distilbert", seq_len: int = L, **settings) -> PretrainedMLM:
+    config = {**CONFIGS[architecture], **settings.pop("config", {})}
+    return PretrainedMLM(V, seq_len, architecture=architecture, config=config, pad_token_id=PAD, **settings)
+
+
+def batch(padded: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Ids, labels, attention mask, and three predicted positions a row, of which the last is unused in every second row."""
+    ids_BL = torch.randint(2, V, (B, L))
+    mask_BL = None
+    if padded:
+        mask_BL = (torch.arange(L) < torch.tensor([L, 9, 7, 6]).unsqueeze(1)).long()
+        ids_BL = ids_BL.masked_fill(mask_BL == 0, PAD)
+    positions_BK = torch.stack([torch.randperm(6)[:3] for _ in range(B)])
+    positions_BK[::2, 2] = 5 if padded else L - 1
+    labels_BL = torch.full((B, L), IGNORE_INDEX)
+    labels_BL.scatter_(1, positions_BK, torch.randint(2, V, (B, 3)))
+    labels_BL[::2].scatter_(1, positions_BK[::2, 2:], IGNORE_INDEX)
+    return ids_BL, labels_BL, mask_BL, positions_BK
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_predicted_positions_give_the_librarys_own_loss_and_gradients(architecture, padded):
+    model = tiny(architecture).eval()
+    theirs = AutoModelForMaskedLM.from_config(model.hf_model.config, dtype=torch.float32).eval()
+    theirs.load_state_dict(model.hf_model.state_dict())
+    ids_BL, labels_BL, mask_BL, positions_BK = batch(padded)
+
+    their_loss = theirs(input_ids=ids_BL, attention_mask=mask_BL, labels=labels_BL).loss
+    logits_BKV = model(ids_BL, mask_BL, positions_BK)
+    assert logits_BKV.shape == (B, 3, V)
+    loss = F.cross_entropy(logits_BKV.flatten(0, 1), labels_BL.gather(1, positions_BK).flatten())
+    assert abs(loss.item() - their_loss.item()) < 1e-6
+
+    ours, full = gradients(model.hf_model, loss), gradients(theirs, their_loss)
+    assert ours.keys() == full.keys()
+    for name, gradient in full.items():
+        assert (ours[name] - gradient).abs().max() < 1e-6, name
+
+    full_BLV = model(ids_BL, mask_BL)
+    their_BLV = theirs(input_ids=ids_BL, attention_mask=mask_BL).logits
+    assert full_BLV.shape == (B, L, V)
+    torch.testing.assert_close(full_BLV, their_BLV, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "roberta", "modernbert"])
+def test_only_predicted_positions_reach_the_head(architecture):
+    model = tiny(architecture)
+    head = model.hf_model.get_output_embeddings()
+    lengths = []
+    head.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
+    if architecture == "distilbert":
+        for layer in model.hf_model.distilbert.transformer.layer:
+            layer.ffn.lin1.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
+    ids_BL, _, _, positions_BK = batch(False)
+    model(ids_BL, None, positions_BK)
+    assert lengths == ([L, 3, 3] if architecture == "distilbert" else [3])
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "bert"])
+def test_gradient_checkpointing_changes_nothing(architecture):
+    plain = tiny(architecture, config={"attention_dropout" if architecture == "distilbert" else "hidden_dropout_prob": 0.0})
+    frugal = tiny(architecture, gradient_checkpointing=True)
+    frugal.load_state_dict(plain.state_dict())
+    ids_BL, _, mask_BL, positions_BK = batch(True)
+    results = []
+    for model in (plain, frugal):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        # two passes before one backward: the recomputation must remember which positions were whose
+        logits = [model(ids_BL, mask_BL, positions) for positions in (positions_BK, positions_BK[:, :1])]
+        results.append(gradients(model, sum(x.square().sum() for x in logits)))
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("architecture", ["distilbert", "bert"])
+def test_copies_gather_for_themselves(architecture, clone):
+    model = tiny(architecture).eval()
+    ids_BL, _, _, positions_BK = batch(False)
+    torch.testing.assert_close(clone(model)(ids_BL, None, positions_BK), model(ids_BL, None, positions_BK), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "electra"])
+def test_compiles_into_one_graph(architecture):
+    model = tiny(architecture).eval()
+    ids_BL, _, _, positions_BK = batch(False)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids_BL, None, positions_BK), model(ids_BL, None, positions_BK), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_saved_folder_is_a_checkpoint_here_and_a_plain_model_there(architecture, tmp_path):
+    model = tiny(architecture).eval()
+    model.hf_model.save_pretrained(tmp_path)
+    ids_BL, _, mask_BL, positions_BK = batch(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = PretrainedMLM(V, L, checkpoint=str(tmp_path)).eval()
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(loaded(ids_BL, mask_BL, positions_BK), model(ids_BL, mask_BL, positions_BK), rtol=0, atol=0)
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(theirs(ids_BL, mask_BL).logits, model(ids_BL, mask_BL), atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny("distilbert").hf_model.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_config_overrides_a_checkpoints(folder):
+    model = PretrainedMLM(V, L, checkpoint=folder, architecture="distilbert", config={"dropout": 0.3})
+    assert model.hf_model.distilbert.embeddings.dropout.p == 0.3
+    reference = PretrainedMLM(V, L, checkpoint=folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True))
+
+
+def test_half_precision_checkpoints_train_in_full(tmp_path):
+    tiny("bert").hf_model.to(torch.bfloat16).save_pretrained(tmp_path)
+    assert {p.dtype for p in PretrainedMLM(V, L, checkpoint=str(tmp_path)).parameters()} == {torch.float32}
+
+
+def test_new_weights_follow_torchs_seed():
+    torch.manual_seed(3)
+    first = tiny()
+    torch.manual_seed(3)
+    second = tiny()
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_checkpoint_without_a_head_warns_once(tmp_path):
+    config = AutoConfig.for_model("bert", vocab_size=V, **BERT)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"model\.checkpoint=.* lacks .* weights, which start at random: cls\.") as caught:
+        PretrainedMLM(V, L, checkpoint=str(tmp_path))
+    assert len([w for w in caught if "start at random" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "bert", "roberta", "modernbert"])
+def test_from_scratch_it_has_positions_for_every_row(architecture):
+    model = tiny(architecture, seq_len=600).eval()
+    assert model(torch.full((1, 600), 3)).shape == (1, 600, V)
+    assert model.hf_model.get_input_embeddings().padding_idx == PAD
+
+
+def test_without_a_padding_token_every_token_is_learned():
+    model = PretrainedMLM(V, L, architecture="bert", config=BERT)
+    grads = gradients(model, model(torch.arange(V).unsqueeze(0)[:, :L]).square().sum())
+    assert (grads["hf_model.bert.embeddings.word_embeddings.weight"][:L].abs().amax(-1) > 0).all()
+    with pytest.raises(ValueError, match=r"model\.architecture=roberta counts positions from its padding token"):
+        PretrainedMLM(V, L, architecture="roberta", config=BERT)
+
+
+def test_meta_reads_no_weights(folder):
+    os.remove(f"{folder}/model.safetensors")
+    with torch.device("meta"):
+        model = PretrainedMLM(V, L, checkpoint=folder)
+    assert all(p.is_meta for p in model.parameters())
+    with pytest.raises(ValueError, match=re.escape(f"model.checkpoint={folder}: the folder is no model of transformers")):
+        PretrainedMLM(V, L, checkpoint=folder)
+
+
+# mistakes
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"model\.checkpoint and model\.architecture are both null"),
+        ({"architecture": "distillbert"}, r"did you mean 'distilbert'\?.*albert, bert.*roberta"),
+        ({"architecture": "gpt2"}, r"model\.architecture=gpt2 is no masked language model.*albert, bert"),
+        ({"architecture": "bert", "revision": "main"}, r"model\.revision='main' belongs to a model\.checkpoint"),
+        ({"architecture": "bert", "config": {"hiden_size": 8}}, r"model\.config\.hiden_size: unknown.*mean 'hidden_size'\?"),
+        (
+            {"architecture": "bert", "config": {"zzz": 8}},
+            r"model\.config\.zzz: unknown key of bert; its keys are .*hidden_size",
+        ),
+        ({"architecture": "bert", "config": {"vocab_size": 8}}, r"model\.config\.vocab_size comes from the data"),
+        ({"architecture": "bert", "config": {"hidden_size": "wide"}}, r"model\.config is not valid for bert: .*hidden_size"),
+        ({"architecture": "distilbert", "config": {"dim": 10, "n_heads": 3}}, r"model\.config is not valid.*n_heads"),
+        (
+            {"architecture": "bert", "config": {"max_position_embeddings": 8}},
+            r"model\.config\.max_position_embeddings=8 is too few for rows of 12 tokens.*at most 8 tokens",
+        ),
+        (
+            {"architecture": "roberta", "pad_token_id": 1, "config": {"max_position_embeddings": 12}},
+            r"max_position_embeddings=12 is too few for rows of 12 tokens, which need 14 .*at most 10 tokens",
+        ),
+        ({"checkpoint": "/no/such/folder"}, r"model\.checkpoint=/no/such/folder: there is no such folder"),
+        ({"checkpoint": "nobody/nothing"}, r"model\.checkpoint=nobody/nothing: neither a folder nor .*check the name"),
+        ({"checkpoint": "nobody/nothing", "revision": "v7"}, r"nobody/nothing at model\.revision=v7: "),
+    ],
+)
+def test_mistakes_are_named(settings, message, device):
+    with torch.device(device), pytest.raises(ValueError, match=message):
+        PretrainedMLM(V, L, **settings)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "bert"}, r"model\.architecture=bert contradicts model\.checkpoint=.*distilbert"),
+        ({"vocab_size": V + 1}, r"the data's vocabulary has 32 tokens and the checkpoint's 31.*data\.tokenizer"),
+        ({"seq_len": 513}, r"model\.config\.max_position_embeddings=512 is too few for rows of 513"),
+        ({"config": {"droput": 0.1}}, r"model\.config\.droput: unknown key of distilbert; did you mean 'dropout'\?"),
+        ({"config": {"dropout": "much"}}, r"model\.config\.dropout='much' is not valid"),
+    ],
+)
+def test_mistakes_with_a_checkpoint_are_named(folder, settings, message, device):
+    with torch.device(device), pytest.raises(ValueError, match=message):
+        PretrainedMLM(**{"vocab_size": V, "seq_len": L, "checkpoint": folder, **settings})
+
+
+def test_other_mistakes_with_a_checkpoint(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"model\.config changes the shapes of the weights in model\.checkpoint"):
+        PretrainedMLM(V, L, checkpoint=folder, config={"hidden_dim": 32})
+    with pytest.warns(UserWarning, match="its embeddings stand for other tokens"):
+        PretrainedMLM(V // 2, L, checkpoint=folder)
+    AutoConfig.for_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="'gpt2' model, which has no masked-LM head"):
+        PretrainedMLM(V, L, checkpoint=str(tmp_path / "gpt2"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"it needs config\.json and model\.safetensors"):
+        PretrainedMLM(V, L, checkpoint=str(tmp_path / "empty"))

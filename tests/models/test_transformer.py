@@ -1,0 +1,337 @@
+import math
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812, its usual name
+from torch import Tensor, nn
+
+from mlm_lightning.models.transformer import FFNN, Dropout, Encoder, TransformerClassifier
+
+V, L, B = 11, 9, 5
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def tiny(**settings) -> TransformerClassifier:
+    return TransformerClassifier(
+        **{"vocab_size": V, "seq_len": L, "d_model": 16, "num_layers": 2, "nhead": 4, "dim_feedforward": 32, **settings}
+    )
+
+
+def rows() -> Tensor:
+    return torch.randint(V, (B, L))
+
+
+def padding() -> Tensor:
+    """Rows of 9, 7, 5, 3 and 1 tokens."""
+    return (torch.arange(L) < torch.arange(L, 0, -2).unsqueeze(1)).long()
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
+
+
+# the same numbers as torch.nn.TransformerEncoder
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_equals_torchs_encoder(norm_first, activation, padded):
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, activation=activation, batch_first=True, norm_first=norm_first)
+    theirs = nn.TransformerEncoder(layer, 3, norm=nn.LayerNorm(16) if norm_first else None, enable_nested_tensor=False)
+    for parameter in theirs.parameters():  # also biases and norms away from 0 and 1
+        nn.init.normal_(parameter, std=0.3)
+    ours = Encoder(3, 16, 4, 32, 0.0, activation, norm_first)
+    ours.load_state_dict(theirs.state_dict())
+
+    is_token_BL = padding().bool() if padded else torch.ones(B, L, dtype=torch.bool)
+    x_BLD = torch.randn(B, L, 16)
+    weight_BLD = torch.randn(B, L, 16) * is_token_BL.unsqueeze(-1)
+    results = []
+    for encoder, arguments in (
+        (ours, {"is_token_BL": is_token_BL if padded else None}),
+        (theirs, {"src_key_padding_mask": ~is_token_BL if padded else None}),
+    ):
+        x = x_BLD.clone().requires_grad_()
+        y = encoder(x, **arguments)
+        (y * weight_BLD).sum().backward()
+        results.append((y * is_token_BL.unsqueeze(-1), x.grad, {name: p.grad for name, p in encoder.named_parameters()}))
+    (y, dx, gradients), (torch_y, torch_dx, torch_gradients) = results
+    assert relative_difference(y, torch_y) < 1e-6
+    assert relative_difference(dx, torch_dx) < 2e-6
+    assert gradients.keys() == torch_gradients.keys()
+    for name, gradient in torch_gradients.items():
+        assert (gradients[name] - gradient).abs().max() < 1e-6 * max(gradient.abs().max(), 1), name
+
+
+def test_dropout_sits_where_torch_has_it():
+    # in expectation over many draws the two agree, and no dropout is missing: the variances agree too
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True, norm_first=True)
+    theirs = nn.TransformerEncoder(layer, 1, norm=nn.LayerNorm(8), enable_nested_tensor=False).train()
+    ours = Encoder(1, 8, 2, 16, 0.2, "relu", True).train()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 4, 8).expand(20_000, -1, -1)
+    with torch.no_grad():
+        y, torch_y = ours(x), theirs(x)
+    assert (y.mean(0) - torch_y.mean(0)).abs().max() < 0.03
+    assert (y.std(0) / torch_y.std(0) - 1).abs().max() < 0.05
+
+
+def test_layers_start_different_and_the_seed_decides():
+    model = tiny()
+    first, second = model.encoder.layers
+    assert not torch.equal(first.linear1.weight, second.linear1.weight)
+    assert not torch.equal(first.self_attn.in_proj_weight, second.self_attn.in_proj_weight)
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny().parameters(), strict=True))
+
+
+# only the predicted positions
+
+OPTIONS = [
+    {},
+    {"norm_first": False, "activation": "relu"},
+    {"positional_encoding": "sinusoidal", "decoder_hidden_sizes": (7,), "decoder_activation": "tanh"},
+    {"positional_encoding": None, "num_layers": 1, "num_classes": 3, "decoder_output_activation": "softmax"},
+]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_predicted_positions_equal_all_positions(options, padded):
+    model = tiny(**options)
+    ids_BL, mask_BL = rows(), padding() if padded else None
+    positions_BK = torch.randint(L, (B, 3))
+    positions_BK[0] = 4  # the same place thrice: gradients add up
+    weight_BKV = torch.randn(B, 3, options.get("num_classes", V))
+
+    def run(logits_BKV: Tensor) -> tuple[Tensor, ...]:
+        return logits_BKV, *torch.autograd.grad((logits_BKV * weight_BKV).sum(), tuple(model.parameters()))
+
+    full_BLV = model(ids_BL, mask_BL)
+    for some, full in zip(
+        run(model(ids_BL, mask_BL, positions_BK)),
+        run(full_BLV.gather(1, positions_BK.unsqueeze(-1).expand(-1, -1, full_BLV.shape[-1]))),
+        strict=True,
+    ):
+        assert (some - full).abs().max() < 1e-6 * max(full.abs().max(), 1)
+
+
+def test_predicted_positions_cost_no_further_work():
+    model = tiny(decoder_hidden_sizes=(8,))
+    lengths = {}
+
+    def record(name):
+        return lambda module, inputs, output: lengths.update({name: inputs[0].shape[1]})
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(record(name))
+    model(rows(), None, torch.tensor([[1, 3]] * B))
+    last = "encoder.layers.1"
+    few = [f"{last}.self_attn.out_proj", f"{last}.norm2", f"{last}.linear1", f"{last}.linear2", "encoder.norm", "decoder.head"]
+    assert all(lengths[name] == 2 for name in few)
+    assert lengths["encoder.layers.0.linear1"] == lengths[f"{last}.norm1"] == L
+
+
+# what an output can depend on
+
+
+def influence(model: TransformerClassifier, mask_BL: Tensor | None, output: int) -> Tensor:
+    """By input position: does it change the output at a position? (largest gradient, row 0)"""
+    embedded = []
+    model.embedding.register_forward_hook(lambda module, inputs, y: embedded.append(y.requires_grad_()) or y)
+    logits = model(rows(), mask_BL)
+    (gradient_BLD,) = torch.autograd.grad(logits[0, output].square().sum(), embedded[-1])
+    assert not gradient_BLD[1:].any(), "rows of a batch influence each other"
+    return gradient_BLD[0].abs().amax(-1)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_padding_does_not_influence_tokens(norm_first):
+    mask_BL = torch.ones(B, L).index_fill(1, torch.tensor([2, 7, 8]), 0)
+    gradient_L = influence(tiny(norm_first=norm_first), mask_BL, output=0)
+    assert not gradient_L[[2, 7, 8]].any()
+    assert (gradient_L[[0, 1, 3, 4, 5, 6]] > 0).all()
+
+
+def test_hiding_a_token_from_attention_does_not_hide_it_from_its_own_logits():
+    # the notebook's first question: original tokens with a key padding mask at position 3. Its label leaks
+    hidden = torch.ones(B, L).index_fill(1, torch.tensor([3]), 0)
+    model = tiny()
+    assert influence(model, hidden, output=3)[3] > 0
+    assert influence(model, hidden, output=2)[3] == 0
+
+
+def test_without_positions_the_order_does_not_matter():
+    ids_BL, order = rows(), torch.randperm(L)
+    blind = tiny(positional_encoding="none")
+    torch.testing.assert_close(blind(ids_BL[:, order]), blind(ids_BL)[:, order], atol=1e-6, rtol=0)
+    longer = torch.randint(V, (B, 2 * L))
+    assert blind(longer).shape == (B, 2 * L, V)
+    for seeing in (tiny(), tiny(positional_encoding="sinusoidal")):
+        assert (seeing(ids_BL[:, order]) - seeing(ids_BL)[:, order]).abs().max() > 1e-3
+
+
+def test_a_row_of_padding_alone_is_finite():
+    model = tiny()
+    logits = model(rows(), torch.zeros(B, L))
+    logits.sum().backward()
+    assert logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("d_model", [8, 9])
+def test_sinusoidal_positions_are_rotations(d_model):
+    # a shift by one position is the same linear map everywhere: the table's products depend on the distance alone
+    table_LD = tiny(d_model=8, nhead=1, positional_encoding="sinusoidal", seq_len=40).positional_encoding.table_LD
+    products = table_LD @ table_LD.T
+    for distance in (0, 1, 7):
+        diagonal = products.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-7)
+    assert tiny(d_model=d_model, nhead=1, positional_encoding="sinusoidal")(rows()).shape == (B, L, V)
+
+
+# sequences
+
+
+def test_mean_is_over_tokens_and_flatten_ignores_padding():
+    mean = tiny(embedding_agg="mean", num_classes=3)
+    ids_BL, mask_BL = rows(), padding()
+    logits = mean(ids_BL, mask_BL)
+    assert logits.shape == (B, 3)
+    for b, length in enumerate(mask_BL.sum(1).tolist()):
+        torch.testing.assert_close(logits[b : b + 1], mean(ids_BL[b : b + 1, :length]), atol=1e-6, rtol=0)
+    flatten = tiny(embedding_agg="flatten", num_classes=3)
+    other_BL = torch.where(mask_BL.bool(), ids_BL, (ids_BL + 1) % V)
+    torch.testing.assert_close(flatten(ids_BL, mask_BL), flatten(other_BL, mask_BL), atol=1e-6, rtol=0)
+
+
+def test_softmax_output_is_the_softmax_of_the_logits():
+    torch.manual_seed(1)
+    logits = tiny(embedding_agg="mean", num_classes=3)
+    torch.manual_seed(1)
+    probabilities = tiny(embedding_agg="mean", num_classes=3, decoder_output_activation="softmax")
+    ids_BL = rows()
+    torch.testing.assert_close(probabilities(ids_BL), logits(ids_BL).softmax(-1))
+
+
+def test_ffnn_without_activation_is_linear():
+    ffnn = FFNN(4, (6, 5), 3, "identity")
+    x, y = torch.randn(2, 1, 4), torch.randn(2, 1, 4)
+    torch.testing.assert_close(ffnn(x + y) + ffnn(torch.zeros(4)), ffnn(x) + ffnn(y))
+
+
+# the start
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_first": False}, {"d_model": 512}, {"decoder_hidden_sizes": (64,)}])
+@pytest.mark.parametrize("vocab_size", [5, 30_000])
+def test_first_loss_is_log_v(options, vocab_size):
+    model = TransformerClassifier(vocab_size, 16, **{"num_layers": 2, **options})
+    ids_BL = torch.randint(vocab_size, (16, 16))
+    loss = F.cross_entropy(model(ids_BL).flatten(0, 1), torch.randint(vocab_size, (256,)))
+    assert abs(float(loss) / math.log(vocab_size) - 1) < 0.05
+
+
+def test_builds_on_meta_in_no_time():
+    start = time.perf_counter()
+    with torch.device("meta"):
+        model = TransformerClassifier(30_522, 512, d_model=768, num_layers=12, nhead=12, dim_feedforward=3072)
+        logits = model(torch.zeros(2, 512, dtype=torch.long), None, torch.zeros(2, 3, dtype=torch.long))
+    assert logits.shape == (2, 3, 30_522)
+    assert all(p.is_meta for p in model.parameters())
+    assert time.perf_counter() - start < 2
+
+
+# dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_share_mean_and_gradient(p, dtype):
+    x = torch.ones(1001, 999, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    kept = y != 0
+    n = x.numel()
+    assert abs(float(kept.double().mean()) - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
+    rounding = 2**-8 if dtype == torch.bfloat16 else 1e-6  # of the scale itself
+    assert abs(float(y.double().mean()) - 1) < 5 * math.sqrt(p / (1 - p) / n) + rounding
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y.detach())
+    neighbours = (kept[:, 1:] & kept[:, :-1]).double().mean()  # four elements share a random number: still independent
+    assert abs(float(neighbours) - (1 - p) ** 2) < 0.005
+
+
+def test_dropout_follows_torchs_seed():
+    x, dropout = torch.ones(33, 7), Dropout(0.5)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(dropout(x))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(dropout(x), dropout(x))
+    assert dropout.eval()(x) is x
+
+
+def test_dropout_at_the_edges():
+    x = torch.ones(50, 50)
+    assert Dropout(0.0)(x) is x
+    assert Dropout(1 - 1e-9)(x).isfinite().all()
+    assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nhead": 3}, r"model\.nhead=3 does not divide model\.d_model=16; heads that do: 1, 2, 4, 8, 16"),
+        ({"num_layers": 0}, r"model\.num_layers=0 must be an integer of at least 1"),
+        ({"d_model": -4}, r"model\.d_model=-4 must"),
+        ({"dim_feedforward": 2.5}, r"model\.dim_feedforward=2\.5 must"),
+        ({"decoder_hidden_sizes": [8, 0]}, r"model\.decoder_hidden_sizes\[1\]=0 must"),
+        ({"num_classes": 0}, r"model\.num_classes=0 must"),
+        ({"dropout": 1.0}, r"model\.dropout=1\.0 must"),
+        ({"dropout": -0.1}, r"model\.dropout=-0\.1 must"),
+        ({"activation": "swish"}, r"model\.activation='swish' is unknown; choose one of relu, gelu"),
+        ({"positional_encoding": "rotary"}, r"model\.positional_encoding='rotary'.*learned, sinusoidal, none"),
+        ({"embedding_agg": "max"}, r"model\.embedding_agg='max'.*null, mean, flatten"),
+        ({"decoder_activation": "sin"}, r"model\.decoder_activation='sin'.*relu, gelu, tanh, identity"),
+        ({"decoder_output_activation": "max"}, r"model\.decoder_output_activation='max'.*null, identity, softmax"),
+    ],
+)
+def test_impossible_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**settings)
+
+
+def test_all_mistakes_are_listed_at_once():
+    with pytest.raises(ValueError, match=r"num_layers(.|\n)*nhead(.|\n)*dropout(.|\n)*activation"):
+        tiny(num_layers=0, nhead=3, dropout=2, activation="swish")
+
+
+def test_rows_must_fit():
+    with pytest.raises(ValueError, match="at most 9"):
+        tiny()(torch.zeros(1, L + 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="exactly 9 positions"):
+        tiny(embedding_agg="flatten")(torch.zeros(1, L - 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="one output a sequence"):
+        tiny(embedding_agg="mean")(rows(), None, torch.zeros(B, 1, dtype=torch.long))
+
+
+def test_masked_lm_needs_logits_at_each_position():
+    tiny().check_masked_lm()
+    tiny(decoder_output_activation="identity").check_masked_lm()
+    for agg in ("mean", "flatten"):
+        with pytest.raises(ValueError, match=rf"model\.embedding_agg={agg} merges .* set model\.embedding_agg=null"):
+            tiny(embedding_agg=agg).check_masked_lm()
+    for activation in ("softmax", "log_softmax", "sigmoid"):
+        with pytest.raises(ValueError, match=rf"decoder_output_activation={activation} .* applies the softmax itself"):
+            tiny(decoder_output_activation=activation).check_masked_lm()

@@ -1,0 +1,46 @@
+"""The words that all modules speak."""
+
+import pickle
+
+import pytest
+import torch
+
+from mlm_lightning.batch import IGNORE_INDEX, MLMBatch, Vocab
+
+
+def test_special_ids_always_hold_mask_and_padding():
+    assert Vocab(size=10, mask_id=4).special_ids == (4,)
+    assert Vocab(size=10, mask_id=4, special_ids=(7, 2, 2), pad_id=0).special_ids == (0, 2, 4, 7)
+
+
+def test_regular_and_special_ids_partition_the_vocabulary():
+    vocab = Vocab(size=6, mask_id=4, special_ids=(1,))
+    assert vocab.regular_ids.tolist() == [0, 2, 3, 5]
+    assert vocab.is_special_V.tolist() == [False, True, False, False, True, False]
+    assert torch.equal(vocab.is_regular_V, ~vocab.is_special_V)
+
+
+def test_a_vocabulary_travels_to_workers():
+    vocab = Vocab(size=3, mask_id=2, continues_word=(False, True, False))
+    tables = vocab.regular_ids, vocab.continues_word_V
+    copy = pickle.loads(pickle.dumps(vocab))
+    assert copy == vocab
+    assert torch.equal(copy.regular_ids, tables[0])
+    assert torch.equal(copy.continues_word_V, tables[1])
+
+
+@pytest.mark.parametrize("mask_id", [-1, 5])
+def test_mask_outside_the_vocabulary_is_refused(mask_id):
+    with pytest.raises(ValueError, match=f"mask_id={mask_id}"):
+        Vocab(size=5, mask_id=mask_id)
+
+
+def test_names_of_tokens():
+    assert [Vocab(size=3, mask_id=2).token(i) for i in range(3)] == ["0", "1", "[MASK]"]
+    assert Vocab(size=2, mask_id=1, tokens=("a", "<mask>")).token(1) == "<mask>"
+
+
+def test_labels_at_the_positions():
+    labels_BL = torch.tensor([[IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX, 0, IGNORE_INDEX]])
+    batch = MLMBatch(labels_BL, labels_BL, None, torch.tensor([[1, 4, 0]]), torch.tensor([0]))
+    assert batch.labels_BK.tolist() == [[3, 0, IGNORE_INDEX]]
