@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812, its usual name
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlm_lightning.batch import IGNORE_INDEX

@@ -103,9 +103,7 @@ class Composer:
             options = sorted(error.options)
             return f"{group}={choice}: no such option{suggestion(choice, options)} There are: {', '.join(options)}"
         if isinstance(error, OverrideParseException):
-            return (
-                f"'{error.override}': {str(error).splitlines()[0]}. An override is KEY=VALUE, quoted where the shell needs it"
-            )
+            return f"'{error.override}': is no KEY=VALUE; quote it where the shell needs it, e.g. 'data.path=texts/*.txt'"
         first, *_ = str(error).splitlines() or [type(error).__name__]
         return first
 

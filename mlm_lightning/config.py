@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -230,37 +231,32 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
     found += [problem for each in checked.values() for problem in each]
     for key, build in _cheap_builds(nodes).items():
         if not checked[key]:
-            found += _attempt(key, build)
+            checked[key] = _attempt(key, build)
+            found += checked[key]
+    if not checked["data"] and not checked["model"]:
+        found += _attempt("model", lambda: _build_meta_model(nodes))
     if not checked["masking"] and not any(problem.startswith(("eval", "masking")) for problem in found):
         found += _attempt("eval", lambda: build_eval_maskings(config))
     return list(dict.fromkeys(found))
 
 
 def _cheap_builds(nodes: Config) -> dict[str, Callable[[], object]]:
-    """Constructors check their own values; a model is built without memory, for a vocabulary that nothing is known about."""
-
-    def build_meta_model() -> None:
-        with torch.device("meta"):
-            source = build_source(nodes) if "seq_len" not in nodes["data"] else None
-            seq_len = _seq_len(nodes["data"], source)
-            model = _build(nodes["model"], vocab_size=8, seq_len=seq_len)
-        if hasattr(model, "check_masked_lm"):
-            model.check_masked_lm()
-
+    """Constructors check their own values."""
     return {
         "data": lambda: build_source(nodes),
         "masking": lambda: build_masking(nodes),
         "schedule": lambda: build_schedule(nodes),
         "optim": lambda: build_optimizer(nodes)([{"params": [nn.Parameter(torch.zeros(1))]}]),
-        "model": build_meta_model,
     }
 
 
-def _seq_len(data: Config, source: Source | None) -> int:
-    try:
-        return source.seq_len if source is not None else int(data["seq_len"])
-    except (RuntimeError, ValueError, TypeError):
-        return 1
+def _build_meta_model(nodes: Config) -> None:
+    """Builds the model without memory, for a vocabulary that nothing is known about yet."""
+    seq_len = build_source(nodes).seq_len
+    with torch.device("meta"):
+        model = _build(nodes["model"], vocab_size=8, seq_len=seq_len)
+    if (check_model := getattr(model, "check_masked_lm", None)) is not None:
+        check_model()
 
 
 def _attempt(key: str, build: Callable[[], object]) -> list[str]:
@@ -427,13 +423,11 @@ def suggestion(word: str, candidates: Sequence[str]) -> str:
 
 def resolve_target(path: Any, trusted: bool = True) -> Any:
     """The class that a `_target_` names. An untrusted one is imported only from our own list of modules."""
-    module = str(path).rpartition(".")[0]
+    module, _, name = str(path).rpartition(".")
     if not trusted and module not in TRUSTED_MODULES:
         raise UserError(f"_target_={path}: is none of this package's own classes; --trust runs it all the same")
-    from hydra.utils import get_object
-
     try:
-        target = get_object(str(path))
+        target = getattr(import_module(module), name)
     except Exception as error:  # importing a user's module may raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"_target_={path}: cannot be imported: {reason}") from error

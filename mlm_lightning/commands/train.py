@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
@@ -44,12 +44,19 @@ def main(arguments: list[str]) -> int:
 
     from mlm_lightning.compose import composer
 
-    flags = get_args_parser().parse_args(arguments)
+    sys.path.append(os.getcwd())  # a `_target_` may name a package in this folder
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    flags = parser.parse_args(arguments)
     with composer(flags.config_dir, flags.config_name) as hydra:
         overrides = hydra.plain(flags.overrides)
         if not any(getattr(flags, name, None) for name in _HYDRA_ONLY):
             _check_jobs(hydra, overrides, flags.multirun)
     return _hydra_main([*_flags_only(arguments, flags.overrides), *overrides])
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"mlm train: {message}; mlm train --help shows how to call it")
 
 
 def train(config: DictConfig | Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -59,10 +66,11 @@ def train(config: DictConfig | Config, overrides: Sequence[str] = ()) -> dict[st
     the run, and whatever stops the training; error.json then says why.
     """
     from mlm_lightning.compose import to_plain
-    from mlm_lightning.runs import Run
+    from mlm_lightning.runs import Run, locate
 
     plain = to_plain(config) if isinstance(config, DictConfig) else config
     check(plain)
+    parent = None if plain["resume"] in ("auto", "never") else locate(plain["resume"])[1]
     run = Run.find(plain, overrides)
     if plain["resume"] == "never":
         _restart(run)
@@ -71,7 +79,7 @@ def train(config: DictConfig | Config, overrides: Sequence[str] = ()) -> dict[st
             _say(f"complete: {run.folder} (resume=never runs it again)")
             return run.summary
         try:
-            checkpoint = _starting_point(run, plain["resume"])
+            checkpoint = run.last_checkpoint() or parent
             if TrainerSettings(**plain["trainer"]).num_processes() > 1 and "LOCAL_RANK" not in os.environ:
                 return _launch_ranks(run, checkpoint)
             return fit(run, checkpoint)
@@ -218,15 +226,6 @@ def _restart(run: Any) -> None:
         with run.locked():
             aside = run.move_aside()
         _say(f"starting again; the old run is in {aside}")
-
-
-def _starting_point(run: Any, resume: str) -> Path | None:
-    """The checkpoint to continue from."""
-    from mlm_lightning.runs import locate
-
-    if (own := run.last_checkpoint()) is not None or resume in ("auto", "never"):
-        return own
-    return locate(resume)[1]
 
 
 def _launch_ranks(run: Any, checkpoint: Path | None) -> dict[str, Any]:

@@ -300,8 +300,9 @@ def open_hub(name: str, config: str | None, revision: str | None) -> Any:
             log.info("data.dataset=%s is a script; taking the copy that the hub converted to parquet", name)
             return load_dataset(name, config, revision="refs/convert/parquet")
     except Exception as error:  # the hub's errors have no common ancestor
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"data.dataset={name}: cannot be opened ({type(error).__name__}: {error}); check the name, data.dataset_config, "
+            f"data.dataset={name}: cannot be opened ({type(error).__name__}: {reason}); check the name, data.dataset_config, "
             "data.revision and the connection, or give data.path"
         ) from error
 

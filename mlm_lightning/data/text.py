@@ -60,6 +60,8 @@ FORMAT = 1
 
 DEFAULT_VAL_SHARE = 0.05
 
+_UNWRITABLE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST")}
+
 Progress = Callable[[str, int, int], None]
 """Called with (step, documents done, documents in all)."""
 
@@ -150,15 +152,7 @@ class TextSource(Source):
                     if _Cache.open(folder) is None:
                         self._build(request, folder, progress)
         except OSError as error:
-            if error.errno not in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-                errno.EACCES,
-                errno.EPERM,
-                errno.EROFS,
-                errno.ENOTDIR,
-                errno.EEXIST,
-            ):
+            if error.errno not in _UNWRITABLE:
                 raise
             raise ValueError(
                 f"data.cache_dir={self.cache_dir}: the token cache cannot be written there ({error.strerror}); make room or "

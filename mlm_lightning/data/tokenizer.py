@@ -30,6 +30,8 @@ _ALPHABET_SIZE = 1000  # of a trained tokenizer; as in tokenizers' BertWordPiece
 _BATCH_CHARS = 1_000_000
 _PIECE_CHARS = 50_000
 _CACHED_CHARS = 4_000_000
+_RUN_CHARS = 10_000  # far beyond the 100 from which on BERT's WordPiece calls a word [UNK]
+_SIGNS = ",.;/+、。，"  # always tokens of their own for BERT
 
 
 # -- where a tokenizer comes from ------------------------------------------------------------------------------------------
@@ -92,9 +94,13 @@ def load_tokenizer(folder: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(str(path) if path.exists() else str(folder), trust_remote_code=False)
     except Exception as error:  # the hub's errors and those of broken files have no common ancestor
         raise ValueError(
-            f"data.tokenizer={folder}: cannot be opened ({type(error).__name__}: {error}); give a hub name, a tokenizer's "
-            "folder, a vocab.txt, or 'train' with data.vocab_size"
+            f"data.tokenizer={folder}: cannot be opened ({type(error).__name__}: {_first_line(error)}); give a hub "
+            "name, a tokenizer's folder, a vocab.txt, or 'train' with data.vocab_size"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _open_vocabulary(file: Path) -> Any:
@@ -153,7 +159,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, alphabet: Counter[str
         limit_alphabet=len(first),
         show_progress=False,
     )
-    wordpiece.train_from_iterator(_at_spaces(texts), trainer)
+    wordpiece.train_from_iterator(chain.from_iterable(map(_cut_for_wordpiece, texts)), trainer)
     vocabulary = sorted(wordpiece.get_vocab().items(), key=lambda item: item[1])
     return _bert_tokenizer(dict(vocabulary))
 
@@ -168,11 +174,6 @@ def _normalized_alphabet(alphabet: Counter[str], tokenizer: Any) -> tuple[list[s
             continuing.update(piece[1:])
     kept = sorted(counts, key=lambda character: (-counts[character], character))[:_ALPHABET_SIZE]
     return sorted(kept), sorted(continuing.intersection(kept))
-
-
-def _at_spaces(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        yield from _cut_at_spaces(text, _PIECE_CHARS)
 
 
 # -- what a tokenizer says about its tokens ---------------------------------------------------------------------------------
@@ -256,6 +257,8 @@ class Encoder:
         self._prefix, self._suffix = self._special_tokens()
         self._words: dict[str, Sequence[int]] | None = {} if _is_word_by_word(self._backend) else None
         self._cached_chars = 0
+        added = "".join(token.content for token in self._backend.get_added_tokens_decoder().values())
+        self._signs = "".join(sign for sign in _SIGNS if sign not in added)
 
     def encode(self, documents: Iterable[str]) -> Iterator[Encoded]:
         """All documents' tokens, in batches of bounded size."""
@@ -305,7 +308,7 @@ class Encoder:
         if len(document) <= _PIECE_CHARS:
             yield document, True, True
             return
-        cut = _cut_at_spaces(document, _PIECE_CHARS) if self._words is not None else self._cut_safely(document)
+        cut = _cut_for_wordpiece(document, self._signs) if self._words is not None else self._cut_safely(document)
         piece, is_first = next(cut), True
         for following in cut:
             yield piece, is_first, False
@@ -355,16 +358,30 @@ def _is_word_by_word(backend: Any) -> bool:
         parts["model"]["type"] == "WordPiece"
         and (parts["normalizer"] or {"type": "BertNormalizer"})["type"] == "BertNormalizer"
         and (parts["pre_tokenizer"] or {"type": None})["type"] == "BertPreTokenizer"
+        and parts["model"]["max_input_chars_per_word"] < _RUN_CHARS
         and not any(re.search(r"\s", token["content"]) for token in parts["added_tokens"])
     )
 
 
-def _cut_at_spaces(text: str, chars: int) -> Iterator[str]:
-    """Pieces that end before a space, newline or tab, at least `chars` long; a word is never cut, however long."""
-    space = re.compile(r"[ \n\t]")
+def _cut_for_wordpiece(text: str, signs: str = _SIGNS) -> Iterator[str]:
+    """Pieces of at least `_PIECE_CHARS` characters whose tokens are those of the text: they end before a space, newline or tab.
+
+    Where there is none for long (base64, Chinese), they end before a sign that is always a token of its own; and a run of
+    thousands of letters, which is [UNK], stays [UNK] when its end is left out.
+    """
+    for piece in _cut_before(r"[ \n\t]", text):
+        if len(piece) <= 2 * _PIECE_CHARS:
+            yield piece
+        else:
+            shorter = re.sub(f"([A-Za-z0-9]{{{_RUN_CHARS}}})[A-Za-z0-9]+", r"\1", piece)
+            yield from _cut_before(f"[{re.escape(signs)}]", shorter) if signs else (shorter,)
+
+
+def _cut_before(pattern: str, text: str) -> Iterator[str]:
+    compiled = re.compile(pattern)
     start = 0
-    while len(text) - start > chars:
-        match = space.search(text, start + chars)
+    while len(text) - start > _PIECE_CHARS:
+        match = compiled.search(text, start + _PIECE_CHARS)
         if match is None:
             break
         yield text[start : match.start()]

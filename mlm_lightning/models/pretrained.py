@@ -45,8 +45,9 @@ class PretrainedMLM(nn.Module):
     of the checkpoint (its dropout, say) or of the architecture (its sizes); unknown keys are errors. `vocab_size`, `seq_len`
     and `pad_token_id` come from the data. From scratch, `max_position_embeddings` grows with `seq_len` unless `config` sets it.
 
-    Under `torch.device("meta")` no weights are read, only the checkpoint's configuration. New weights are drawn from torch's
-    global generator, which the caller seeds. Raises ValueError naming the setting and the remedy.
+    Under `torch.device("meta")` no weights are read, only the checkpoint's configuration, and a vocabulary smaller than the
+    checkpoint's or without padding is no mistake: settings can be checked before the data is known. New weights are drawn from
+    torch's global generator, which the caller seeds. Raises ValueError naming the setting and the remedy.
     """
 
     def __init__(
@@ -216,10 +217,12 @@ def _scratch_config(architecture: str, settings: dict[str, Any], vocab_size: int
     defaults = AutoConfig.for_model(architecture)
     _check_keys(settings, defaults)
     if pad_token_id is None and _position_offset(defaults) > 0:
-        raise ValueError(
-            f"model.architecture={architecture} counts positions from its padding token, and the data has none; "
-            "choose another, such as bert or distilbert"
-        )
+        if not _on_meta():
+            raise ValueError(
+                f"model.architecture={architecture} counts positions from its padding token, and the data has none; "
+                "choose another, such as bert or distilbert"
+            )
+        pad_token_id = 0  # the settings are being checked before the data is known
     # ids of the architecture's published vocabulary mean nothing in another one
     no_token_ids = dict.fromkeys(_SPECIAL_IDS & set(_keys(defaults)))
     try:
@@ -260,7 +263,7 @@ def _check_vocabulary(config: PreTrainedConfig, vocab_size: int) -> None:
             f"the data's vocabulary has {vocab_size} tokens and the checkpoint's {config.vocab_size}: the tokenizer is another "
             "model's; set data.tokenizer to the checkpoint's own (usually the same name as model.checkpoint)"
         )
-    if vocab_size < 0.9 * config.vocab_size:
+    if vocab_size < 0.9 * config.vocab_size and not _on_meta():
         warnings.warn(
             f"the data's vocabulary has {vocab_size} tokens and the checkpoint's {config.vocab_size}: unless data.tokenizer is "
             "the checkpoint's own, its embeddings stand for other tokens",
@@ -301,7 +304,7 @@ def _position_offset(config: PreTrainedConfig) -> int:
 
 
 def _build(config: PreTrainedConfig, checkpoint: str | None, revision: str | None) -> PreTrainedModel:
-    if checkpoint is None or torch.get_default_device().type == "meta":
+    if checkpoint is None or _on_meta():
         return _from_config(config)
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(
@@ -356,6 +359,11 @@ def _no_checkpoint(checkpoint: str, revision: str | None, error: Exception) -> s
             "private models, the login, or set model.checkpoint=null and model.architecture to start from scratch"
         )
     return f"model.checkpoint={checkpoint}{at_revision}: {remedy} ({_one_line(error)})"
+
+
+def _on_meta() -> bool:
+    """Whether only the settings are being checked, perhaps before the data, and with it the vocabulary, is known."""
+    return torch.get_default_device().type == "meta"
 
 
 def _one_line(error: Exception) -> str:

@@ -1,14 +1,17 @@
 import copy
+import inspect
 import os
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812, its usual name
+import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
@@ -205,6 +208,27 @@ def test_meta_reads_no_weights(folder):
     assert all(p.is_meta for p in model.parameters())
     with pytest.raises(ValueError, match=re.escape(f"model.checkpoint={folder}: the folder is no model of transformers")):
         PretrainedMLM(V, L, checkpoint=folder)
+
+
+@pytest.mark.parametrize("name", ["distilbert", "pretrained"])
+def test_the_yamls_show_every_setting(name):
+    settings = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / f"conf/model/{name}.yaml"))
+    assert settings.pop("_target_") == f"{PretrainedMLM.__module__}.{PretrainedMLM.__name__}"
+    assert settings.keys() == inspect.signature(PretrainedMLM).parameters.keys() - {"vocab_size", "seq_len", "pad_token_id"}
+    if name == "distilbert":
+        with torch.device("meta"):
+            model = PretrainedMLM(30_522, 128, pad_token_id=0, **settings)
+        assert 66e6 < sum(p.numel() for p in model.parameters()) < 68e6  # the paper's 66 M
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "roberta", "modernbert"])
+def test_settings_can_be_checked_before_the_vocabulary_is_known(architecture, folder):
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("error")
+        PretrainedMLM(8, L, architecture=architecture)
+        PretrainedMLM(8, L, checkpoint=folder)
+        with pytest.raises(ValueError, match="max_position_embeddings=12"):
+            PretrainedMLM(8, L + 1, architecture=architecture, config={"max_position_embeddings": 12})
 
 
 # mistakes

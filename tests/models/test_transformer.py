@@ -1,9 +1,12 @@
+import inspect
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812, its usual name
+import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mlm_lightning.models.transformer import FFNN, Dropout, Encoder, TransformerClassifier
@@ -235,7 +238,7 @@ def test_first_loss_is_log_v(options, vocab_size):
     model = TransformerClassifier(vocab_size, 16, **{"num_layers": 2, **options})
     ids_BL = torch.randint(vocab_size, (16, 16))
     loss = F.cross_entropy(model(ids_BL).flatten(0, 1), torch.randint(vocab_size, (256,)))
-    assert abs(float(loss) / math.log(vocab_size) - 1) < 0.05
+    assert abs(loss.item() / math.log(vocab_size) - 1) < 0.05
 
 
 def test_builds_on_meta_in_no_time():
@@ -246,6 +249,18 @@ def test_builds_on_meta_in_no_time():
     assert logits.shape == (2, 3, 30_522)
     assert all(p.is_meta for p in model.parameters())
     assert time.perf_counter() - start < 2
+
+
+CONF = Path(__file__).parents[2] / "conf/model"
+
+
+def test_the_yaml_shows_every_setting_and_its_default():
+    settings = OmegaConf.to_container(OmegaConf.load(CONF / "transformer.yaml"))
+    parameters = inspect.signature(TransformerClassifier).parameters
+    defaults = {k: p.default for k, p in parameters.items() if k not in ("vocab_size", "seq_len", "num_classes")}
+    assert settings.pop("_target_") == f"{TransformerClassifier.__module__}.{TransformerClassifier.__name__}"
+    assert settings == {**defaults, "decoder_hidden_sizes": []}
+    TransformerClassifier(V, L, **settings).check_masked_lm()
 
 
 # dropout
@@ -260,7 +275,7 @@ def test_dropout_share_mean_and_gradient(p, dtype):
     n = x.numel()
     assert abs(float(kept.double().mean()) - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
     rounding = 2**-8 if dtype == torch.bfloat16 else 1e-6  # of the scale itself
-    assert abs(float(y.double().mean()) - 1) < 5 * math.sqrt(p / (1 - p) / n) + rounding
+    assert abs(y.double().mean().item() - 1) < 5 * math.sqrt(p / (1 - p) / n) + rounding
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gradient, y.detach())
     neighbours = (kept[:, 1:] & kept[:, :-1]).double().mean()  # four elements share a random number: still independent

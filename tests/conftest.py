@@ -1,0 +1,41 @@
+"""Tests run offline, on toy sizes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+
+TOY = (
+    "data.num_symbols=3",
+    "data.depth=2",
+    "data.val_size=64",
+    "data.test_size=64",
+    "data.batch_size=16",
+    "model.d_model=16",
+    "model.num_layers=1",
+    "model.nhead=2",
+    "model.dim_feedforward=32",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_steps=8",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=1",
+)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Composes a toy config: the default experiment in small, writing below `tmp_path`; overrides come on top."""
+    return lambda *overrides: composed(f"output_dir={tmp_path / 'outputs'}", *overrides)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    from mlm_lightning.compose import composer, to_plain
+
+    with composer() as hydra:
+        return to_plain(hydra.compose(hydra.plain([*TOY, *overrides])))
