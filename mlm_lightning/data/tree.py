@@ -32,7 +32,9 @@ from mlm_lightning.randomness import Stream, generator, uniform
 
 MAX_DEPTH = 16
 MAX_SIGMA = 1e6
-MAX_TABLE = 2**24  # num_symbols² · 2^depth: entries of the sampler's largest table, and floats that the oracle needs for one row
+MAX_TABLE = (
+    2**24
+)  # num_symbols² · 2^depth: entries of the sampler's largest table, and floats that the oracle needs for one row
 _CHUNK = 2**17  # random numbers that are worked on at once: they stay in the processor's cache
 
 
@@ -115,7 +117,7 @@ class AliasTable:
 
 
 class TreeSource(SyntheticSource):
-    """Rows of 2^`depth` leaves of the grammar of `grammar_seed`; `filter_level` is k. `seed` makes the rows, not the grammar."""
+    """Rows of 2^`depth` leaves of the grammar of `grammar_seed`; `filter_level` is k. `seed` makes the rows alone."""
 
     def __init__(
         self,
@@ -174,7 +176,7 @@ class TreeSource(SyntheticSource):
         return symbol_BN
 
     def _star_table(self) -> AliasTable:
-        """Draws the nodes of level k given the root: the row of node v and root a is v·q + a. Built when rows are first drawn."""
+        """Draws the nodes of level k given the root: the row of node v and root a is v·q + a. Built at the first use."""
         if self._star is None:
             probs_RQ = self.grammar.marginals_NQQ(self.filter_level).flatten(0, 1)
             self._star = AliasTable(probs_RQ, torch.arange(self.num_symbols).expand(len(probs_RQ), -1))

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from mlm_lightning.data.tree import Grammar
 
 _TINY = torch.finfo(torch.float64).tiny
-# Elements of the messages of a level, and of an outer product, that are worked on at once: on a CPU the latter stay in its cache
-_CHUNK = {"cpu": 2**19, "cuda": 2**25}
-_BLOCK = {"cpu": 2**17, "cuda": 2**27}
+# Elements of the messages of a level, and of an outer product, that are worked on at once: on a CPU the latter stay in cache
+_CHUNK = {"cpu": 2**18, "cuda": 2**25}
+_BLOCK = {"cpu": 2**16, "cuda": 2**27}
 
 
 class TreeOracle:
@@ -44,16 +44,25 @@ class TreeOracle:
         self._leaf_order_L = _node_order_N(depth)
         self._leaf_place_L = self._leaf_order_L.argsort()
 
+    def _move_to(self, device: torch.device) -> None:
+        for name, table in vars(self).items():
+            if isinstance(table, Tensor):
+                setattr(self, name, table.to(device))
+
     def posterior(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
         """`probs_BLV`, float64: all on the token where it is observed; `[MASK]` (the last) has probability 0.
 
         Tokens that are not observed may hold anything. Raises ValueError, naming the first such row, where what is observed is
-        no symbol or has probability zero.
+        no symbol or has probability zero. (Every pair has a parent, so every row is possible; but the probability of a rule
+        can underflow to zero where sigma is in the hundreds.)
         """
+        if tokens_BL.device.type not in _CHUNK:  # such as Apple's GPUs, which have no float64
+            return self.posterior(tokens_BL.cpu(), observed_BL.cpu()).float().to(tokens_BL.device)
         q = self.num_symbols
+        if tokens_BL.shape[-1] != 2**self.depth:
+            raise ValueError(f"rows of {tokens_BL.shape[-1]} tokens: a tree of depth {self.depth} has {2**self.depth} leaves")
         tokens_BL = observed_tokens(tokens_BL, observed_BL, q)
-        if tokens_BL.shape[1] != 2**self.depth:
-            raise ValueError(f"rows of {tokens_BL.shape[1]} tokens: a tree of depth {self.depth} has {2**self.depth} leaves")
+        self._move_to(tokens_BL.device)
         probs_BLV = torch.empty(*tokens_BL.shape, q + 1, dtype=torch.float64, device=tokens_BL.device)
         probs_BLV[..., q] = 0.0
         num_rows = max(1, _CHUNK[tokens_BL.device.type] // (q << self.depth))
@@ -70,7 +79,9 @@ class TreeOracle:
         down_QNB = self._star(up[self.filter_level], first_row)
         for level in range(self.filter_level, self.depth):
             down_QNB = self._down(_normalise(down_QNB), up[level + 1])
-        return _normalise(down_QNB.mul_(evidence_QLB))[:, self._leaf_place_L]
+        belief_QLB = _normalise(down_QNB.mul_(evidence_QLB))
+        _refuse_impossible((belief_QLB.sum(0) == 0).any(0), first_row)  # what underflows on the way down alone
+        return belief_QLB[:, self._leaf_place_L]
 
     def _evidence(self, tokens_LB: Tensor) -> Tensor:
         """1 for the symbols that agree with what is observed; for all of them where nothing is."""
@@ -90,21 +101,24 @@ class TreeOracle:
         return torch.cat((to_left_QNB, to_right_QNB), dim=1)
 
     def _star(self, up_QNB: Tensor, first_row: int) -> Tensor:
-        """From the nodes of level k to the root and back to them. The root's belief is a product over up to 2^16 nodes, so it is
-        summed in logarithms, the zeros counted apart: a node's own message can then be taken out of it again."""
+        """From the nodes of level k to the root and back to them. The root's belief is a product over up to 2^16 nodes: a sum
+        of logarithms, with the zeros counted apart, so that a node's own message can be taken out of it again."""
         to_root_QNB = torch.einsum("nrx,xnb->rnb", self._star_NQQ, up_QNB)
         zero_QNB = to_root_QNB == 0
         num_zeros_Q1B = zero_QNB.sum(1, keepdim=True)
-        impossible_B = (num_zeros_Q1B > 0).all(0)[0]
-        if impossible_B.any():
-            row = first_row + int(impossible_B.nonzero()[0])
-            raise ValueError(
-                f"row {row} of the batch: the observed tokens have probability zero under the grammar; they must come from rows "
-                "of the same source (the same num_symbols, depth, sigma, filter_level and grammar_seed)"
-            )
+        _refuse_impossible((num_zeros_Q1B > 0).all(0)[0], first_row)
         log_QNB = to_root_QNB.log().masked_fill_(zero_QNB, 0.0)
         others_QNB = (log_QNB.sum(1, keepdim=True) - log_QNB).masked_fill_(num_zeros_Q1B - zero_QNB.long() > 0, -torch.inf)
         return torch.einsum("nrx,rnb->xnb", self._star_NQQ, others_QNB.softmax(0))
+
+
+def _refuse_impossible(impossible_B: Tensor, first_row: int) -> None:
+    if impossible_B.any():
+        row = first_row + int(impossible_B.nonzero()[0])
+        raise ValueError(
+            f"row {row} of the batch: the observed tokens have probability zero under the grammar; they must come from "
+            "rows of the same source (the same num_symbols, depth, sigma, filter_level and grammar_seed)"
+        )
 
 
 def _node_order_N(level: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Independent uniform tokens: nothing can be learned, so the best possible loss is log q, and a model below it leaks its labels.
+"""Independent uniform tokens: nothing can be learned, so the best possible loss is log q: a model below it leaks labels.
 
     tokens      5  0  7  7  2  1  4 …     each of 0 … q-1 alike, whatever the others are
     posterior   1/q on every symbol where a token is not observed

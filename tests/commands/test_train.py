@@ -1,0 +1,174 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlm_lightning.commands.train import train
+from mlm_lightning.config import UserError
+from mlm_lightning.runs import Run, identity, load_run, slug
+
+Toy = Callable[..., dict[str, Any]]
+
+TIMES = {"seconds", "tokens_per_second"}
+
+
+def timeless(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if name not in TIMES}
+
+
+def lines_without_times(run: Run) -> list[dict[str, str]]:
+    from mlm_lightning.loggers import read_metrics
+
+    lines = read_metrics(run.folder / "metrics.csv")
+    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
+
+
+def assert_equal_checkpoints(one: Path, other: Path) -> None:
+    a, b = (torch.load(path, weights_only=True) for path in (one, other))
+    assert a["global_step"] == b["global_step"]
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(a["optimizer_states"], b["optimizer_states"], rtol=0, atol=0)
+    assert a["lr_schedulers"] == b["lr_schedulers"]
+
+
+def test_the_same_seed_gives_identical_metrics_and_weights_twice(toy: Toy, tmp_path: Path) -> None:
+    configs = [toy(f"output_dir={tmp_path / folder}", "model.dropout=0.1") for folder in "ab"]
+    one, other = (train(config) for config in configs)
+    assert timeless(one) == timeless(other)
+    runs = [Run.find(config) for config in configs]
+    assert lines_without_times(runs[0]) == lines_without_times(runs[1])
+    assert_equal_checkpoints(*(run.checkpoints / "last.ckpt" for run in runs))
+
+
+def test_another_seed_gives_other_weights_on_the_same_rows(toy: Toy) -> None:
+    one, other = (train(toy(f"seed={seed}")) for seed in (0, 1))
+    assert one["val/oracle_loss"] == other["val/oracle_loss"]
+    assert one["val/loss"] != other["val/loss"]
+
+
+def test_a_run_leaves_what_the_design_promises(toy: Toy) -> None:
+    config = toy()
+    summary = train(config)
+    run = Run.find(config)
+    assert summary == run.summary
+    assert summary["steps"] == 8
+    assert summary["tokens"] == 8 * 16 * 4
+    promised = ["val/loss", "val/perplexity", "val/accuracy", "best/val/loss", "best/step", "tokens_per_second", "seconds"]
+    promised += ["val/oracle_loss", "val/excess_loss", "val/excess_loss_se", "val/oracle_accuracy", "val/kl_to_oracle"]
+    assert set(promised) <= set(summary)
+    there = {path.name for path in run.folder.iterdir()}
+    assert {"config.yaml", "manifest.json", "checkpoints", "tensorboard", "metrics.csv", "summary.json"} <= there
+    assert {path.name for path in run.checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    assert manifest["packages"]["torch"] == torch.__version__
+    assert torch.load(run.checkpoints / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_tensorboard_has_the_curves_the_samples_and_the_final_metrics(toy: Toy) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = toy()
+    train(config)
+    events = EventAccumulator(str(Run.find(config).folder / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/grad_norm", "lr", "val/loss", "val/excess_loss"} <= set(tags["scalars"])
+    assert "val/samples/text_summary" in tags["tensors"]
+    assert [event.step for event in events.Scalars("val/loss")] == [4, 8]
+
+
+def test_a_complete_run_returns_its_summary_and_trains_nothing(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    config = toy()
+    first = train(config)
+    before = (Run.find(config).checkpoints / "last.ckpt").stat().st_mtime_ns
+    assert train(config) == first
+    assert "complete" in capsys.readouterr().err
+    assert (Run.find(config).checkpoints / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_resume_never_moves_the_old_run_aside(toy: Toy) -> None:
+    config = toy()
+    train(config)
+    train(config | {"resume": "never"})
+    old = list((Run.find(config).folder.parent / ".old").iterdir())
+    assert len(old) == 1
+    assert (old[0] / "summary.json").exists()
+    assert Run.find(config).summary is not None
+
+
+def test_a_second_process_in_the_same_run_is_told_so(toy: Toy) -> None:
+    config = toy()
+    with Run.find(config).locked(), pytest.raises(UserError, match="working in this run"):
+        train(config)
+
+
+def test_identity_ignores_what_does_not_decide_the_result(toy: Toy) -> None:
+    base = identity(toy())
+    assert identity(toy("name=x", "data.num_workers=2", "trainer.devices=2", "trainer.strategy=ddp", "resume=never")) == base
+    for change in ("seed=1", "optim.lr=2e-3", "data.batch_size=32", "masking.rate=0.2", "data.seed=1", "eval.seed=1"):
+        assert identity(toy(change)) != base
+
+
+def test_slugs_are_readable_short_and_of_what_decides() -> None:
+    assert slug(["++optim.lr=0.1", "data=uniform", "name=x", "logger=csv"]) == "data=uniform,optim.lr=0.1"
+    assert slug([]) == "default"
+    assert len(slug([f"model.config.key_{i}={i}" for i in range(50)])) <= 80
+    assert "/" not in slug(["data.path=../texts/*.txt"])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_an_interrupted_run_continues_to_the_same_result(toy: Toy, tmp_path: Path, signum: signal.Signals) -> None:
+    from conftest import TOY
+
+    steps = ("trainer.max_steps=400", "trainer.val_check_interval=150", "model.dropout=0.1")
+    whole = toy(f"output_dir={tmp_path / 'whole'}", *steps)
+    expected = train(whole)
+
+    arguments = [*TOY, f"output_dir={tmp_path / 'cut'}", *steps]
+    process = start(arguments)
+    metrics = wait_for(tmp_path / "cut", "metrics.csv", lines=20)
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (130 if signum == signal.SIGINT else 75), stderr
+    assert "everything is saved" in stderr
+    assert "Traceback" not in stderr
+    assert not (metrics.parent / "summary.json").exists()
+
+    cut = toy(f"output_dir={tmp_path / 'cut'}", *steps)
+    assert timeless(train(cut)) == timeless(expected)
+    assert lines_without_times(Run.find(cut)) == lines_without_times(Run.find(whole))
+    assert_equal_checkpoints(*(Run.find(each).checkpoints / "last.ckpt" for each in (cut, whole)))
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mlm_lightning", "train", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ))
+
+
+def wait_for(folder: Path, name: str, lines: int) -> Path:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for path in folder.rglob(name):
+            if path.read_bytes().count(b"\n") >= lines:
+                return path
+        time.sleep(0.02)
+    raise AssertionError(f"{folder} has no {name} of {lines} lines")
+
+
+def test_load_run_gives_the_model_of_the_best_step(toy: Toy) -> None:
+    config = toy()
+    summary = train(config)
+    loaded = load_run(Run.find(config).folder)
+    assert loaded.step == summary["best/step"]
+    assert loaded.vocab.size == 4
+    assert loaded.tokenizer is None
+    logits_BLV = loaded.model(torch.tensor([[0, 1, 3, 2]]))
+    assert logits_BLV.shape == (1, 4, 4)

@@ -1,0 +1,155 @@
+import pytest
+import torch
+from torch import Tensor
+
+from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
+from mlm_lightning.data.datamodule import BatchRange, EvalBatches, MLMDataModule, TrainBatches, _loader
+from mlm_lightning.data.source import Source
+from mlm_lightning.masking import Bernoulli
+
+
+class CountedRows:
+    """Row i is i, i, i, …: its tokens say which row was read."""
+
+    def __init__(self, count: int, seq_len: int = 8) -> None:
+        self.count, self.seq_len = count, seq_len
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index_B: Tensor) -> Tensor:
+        return index_B.unsqueeze(1).expand(-1, self.seq_len).clone()
+
+
+class Counted(Source):
+    def __init__(self, count: int = 50) -> None:
+        self.count = count
+
+    @property
+    def vocab(self) -> Vocab:
+        return Vocab(size=self.count + 1, mask_id=self.count)
+
+    @property
+    def seq_len(self) -> int:
+        return 8
+
+    def rows(self, split: str) -> CountedRows:
+        return CountedRows(self.count)
+
+
+def datamodule(count: int = 50, batch_size: int = 8, seed: int = 0, rows_per_epoch: int | None = None) -> MLMDataModule:
+    masking = Bernoulli(rate=0.3)
+    return MLMDataModule(
+        Counted(count), masking, {("",): masking.frozen()}, batch_size, seed, rows_per_epoch=rows_per_epoch, total_steps=10
+    )
+
+
+def stream(batches: TrainBatches, indices: range) -> list[tuple[int, int]]:
+    """(epoch, row) of the batches, one after the other."""
+    pairs = []
+    for index in indices:
+        rows_B, epochs_B = batches.row_ids(index)
+        pairs += list(zip(epochs_B.tolist(), rows_B.tolist(), strict=True))
+    return pairs
+
+
+def masks(batches: list[MLMBatch]) -> dict[int, tuple[list[int], list[int]]]:
+    """By row: what the model reads and what it is to predict."""
+    return {
+        int(row): (inputs.tolist(), labels.tolist())
+        for batch in batches
+        for row, inputs, labels in zip(batch.row_ids_B, batch.input_ids_BL, batch.labels_BL, strict=True)
+    }
+
+
+def test_each_epoch_is_a_permutation_and_epochs_differ() -> None:
+    pairs = stream(datamodule(count=50, batch_size=8).train_batches(), range(25))
+    first, second = [row for epoch, row in pairs if epoch == 0], [row for epoch, row in pairs if epoch == 1]
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert [epoch for epoch, _ in pairs] == sorted(epoch for epoch, _ in pairs)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_the_stream_does_not_depend_on_the_batch_size(batch_size: int) -> None:
+    reference = stream(datamodule(batch_size=1).train_batches(), range(128))
+    count = -(-128 // batch_size)
+    assert stream(datamodule(batch_size=batch_size).train_batches(), range(count))[:128] == reference
+
+
+def test_a_batch_larger_than_an_epoch_holds_several_epochs() -> None:
+    pairs = stream(datamodule(count=3, batch_size=8).train_batches(), range(1))
+    assert [epoch for epoch, _ in pairs] == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_ranks_share_the_rows_of_one_large_batch() -> None:
+    whole = datamodule(batch_size=16).train_batches()
+    ranks = [datamodule(batch_size=8).train_batches(rank, world_size=2) for rank in range(2)]
+    for index in range(6):
+        expected = stream(whole, range(index, index + 1))
+        assert stream(ranks[0], range(index, index + 1)) + stream(ranks[1], range(index, index + 1)) == expected
+
+
+def test_a_share_of_the_rows_makes_shorter_epochs_of_new_rows_each() -> None:
+    pairs = stream(datamodule(count=50, batch_size=10, rows_per_epoch=20).train_batches(), range(4))
+    assert [epoch for epoch, _ in pairs] == [0] * 20 + [1] * 20
+    assert {row for epoch, row in pairs if epoch == 0} != {row for epoch, row in pairs if epoch == 1}
+
+
+@pytest.mark.parametrize("batch_size", [7, 48])
+def test_masks_of_a_row_do_not_depend_on_the_batch(batch_size: int) -> None:
+    reference = masks([datamodule(batch_size=1).train_batches()[i] for i in range(48)])
+    batches = [datamodule(batch_size=batch_size).train_batches()[i] for i in range(-(-48 // batch_size))]
+    found = masks(batches)
+    assert all(found[row] == reference[row] for row in reference)
+
+
+def test_masks_of_a_row_differ_between_epochs_and_seeds() -> None:
+    train = datamodule(count=8, batch_size=8).train_batches()
+    epochs = [masks([train[i]]) for i in range(4)]
+    assert any(epochs[0][row] != epochs[1][row] for row in range(8))
+    other = masks([datamodule(count=8, batch_size=8, seed=1).train_batches()[0]])
+    assert any(epochs[0][row] != other[row] for row in range(8))
+
+
+def test_workers_give_the_same_batches_in_the_same_order() -> None:
+    train = datamodule().train_batches()
+    alone, shared = (list(_loader(train, BatchRange(2, 8), num_workers=workers)) for workers in (0, 2))
+    assert len(alone) == 6
+    for one, other in zip(alone, shared, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True) if a is not None)
+
+
+def test_a_loader_that_starts_late_counts_the_batches_before() -> None:
+    sampler = BatchRange(3, 10)
+    assert len(sampler) == 10
+    assert list(sampler) == [3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_evaluation_sees_each_row_once_with_the_same_mask(batch_size: int, world_size: int) -> None:
+    module = datamodule(batch_size=batch_size)
+    ranks = [module.eval_batches("val", ("",), rank, world_size) for rank in range(world_size)]
+    assert len({len(rank) for rank in ranks}) == 1  # or the ranks would wait for each other forever
+    batches = [rank[i] for rank in ranks for i in range(len(rank))]
+    rows = [row for batch in batches for row in batch.row_ids_B.tolist() if row != PADDING_ROW]
+    assert sorted(rows) == list(range(50))
+    reference = masks([datamodule(batch_size=50).eval_batches("val", ("",))[0]])
+    found = masks(batches)
+    found.pop(PADDING_ROW, None)
+    assert found == reference
+
+
+def test_padding_rows_have_no_labels() -> None:
+    batches = EvalBatches(CountedRows(5), datamodule().eval_batches("val", ("",)).mask, 4, rank=1, world_size=2)
+    padding = [batch.labels_BL[batch.row_ids_B == PADDING_ROW] for batch in (batches[i] for i in range(len(batches)))]
+    assert sum(len(each) for each in padding) > 0
+    assert all((each == IGNORE_INDEX).all() for each in padding)
+
+
+def test_frozen_masks_are_the_same_whatever_the_training_seed() -> None:
+    one, other = (masks([datamodule(seed=seed).eval_batches("val", ("",))[0]]) for seed in (0, 1))
+    assert one == other
+    test = masks([datamodule().eval_batches("test", ("",))[0]])
+    assert one != test
