@@ -8,6 +8,7 @@ check that follows (`config.problems`) finds all of them, whichever way they cam
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mlm_lightning.config import UserError, suggestion
 
 CONFIG_NAME = "train"
+GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
 
 
 def config_folder() -> Path:
@@ -52,11 +54,14 @@ class Composer:
         """One config. Raises UserError for anything that Hydra or OmegaConf finds wrong."""
         from hydra import compose
         from hydra.errors import HydraException
+        from yaml import YAMLError
 
         try:
             return compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._explain(error)) from error
+        except YAMLError as error:  # names the file and the line
+            raise UserError(f"no YAML: {' '.join(str(error).split())}") from error
 
     def plain(self, overrides: Sequence[str]) -> list[str]:
         """The overrides with `++` before every plain `key=value` that chooses no group."""
@@ -81,31 +86,48 @@ class Composer:
         return [list(job) for job in itertools.product(*choices)]
 
     def _plain(self, override: str) -> str:
-        key, equals, _ = override.partition("=")
-        if not equals or not key or key[0] in "+~" or "@" in key or key.startswith("hydra."):
+        key, equals, value = override.partition("=")
+        if not key:
+            raise UserError(self._no_key_value(override))
+        if not equals or key[0] in "+~" or "@" in key or key.startswith("hydra."):
             return override
-        return override if self._is_group(key) else f"++{override}"
+        if not self._is_group(key):
+            return f"++{override}"
+        if key in GROUPS and re.fullmatch(r"true|false|[-+.\d]+", value):
+            raise UserError(f"{override}: is no name of an option. There are: {', '.join(self._options(key))}")
+        return f"{key}=[]" if value == "null" else override  # no option: for Hydra an empty list of them
 
     def _is_group(self, key: str) -> bool:
-        from hydra.core.object_type import ObjectType
-
         if key.startswith("hydra/"):
             return True
-        if key in {"data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep"}:
-            return True
-        return "." not in key and bool(self.loader.get_group_options(key, ObjectType.CONFIG))
+        return key in GROUPS or ("." not in key and bool(self._options(key)))
+
+    def _options(self, group: str) -> list[str]:
+        from hydra.core.object_type import ObjectType
+
+        return sorted(self.loader.get_group_options(group, ObjectType.CONFIG))
 
     def _explain(self, error: Exception) -> str:
         from hydra.errors import MissingConfigException, OverrideParseException
 
-        if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-            group, _, choice = error.missing_cfg_file.rpartition("/")
-            options = sorted(error.options)
+        if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+            group, _, choice = str(error.missing_cfg_file).rpartition("/")
+            options = self._options(group)
             return f"{group}={choice}: no such option{suggestion(choice, options)} There are: {', '.join(options)}"
         if isinstance(error, OverrideParseException):
-            return f"'{error.override}': is no KEY=VALUE; quote it where the shell needs it, e.g. 'data.path=texts/*.txt'"
-        first, *_ = str(error).splitlines() or [type(error).__name__]
-        return first
+            return self._no_key_value(error.override)
+        return _first_line(error)
+
+    @staticmethod
+    def _no_key_value(override: str) -> str:
+        return f"'{override}': is no KEY=VALUE; quote it where the shell needs it, e.g. 'data.path=texts/*.txt'"
+
+
+def _first_line(error: Exception) -> str:
+    """The message without OmegaConf's details, but with the key that they name."""
+    first, *_ = str(error).splitlines() or [type(error).__name__]
+    key = getattr(error, "full_key", None)
+    return f"{key}: {first}" if key and key not in first else first
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
@@ -114,6 +136,7 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(_first_line(error)) from error
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    # a group without any option leaves no key
+    return {"callbacks": None, "logger": None} | {str(key): value for key, value in container.items()}

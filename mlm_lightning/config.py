@@ -65,6 +65,25 @@ _EVAL_KEYS: dict[str, Any] = {"seed": int, "mask_rates": list[float] | None, "ma
 # what the framework itself passes to a constructor, so a YAML may not
 _FROM_SOURCE = ("vocab_size", "seq_len", "pad_token_id")
 _FROM_RUN = ("folder", "save_dir", "purge_step")
+_OPTIONAL_GROUPS = ("callbacks", "logger", "sweep")
+# Lightning's Trainer arguments that are not for a config to set, and what does the same here.
+_OWNED_TRAINER_KEYS = {
+    "barebones": "switch off what costs time, e.g. callbacks.samples=null logger=csv",
+    "callbacks": "choose them with callbacks=NAME, or change one, e.g. callbacks.checkpoint.every_minutes=5",
+    "default_root_dir": "use output_dir and name",
+    "enable_autolog_hparams": "config.yaml in the run's folder holds every setting",
+    "enable_checkpointing": "callbacks.checkpoint=null switches checkpoints off",
+    "fast_dev_run": "use trainer=smoke",
+    "limit_predict_batches": "mlm predict takes single texts",
+    "logger": "choose them with logger=NAME or logger=[tensorboard,csv]",
+    "min_epochs": "use trainer.max_epochs; nothing but callbacks=early_stopping ends a run before it",
+    "min_steps": "use trainer.max_steps; nothing but callbacks=early_stopping ends a run before it",
+    "model_registry": "use mlm export on a finished run",
+    "overfit_batches": "use data.train_size, e.g. data.train_size=64",
+    "plugins": "use trainer.precision and trainer.strategy",
+    "reload_dataloaders_every_n_epochs": "each epoch has its own order and masks anyway",
+    "use_distributed_sampler": "each device reads rows of its own anyway",
+}
 
 
 class UserError(Exception):
@@ -173,8 +192,10 @@ class TrainerSettings:
             rows_per_epoch = min(num_rows, limit * micro_batch)
         else:
             rows_per_epoch = max(1, int(num_rows * limit))
-        steps_per_epoch = rows_per_epoch / (micro_batch * self.accumulate_grad_batches)
-        by_epochs = math.inf if self.max_epochs is None else math.ceil(self.max_epochs * steps_per_epoch)
+        rows_per_step = micro_batch * self.accumulate_grad_batches
+        steps_per_epoch = rows_per_epoch / rows_per_step
+        # whole numbers: rounded shares of an epoch may add up to a step too many
+        by_epochs = math.inf if self.max_epochs is None else -(-self.max_epochs * rows_per_epoch // rows_per_step)
         total_steps = int(min(by_epochs, math.inf if self.max_steps is None else self.max_steps))
         interval = 1.0 if self.val_check_interval is None else self.val_check_interval
         if not isinstance(interval, int):
@@ -207,14 +228,19 @@ def check(config: Config, trusted: bool = True) -> None:
 
 
 def problems(config: Config, trusted: bool = True) -> list[str]:
-    """Everything that is wrong with a config, a line each; builds nothing that costs memory, writes nothing."""
-    found = _check_keys("", config, _TOP_LEVEL, "the config")
+    """Everything that is wrong with a config, a line each; builds nothing that costs memory, writes nothing.
+
+    A config that is not `trusted` is one to evaluate: its optimizer and schedule are never built, so never looked at.
+    """
+    found = _check_keys("", config, _TOP_LEVEL, "the config", optional=_OPTIONAL_GROUPS)
     nodes = {key: value for key, value in config.items() if isinstance(value, dict)}
     data = nodes.get("data", {})
-    found += _check_keys("eval", nodes.get("eval", {}), _EVAL_KEYS, "eval")
-    found += _check_keys("data", {k: v for k, v in data.items() if k in _LOADER_KEYS}, _LOADER_KEYS, "data")
-    if not found:
-        found += _check_sizes(data, nodes.get("eval", {}))
+    if "eval" in nodes:
+        found += _check_keys("eval", nodes["eval"], _EVAL_KEYS, "eval")
+    if "data" in nodes:
+        found += _check_keys("data", {k: v for k, v in data.items() if k in _LOADER_KEYS}, _LOADER_KEYS, "data")
+    found += _check_values(config, _TOP_LEVEL, _check_names) + _check_values(data, _LOADER_KEYS, _check_sizes)
+    found += _check_values(nodes.get("eval", {}), _EVAL_KEYS, _check_eval)
     found += _check_signature("trainer", nodes.get("trainer", {}), TrainerSettings) or _attempt(
         "trainer", lambda: TrainerSettings(**nodes.get("trainer", {}))
     )
@@ -222,20 +248,20 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
         ("data", {k: v for k, v in data.items() if k not in _LOADER_KEYS}, Source),
         ("masking", nodes.get("masking", {}), Masking),
         ("model", nodes.get("model", {}), nn.Module),
-        ("optim", nodes.get("optim", {}), Optimizer),
-        ("schedule", nodes.get("schedule", {}), None),
     ]
+    if trusted:
+        objects += [("optim", nodes.get("optim", {}), Optimizer), ("schedule", nodes.get("schedule", {}), None)]
     objects += [(f"callbacks.{name}", node, "Callback") for name, node in (config.get("callbacks") or {}).items() if node]
     objects += [(f"logger.{name}", node, "Logger") for name, node in (config.get("logger") or {}).items() if node]
     checked = {key: _check_object(key, node, base, trusted) for key, node, base in objects}
     found += [problem for each in checked.values() for problem in each]
     for key, build in _cheap_builds(nodes).items():
-        if not checked[key]:
+        if key in checked and not checked[key]:
             checked[key] = _attempt(key, build)
             found += checked[key]
     if not checked["data"] and not checked["model"]:
         found += _attempt("model", lambda: _build_meta_model(nodes))
-    if not checked["masking"] and not any(problem.startswith(("eval", "masking")) for problem in found):
+    if "eval" in nodes and not checked["masking"] and not any(problem.startswith(("eval", "masking")) for problem in found):
         found += _attempt("eval", lambda: build_eval_maskings(config))
     return list(dict.fromkeys(found))
 
@@ -270,7 +296,7 @@ def _attempt(key: str, build: Callable[[], object]) -> list[str]:
     return []
 
 
-def _check_keys(prefix: str, node: Config, allowed: dict[str, Any], owner: str) -> list[str]:
+def _check_keys(prefix: str, node: Config, allowed: dict[str, Any], owner: str, optional: Sequence[str] = ()) -> list[str]:
     found = []
     for name, value in node.items():
         key = f"{prefix}.{name}" if prefix else name
@@ -278,7 +304,8 @@ def _check_keys(prefix: str, node: Config, allowed: dict[str, Any], owner: str) 
             found.append(f"{key}: unknown key of {owner}{suggestion(name, list(allowed))}")
         else:
             found += _check_value(key, value, allowed[name])
-    return found
+    missing = [name for name in allowed if name not in node and name not in optional]
+    return found + [f"{prefix}.{name}: no value given".lstrip(".") for name in missing]
 
 
 def _check_value(key: str, value: Any, hint: Any) -> list[str]:
@@ -289,12 +316,27 @@ def _check_value(key: str, value: Any, hint: Any) -> list[str]:
     return []
 
 
-def _check_sizes(data: Config, evaluation: Config) -> list[str]:
+def _check_values(node: Config, allowed: dict[str, Any], check: Callable[[Config], list[str]]) -> list[str]:
+    """What `check` says about the values that have the right type."""
+    return check({name: value for name, value in node.items() if name in allowed and matches(value, allowed[name])})
+
+
+def _check_names(config: Config) -> list[str]:
+    names = ("name", "output_dir", "resume")
+    return [f"{name}='': give it a value, or leave it out" for name in names if not config.get(name, "default").strip()]
+
+
+def _check_sizes(data: Config) -> list[str]:
     found = []
     if "batch_size" in data and data["batch_size"] < 1:
         found.append(f"data.batch_size={data['batch_size']}: give a number of rows above 0")
     if "num_workers" in data and data["num_workers"] < 0:
         found.append(f"data.num_workers={data['num_workers']}: give 0 (no worker processes) or more")
+    return found
+
+
+def _check_eval(evaluation: Config) -> list[str]:
+    found = []
     for rate in evaluation.get("mask_rates") or []:
         if not 0 < rate <= 1:
             found.append(f"eval.mask_rates: {rate} is no masking rate; give rates above 0 and at most 1, e.g. [0.15, 0.3]")
@@ -344,6 +386,8 @@ def _check_signature(prefix: str, arguments: Config, target: Any) -> list[str]:
         key = f"{prefix}.{name}"
         if name in provided and group in ("model", "optim"):
             found.append(f"{key}: is not set in a config; it comes from the {'data' if group == 'model' else 'model'}")
+        elif target is TrainerSettings and name in _OWNED_TRAINER_KEYS:
+            found.append(f"{key}: mlm_lightning sets this itself; {_OWNED_TRAINER_KEYS[name]}")
         elif name not in named and not takes_any:
             siblings = sorted(named - set(provided)) + (list(_LOADER_KEYS) if group == "data" else [])
             found.append(f"{key}: unknown key of {owner}{suggestion(name, siblings)}")
@@ -376,13 +420,25 @@ def matches(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is str or hint is Path:
         return isinstance(value, str)
+    if hint is torch.Tensor:  # torch's optimizers take `float | Tensor`; a config holds none
+        return False
     container = origin or hint
     if isinstance(container, type) and issubclass(container, dict | typing.Mapping):
         return isinstance(value, dict)
     if isinstance(container, type) and issubclass(container, Sequence):
+        if not isinstance(value, list | tuple):
+            return False
+        if (length := _tuple_length(hint)) is not None:
+            return len(value) == length and all(map(matches, value, arguments))
         element = arguments[0] if arguments else Any
-        return isinstance(value, list | tuple) and all(matches(each, element) for each in value)
+        return all(matches(each, element) for each in value)
     return True
+
+
+def _tuple_length(hint: Any) -> int | None:
+    """2 for `tuple[float, float]`; None where a hint fixes no length."""
+    arguments = get_args(hint)
+    return len(arguments) if get_origin(hint) is tuple and Ellipsis not in arguments else None
 
 
 def _describe(hint: Any) -> str:
@@ -398,12 +454,15 @@ def _describe(hint: Any) -> str:
     if hint in names:
         return names[hint]
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_describe(each) for each in get_args(hint)))
+        return " or ".join(dict.fromkeys(_describe(each) for each in get_args(hint) if each is not torch.Tensor))
     if get_origin(hint) is Literal:
         return " or ".join(str(each) for each in get_args(hint))
     container = get_origin(hint) or hint
+    if isinstance(container, type) and issubclass(container, dict | typing.Mapping):
+        return names[dict]
     if isinstance(container, type) and issubclass(container, Sequence):
-        return "a list"
+        length = _tuple_length(hint)
+        return "a list" if length is None else f"a list of {length} values"
     return getattr(hint, "__name__", str(hint))
 
 
@@ -489,7 +548,7 @@ def build_optimizer(config: Config) -> Callable[[list[dict[str, Any]]], Optimize
         raise ValueError(f"optim.lr={node['lr']}: give a learning rate above 0")
     if isinstance(node.get("betas"), list):
         node["betas"] = tuple(node["betas"])
-    if "fused" in node and str(config["trainer"].get("precision")).startswith("16"):
+    if "fused" in node and str(config.get("trainer", {}).get("precision")).startswith("16"):
         node["fused"] = False  # a fused optimizer would undo the scaling of float16 gradients only after they were clipped
     return partial(target, **node)
 

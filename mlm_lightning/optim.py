@@ -43,16 +43,17 @@ class Schedule(ABC):
         warmup = _steps(self.warmup_steps, total_steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        return self.after_warmup(step - warmup, max(1, total_steps - warmup))
+        return self.after_warmup(step - warmup, max(1, total_steps - warmup), total_steps)
 
     @abstractmethod
-    def after_warmup(self, step: int, total_steps: int) -> float: ...
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        """The factor `step` steps after the warm-up, of `steps` after it and `total_steps` in all."""
 
 
 class Constant(Schedule):
     """Stays at 1."""
 
-    def after_warmup(self, step: int, total_steps: int) -> float:
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
         return 1.0
 
 
@@ -63,8 +64,8 @@ class Linear(Schedule):
         super().__init__(warmup_steps)
         self.final = _checked_final(final)
 
-    def after_warmup(self, step: int, total_steps: int) -> float:
-        return 1.0 + (self.final - 1.0) * min(1.0, step / total_steps)
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        return 1.0 + (self.final - 1.0) * min(1.0, step / steps)
 
 
 class Cosine(Schedule):
@@ -74,8 +75,8 @@ class Cosine(Schedule):
         super().__init__(warmup_steps)
         self.final = _checked_final(final)
 
-    def after_warmup(self, step: int, total_steps: int) -> float:
-        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / total_steps)))
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
 
 
 class WSD(Schedule):
@@ -89,9 +90,9 @@ class WSD(Schedule):
         self.decay_steps = decay_steps
         self.final = _checked_final(final)
 
-    def after_warmup(self, step: int, total_steps: int) -> float:
-        decay = max(1, min(_steps(self.decay_steps, total_steps), total_steps))
-        progress = max(0.0, step - (total_steps - decay)) / decay
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        decay = max(1, min(_steps(self.decay_steps, total_steps), steps))
+        progress = max(0.0, step - (steps - decay)) / decay
         return 1.0 + (self.final - 1.0) * min(1.0, progress)
 
 

@@ -1,0 +1,129 @@
+"""Every YAML that ships composes into a config without problems, and sets only keys that its target knows."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mlm_lightning.compose import composer, config_folder, to_plain
+from mlm_lightning.config import TrainerSettings, problems, resolve_target
+
+GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
+LOADER_KEYS = {"batch_size", "num_workers"}
+OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
+EVERY_OPTION = pytest.mark.parametrize("option", OPTIONS)
+TEXT = ("data.path={corpus}", "data.tokenizer=train", "data.vocab_size=99")
+NEEDS = {"data=text": TEXT, "experiment=text_scratch": ("data.path={corpus}",)}
+NEEDS_WEIGHTS = ("model=pretrained", "experiment=xsum_distilbert")  # theirs are on the hub; a tiny folder stands in
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("one document\nanother one\n")
+    return path
+
+
+def composed(option: str, corpus: Path) -> dict[str, Any]:
+    extra = [each.format(corpus=corpus) for each in NEEDS.get(option, ())]
+    with composer() as hydra:
+        return to_plain(hydra.compose(hydra.plain([option, *extra])))
+
+
+def nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of a config that name a class."""
+    named = {key: config[key] for key in ("data", "masking", "model", "optim", "schedule")}
+    for group in ("callbacks", "logger"):
+        named |= {f"{group}.{name}": node for name, node in (config[group] or {}).items() if node}
+    return named
+
+
+def test_every_group_has_its_options():
+    there = {option.partition("=")[0] for option in OPTIONS}
+    assert there >= set(GROUPS) - {"sweep"}
+    assert {path.name for path in config_folder().iterdir() if path.is_dir() and any(path.glob("*.yaml"))} == there
+    assert {"data=tree", "data=uniform", "data=text", "data=xsum", "trainer=smoke", "experiment=uniform_floor"} <= set(OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = DistilBertConfig(vocab_size=8, dim=8, hidden_dim=8, n_layers=1, n_heads=2, max_position_embeddings=128)
+    DistilBertForMaskedLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@EVERY_OPTION
+def test_every_option_has_no_problems(option, corpus, request):
+    if option == "trainer=gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        pytest.skip("trainer=gpu asks for a GPU, and this machine has none; its keys are checked below")
+    config = composed(option, corpus)
+    if option in NEEDS_WEIGHTS:
+        config["model"]["checkpoint"] = request.getfixturevalue("checkpoint")
+    assert problems(config) == []
+
+
+@EVERY_OPTION
+def test_every_key_is_one_of_its_target(option, corpus):
+    config = composed(option, corpus)
+    for key, node in nodes(config).items():
+        known = set(inspect.signature(resolve_target(node["_target_"])).parameters)
+        unknown = set(node) - {"_target_"} - (LOADER_KEYS if key == "data" else set()) - known
+        # wandb's logger hands what it does not know to wandb.init
+        assert not unknown or "kwargs" in known, f"{key}: {unknown}"
+    assert set(config["trainer"]) <= set(inspect.signature(TrainerSettings).parameters)
+
+
+@EVERY_OPTION
+def test_an_option_changes_something(option, corpus):
+    """A YAML in the wrong package, or one without content, would compose to the default."""
+    defaults = {"data=tree", "masking=bernoulli", "model=transformer", "optim=adamw", "schedule=cosine", "trainer=default"}
+    defaults |= {"callbacks=default"}
+    assert (composed(option, corpus) == composed("seed=0", corpus)) == (option in defaults)
+
+
+@pytest.mark.parametrize("name", ["tree", "uniform", "text"])
+def test_a_datas_yaml_lists_every_key_of_its_source(name):
+    """The YAML is where a user reads what there is to set."""
+    node = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))
+    source = resolve_target(node["_target_"])
+    assert set(node) - {"_target_"} - LOADER_KEYS == set(inspect.signature(source).parameters)
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith(("masking", "model", "schedule"))])
+def test_a_yaml_lists_every_key_of_its_class(option):
+    group, _, name = option.partition("=")
+    node = OmegaConf.to_container(OmegaConf.load(config_folder() / group / f"{name}.yaml"))
+    known = set(inspect.signature(resolve_target(node["_target_"])).parameters)
+    # the first three come from the data; num_classes is for labels of whole sequences, from Python
+    assert known - {"vocab_size", "seq_len", "pad_token_id", "num_classes"} == set(node) - {"_target_"}
+
+
+def test_the_smoke_trainer_is_short(corpus):
+    trainer = composed("trainer=smoke", corpus)["trainer"]
+    assert trainer["max_steps"] <= 50
+    assert trainer["val_check_interval"] <= trainer["max_steps"]
+
+
+def test_the_default_is_the_experiment_that_the_readme_promises(corpus):
+    """tree, q = 4, depth 4, sigma 1, and 15 % masks."""
+    config = composed("seed=0", corpus)
+    wanted = {"num_symbols": 4, "depth": 4, "sigma": 1.0, "filter_level": 0}
+    assert {key: config["data"][key] for key in wanted} == wanted
+    assert config["masking"]["rate"] == 0.15
+
+
+def test_the_tutorials_experiment(corpus):
+    """3 epochs of AdamW at 1.23e-5 on 10,000 articles in chunks of 128, in batches of 64, a checkpoint each epoch."""
+    config = composed("experiment=xsum_distilbert", corpus)
+    data, trainer = config["data"], config["trainer"]
+    assert (data["train_size"], data["val_size"], data["chunk_size"], data["batch_size"]) == (10_000, 2_000, 128, 64)
+    assert (trainer["max_epochs"], trainer["max_steps"], trainer["gradient_clip_val"]) == (3, None, None)
+    assert (config["optim"]["lr"], config["optim"]["weight_decay"]) == (1.23e-5, 0.01)
+    assert config["callbacks"]["checkpoint"]["every_n_epochs"] == 1
+    assert config["model"]["checkpoint"] == data["tokenizer"] == "distilbert/distilbert-base-uncased"

@@ -1,0 +1,164 @@
+"""The picture of DESIGN section 1 holds: imports point down, and nothing heavy is imported for nothing."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mlm_lightning
+
+PACKAGE = Path(mlm_lightning.__file__).parent
+
+# from the bottom up; a module imports from layers below its own, or from its own layer where IN_LAYER says so
+LAYERS = (
+    ("batch", "files"),
+    ("randomness",),
+    ("masking", "metrics", "optim", "data", "data.*", "models", "models.*"),
+    ("config", "module", "data.datamodule", "loggers"),
+    ("compose", "callbacks", "runs"),
+    ("commands.errors", "commands.arguments"),
+    ("commands", "commands.*"),
+    ("__main__", ""),
+)
+MAY_USE = {
+    "lightning": ("module", "data.datamodule", "callbacks", "loggers", "runs", "commands", "commands.*"),
+    "hydra": ("config", "compose", "runs", "commands", "commands.*"),
+    "omegaconf": ("config", "compose", "runs", "commands", "commands.*"),
+}
+LOADED_BY_NAME = ("models.pretrained",)  # nobody imports it: a config's _target_ does, and then it is used
+HEAVY = ("transformers", "tokenizers", "datasets", "matplotlib", "pandas", "wandb")
+
+
+def name_of(path: Path) -> str:
+    """`data.tree` of mlm_lightning/data/tree.py, and `data` of its __init__.py."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+MODULES = {name_of(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+EVERY_MODULE = pytest.mark.parametrize("module", [name for name in MODULES if name])
+
+
+def listed(module: str, patterns: tuple[str, ...]) -> bool:
+    return module in patterns or (f"{module.partition('.')[0]}.*" in patterns and "." in module)
+
+
+def layer(module: str) -> int:
+    exact = [level for level, names in enumerate(LAYERS) if module in names]
+    matching = exact or [level for level, names in enumerate(LAYERS) if listed(module, names)]
+    assert len(matching) == 1, f"{module} has no place in LAYERS: give it one"
+    return matching[0]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The full names that are imported anywhere in a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(tree: ast.AST) -> set[str]:
+    """Our modules among what a module imports."""
+    inside = {name.removeprefix("mlm_lightning.") for name in imported(tree) if name.startswith("mlm_lightning.")}
+    return inside & set(MODULES)
+
+
+def runs_at_import(tree: ast.Module) -> ast.Module:
+    """The module without its functions' bodies and without what only a type checker reads."""
+
+    class Prune(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
+
+    return Prune().visit(ast.parse(ast.unparse(tree)))
+
+
+@EVERY_MODULE
+def test_imports_point_down(module):
+    for other in ours(MODULES[module]) - {module}:
+        # the files of one folder, such as data/, and of one line, such as metrics and optim, are neighbours
+        same_folder = module.partition(".")[0] == other.partition(".")[0]
+        assert layer(other) < layer(module) or (same_folder and layer(other) == layer(module)), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", LOADED_BY_NAME)
+def test_what_is_loaded_by_name_is_imported_by_nobody(module):
+    assert [other for other, tree in MODULES.items() if module in ours(runs_at_import(tree))] == []
+
+
+def test_no_two_modules_import_each_other():
+    below: dict[str, set[str]] = {module: ours(runs_at_import(tree)) - {module} for module, tree in MODULES.items()}
+    left = dict(below)
+    while left:
+        leaves = [module for module, needs in left.items() if not needs & set(left)]
+        assert leaves, f"a circle of imports among {sorted(left)}"
+        for module in leaves:
+            del left[module]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("models.")])
+def test_models_know_the_batch_and_nothing_else_of_ours(module):
+    assert {name for name in ours(MODULES[module]) if not name.startswith("models")} <= {"batch"}
+
+
+@EVERY_MODULE
+@pytest.mark.parametrize("library", MAY_USE)
+def test_each_framework_has_its_place(module, library):
+    uses = any(name.partition(".")[0] in (library, f"pytorch_{library}") for name in imported(MODULES[module]))
+    assert not uses or listed(module, MAY_USE[library]), f"{module} imports {library}"
+
+
+def test_the_check_of_configs_is_plain_python():
+    """config.py reads dicts: it can be used, and tested, without Hydra."""
+    assert not {"hydra", "omegaconf", "lightning"} & {name.partition(".")[0] for name in imported(MODULES["config"])}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name and name not in LOADED_BY_NAME])
+def test_heavy_libraries_are_imported_where_they_are_used(module):
+    at_import = {name.partition(".")[0] for name in imported(runs_at_import(MODULES[module]))}
+    assert not at_import & set(HEAVY)
+
+
+# what a process has in memory
+
+
+def loaded(code: str, names: tuple[str, ...], folder: Path) -> list[str]:
+    """Which of `names` are in sys.modules of a fresh process after `code`."""
+    ending = f"\nimport sys\nprint('LOADED', *[name for name in {names!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code) + ending], capture_output=True, text=True, cwd=folder, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("LOADED"))
+    return line.split()[1:]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["trian"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments, tmp_path):
+    code = f"from mlm_lightning.__main__ import main\nmain({arguments!r})"
+    assert loaded(code, ("torch", "lightning", "hydra", "omegaconf", "numpy", "transformers", "datasets"), tmp_path) == []
+
+
+def test_a_synthetic_run_imports_no_text_libraries(tmp_path):
+    """Lightning's metrics may touch `transformers` itself; its models and `datasets` cost seconds and are not needed."""
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from conftest import composed
+        from mlm_lightning.commands.train import train
+        summary = train(composed("output_dir=outputs", "trainer.max_steps=2", "trainer.val_check_interval=2"))
+        assert summary["steps"] == 2, summary
+    """
+    names = ("transformers.modeling_utils", "datasets", *(f"mlm_lightning.{name}" for name in LOADED_BY_NAME), "lightning")
+    assert loaded(code, names, tmp_path) == ["lightning"]
+    assert len(list((tmp_path / "outputs").rglob("summary.json"))) == 1
