@@ -228,8 +228,8 @@ def load_run(path: str | Path, trust: bool = False) -> LoadedRun:
     return LoadedRun(folder, checkpoint, state["global_step"], config, model, vocab, load_tokenizer(folder))
 
 
-def locate(path: str | Path) -> tuple[Path, Path]:
-    """The folder and the checkpoint that a RUN argument names."""
+def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
+    """The folder and the checkpoint that a RUN argument (or `resume`) names."""
     path = Path(path)
     if path.is_file() and path.suffix == ".ckpt":
         folder, checkpoint = path.parent.parent, path
@@ -238,12 +238,12 @@ def locate(path: str | Path) -> tuple[Path, Path]:
         there = [path / "checkpoints" / name for name in ("best.ckpt", *CHECKPOINTS)]
         found = [each for each in there if each.is_file()]
         if not found:
-            raise UserError(f"RUN={path}: has no checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")
+            raise UserError(f"{argument}={path}: has no checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")
         checkpoint = found[0]
     else:
-        raise UserError(f"RUN={path}: no such folder or checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")
+        raise UserError(f"{argument}={path}: no such folder or checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"RUN={path}: is not a run: there is no {folder / 'config.yaml'}")
+        raise UserError(f"{argument}={path}: is not a run: there is no {folder / 'config.yaml'}")
     return folder, checkpoint
 
 

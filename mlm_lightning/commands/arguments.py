@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(arguments)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}\n{self.help_text.splitlines()[0]}")
+        raise UserError(f"{message.replace(', OVERRIDE', '')}\n{self.help_text.splitlines()[0]}")
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

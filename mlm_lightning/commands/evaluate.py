@@ -40,7 +40,11 @@ def evaluate(run: str, overrides: list[str] | None = None, split: str = "val", t
     """The metrics of a run on a split, by name (`val/loss` …)."""
     from mlm_lightning.runs import load_run, locate, read_config
 
-    config = override(read_config(locate(run)[0]), overrides or [])
+    folder = locate(run)[0]
+    config = override(read_config(folder), overrides or [])
+    if (folder / "tokenizer").is_dir() and any(each.lstrip("+").startswith("data.") for each in overrides or []):
+        # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
+        config["data"] |= {"tokenizer": str(folder / "tokenizer"), "vocab_size": None}
     check({**config, "callbacks": None, "logger": None}, trust)
     loaded = load_run(run, trust)
     from mlm_lightning.commands.train import build_trainer, quiet
@@ -50,10 +54,10 @@ def evaluate(run: str, overrides: list[str] | None = None, split: str = "val", t
     quiet()
     source = build_source(config, trust)
     source.prepare()
-    if source.vocab.size != loaded.vocab.size:
+    if (source.vocab.size, source.vocab.tokens) != (loaded.vocab.size, loaded.vocab.tokens):
         raise UserError(
-            f"data: has a vocabulary of {source.vocab.size} tokens, the run's model one of {loaded.vocab.size}; "
-            "evaluate on data with the run's vocabulary"
+            f"data: its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with "
+            f"({loaded.vocab.size} tokens); evaluate on data of the same vocabulary"
         )
     maskings = build_eval_maskings(config, trust)
     module = MLMModule(loaded.model, source.oracle(), suffixes=list(maskings))

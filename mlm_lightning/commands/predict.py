@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser(HELP)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("texts", nargs="+", metavar="TEXT")
-    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--top-k", type=int)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--trust", action="store_true")
     flags = parser.parse(arguments)
@@ -37,14 +37,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def predict(run: str, texts: list[str], top_k: int = 5, trust: bool = False) -> list[list[dict[str, Any]]]:
-    """For each text a list with a dict a mask: `position` (in tokens, special ones counted), `predictions` (the `top_k` best,
-    each with `token` and `probability`) and `text`, the text with every mask filled with its best token."""
+def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = False) -> list[list[dict[str, Any]]]:
+    """For each text a list with a dict a mask: `position` (in tokens, special ones counted), `predictions` (the `top_k` best, 5
+    by default, each with `token` and `probability`) and `text`, the text with every mask filled with its best token."""
     import torch
 
     from mlm_lightning.runs import load_run
 
     loaded = load_run(run, trust)
+    if top_k is None:
+        top_k = min(5, loaded.vocab.size)
     if not 1 <= top_k <= loaded.vocab.size:
         raise UserError(f"--top-k {top_k}: give a number between 1 and the size of the vocabulary, {loaded.vocab.size}")
     encoded = [_encode_text(loaded, text) if loaded.tokenizer is not None else _encode_symbols(loaded, text) for text in texts]

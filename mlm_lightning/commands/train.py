@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     sys.path.append(os.getcwd())  # a `_target_` may name a package in this folder
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_intermixed_args(arguments)
     with composer(flags.config_dir, flags.config_name) as hydra:
         overrides = hydra.plain(flags.overrides)
         if not any(getattr(flags, name, None) for name in _HYDRA_ONLY):
@@ -66,11 +66,11 @@ def train(config: DictConfig | Config, overrides: Sequence[str] = ()) -> dict[st
     the run, and whatever stops the training; error.json then says why.
     """
     from mlm_lightning.compose import to_plain
-    from mlm_lightning.runs import Run, locate
+    from mlm_lightning.runs import Run
 
     plain = to_plain(config) if isinstance(config, DictConfig) else config
     check(plain)
-    parent = None if plain["resume"] in ("auto", "never") else locate(plain["resume"])[1]
+    parent = _parent(plain)
     run = Run.find(plain, overrides)
     if plain["resume"] == "never":
         _restart(run)
@@ -87,6 +87,13 @@ def train(config: DictConfig | Config, overrides: Sequence[str] = ()) -> dict[st
             if not isinstance(error, UserError):
                 run.fail(error)
             raise
+
+
+def _parent(config: Config) -> Path | None:
+    """The checkpoint of another run that this one is to start from."""
+    from mlm_lightning.runs import locate
+
+    return None if config["resume"] in ("auto", "never") else locate(config["resume"], "resume")[1]
 
 
 def fit(run: Any, checkpoint: Path | None) -> dict[str, Any]:
@@ -323,7 +330,9 @@ def _check_jobs(hydra: Any, overrides: list[str], multirun: bool) -> None:
         raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
     for job in jobs:
         try:
-            check(to_plain(hydra.compose(job)))
+            config = to_plain(hydra.compose(job))
+            check(config)
+            _parent(config)
         except UserError as error:
             for problem in str(error).splitlines():
                 found.setdefault(problem, []).append(" ".join(each.lstrip("+") for each in job))

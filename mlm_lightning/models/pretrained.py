@@ -62,6 +62,7 @@ class PretrainedMLM(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.seq_len = seq_len
         settings = dict(config or {})
         if checkpoint is not None:
             hf_config = _checkpoint_config(checkpoint, revision, architecture, settings)
@@ -82,6 +83,20 @@ class PretrainedMLM(nn.Module):
         _gather_at(self.hf_model, self._predicted)
         if gradient_checkpointing:
             _checkpoint_gradients(self.hf_model)
+
+    def rebuild_config(self) -> dict[str, Any]:
+        """The YAML that builds this architecture again, without a checkpoint and without the hub."""
+        config = self.hf_model.config
+        own = {field.name for field in fields(type(config)) if not field.name.startswith("_")}
+        settings = {key: value for key, value in config.to_dict().items() if key in own - {*_FROM_DATA, *_PLAIN_OUTPUT}}
+        return {
+            "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
+            "vocab_size": config.vocab_size,
+            "seq_len": self.seq_len,
+            "pad_token_id": config.pad_token_id,
+            "architecture": config.model_type,
+            "config": settings,
+        }
 
     def forward(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None

@@ -1,4 +1,5 @@
 import copy
+import json
 import inspect
 import os
 import pickle
@@ -295,3 +296,14 @@ def test_other_mistakes_with_a_checkpoint(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"it needs config\.json and model\.safetensors"):
         PretrainedMLM(V, L, checkpoint=str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_model_is_built_again_from_its_own_description(architecture: str) -> None:
+    model = tiny(architecture).eval()
+    description = json.loads(json.dumps(model.rebuild_config()))
+    assert description.pop("_target_") == "mlm_lightning.models.pretrained.PretrainedMLM"
+    again = PretrainedMLM(**description).eval()
+    again.load_state_dict(model.state_dict())
+    input_ids_BL = torch.randint(5, 20, (2, 8))
+    torch.testing.assert_close(again(input_ids_BL), model(input_ids_BL), rtol=0, atol=0)

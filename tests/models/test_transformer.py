@@ -350,3 +350,26 @@ def test_masked_lm_needs_logits_at_each_position():
     for activation in ("softmax", "log_softmax", "sigmoid"):
         with pytest.raises(ValueError, match=rf"decoder_output_activation={activation} .* applies the softmax itself"):
             tiny(decoder_output_activation=activation).check_masked_lm()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
+    torch.manual_seed(0)
+    model = TransformerClassifier(11, 24, d_model=32, num_layers=2, nhead=4, dim_feedforward=64)
+    input_ids_BL = torch.randint(11, (5, 24))
+    mask_BL = (torch.arange(24) < torch.tensor([[24], [1], [7], [23], [12]])).long() if padded else None
+    positions_BK = torch.randint(24, (5, 3)) if not padded else torch.zeros(5, 3, dtype=torch.long)
+
+    def logits_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits_BKV = model(input_ids_BL, mask_BL, positions_BK)
+        logits_BKV.float().square().sum().backward()
+        return logits_BKV.float(), model.encoder.layers[0].self_attn.in_proj_weight.grad
+
+    plain = logits_and_gradient()
+    monkeypatch.setattr("mlm_lightning.models.transformer._SHORT", 0)
+    fused = logits_and_gradient()
+    for one, other in zip(plain, fused, strict=True):
+        # bfloat16 has 8 bits
+        assert (one - other).abs().max() < 0.03 * other.abs().max()
