@@ -90,3 +90,9 @@ class MLMBatch(NamedTuple):
     @property
     def labels_BK(self) -> Tensor:
         return self.labels_BL.gather(1, self.positions_BK)
+
+    def trimmed(self) -> "MLMBatch":
+        """The same batch without the places for predicted positions that no row uses; at least one place stays."""
+        used_K = (self.labels_BK != IGNORE_INDEX).any(0)
+        places = max(1, int(used_K.sum()))  # the used ones come first
+        return self._replace(positions_BK=self.positions_BK[:, :places])

@@ -68,6 +68,10 @@ class MLMModule(L.LightningModule):
         """The logits at the predicted positions, `logits_BKV`."""
         return self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
 
+    def _trimmed(self, batch: MLMBatch) -> MLMBatch:
+        # accelerators want static shapes; a CPU has no use for places that no row of this batch needs
+        return batch.trimmed() if self.device.type == "cpu" else batch
+
     # training
 
     def on_train_start(self) -> None:
@@ -78,6 +82,7 @@ class MLMModule(L.LightningModule):
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
         seed_torch(self.seed, Stream.DROPOUT, batch_idx, self.global_rank)
+        batch = self._trimmed(batch)
         loss_sum, predicted = masked_cross_entropy(self(batch), batch.labels_BK)
         mask_BL = batch.attention_mask_BL
         tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.sum()
@@ -143,6 +148,7 @@ class MLMModule(L.LightningModule):
         self._eval_sums = [MetricSums(self.device) for _ in self.suffixes]
 
     def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        batch = self._trimmed(batch)
         self._eval_sums[dataloader_idx].update(self(batch), batch, self._oracle_probs(batch))
 
     def on_validation_epoch_end(self) -> None:

@@ -44,3 +44,12 @@ def test_labels_at_the_positions():
     labels_BL = torch.tensor([[IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX, 0, IGNORE_INDEX]])
     batch = MLMBatch(labels_BL, labels_BL, None, torch.tensor([[1, 4, 0]]), torch.tensor([0]))
     assert batch.labels_BK.tolist() == [[3, 0, IGNORE_INDEX]]
+
+
+def test_trimming_drops_only_places_that_no_row_uses() -> None:
+    labels_BL = torch.tensor([[-100, 3, -100, 4], [5, -100, -100, -100]])
+    positions_BK = torch.tensor([[1, 3, 0, 0], [0, 1, 1, 1]])
+    batch = MLMBatch(torch.zeros(2, 4, dtype=torch.long), labels_BL, None, positions_BK, torch.arange(2))
+    assert batch.trimmed().labels_BK.tolist() == [[3, 4], [5, -100]]
+    nothing = batch._replace(labels_BL=torch.full((2, 4), -100))
+    assert nothing.trimmed().positions_BK.shape == (2, 1)

@@ -1,6 +1,7 @@
 """Arguments that commands share: flags by argparse, and plain Hydra overrides on top of a run's config."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -19,10 +20,19 @@ class Parser(argparse.ArgumentParser):
         if "-h" in arguments or "--help" in arguments:
             print(self.help_text, end="")
             sys.exit(0)
-        return self.parse_intermixed_args(arguments)
+        flags = self.parse_intermixed_args(arguments)
+        if getattr(flags, "trust", False):
+            see_own_packages()
+        return flags
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.replace(', OVERRIDE', '')}\n{self.help_text.splitlines()[0]}")
+
+
+def see_own_packages() -> None:
+    """A trusted `_target_` may name a package in this folder, as in `mlm train`."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -32,6 +42,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from mlm_lightning.compose import composer, to_plain
 
@@ -43,11 +54,16 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             except HydraException as error:
                 raise UserError(f"'{text}': is no KEY=VALUE") from error
             key, value = parsed.key_or_group, parsed.value()
+            if parsed.is_sweep_override():
+                raise UserError(f"'{text}': several values; give one, and call the command once for each")
             if isinstance(value, str) and isinstance(config.get(key), dict):
                 changed[key] = OmegaConf.create(to_plain(hydra.compose([text])))[key]
             elif key.split(".")[0] not in config:
                 raise UserError(f"{key}: unknown key of the run's config")
             else:
-                OmegaConf.update(changed, key, value, merge=True, force_add=True)
+                try:
+                    OmegaConf.update(changed, key, value, merge=True, force_add=True)
+                except OmegaConfBaseException as error:
+                    raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
     plain: Any = OmegaConf.to_container(changed, resolve=True)
     return plain

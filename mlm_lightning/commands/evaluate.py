@@ -5,6 +5,7 @@ from typing import Any
 
 from mlm_lightning.commands.arguments import Parser, override
 from mlm_lightning.config import TrainerSettings, UserError, build_eval_maskings, build_source, check
+from mlm_lightning.data.source import Split
 
 HELP = """\
 mlm evaluate RUN [OVERRIDE…] [--split val|test] [--json] [--trust]
@@ -36,13 +37,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate(run: str, overrides: list[str] | None = None, split: str = "val", trust: bool = False) -> dict[str, Any]:
+def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val", trust: bool = False) -> dict[str, Any]:
     """The metrics of a run on a split, by name (`val/loss` …)."""
     from mlm_lightning.runs import load_run, locate, read_config
 
     folder = locate(run)[0]
     config = override(read_config(folder), overrides or [])
-    if (folder / "tokenizer").is_dir() and any(each.lstrip("+").startswith("data.") for each in overrides or []):
+    if (folder / "tokenizer").is_dir() and isinstance(config["data"], dict) and any(each.lstrip("+").startswith("data.") for each in overrides or []):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
         config["data"] |= {"tokenizer": str(folder / "tokenizer"), "vocab_size": None}
     check({**config, "callbacks": None, "logger": None}, trust)
@@ -53,7 +54,11 @@ def evaluate(run: str, overrides: list[str] | None = None, split: str = "val", t
 
     quiet()
     source = build_source(config, trust)
-    source.prepare()
+    try:
+        source.prepare()
+        source.rows(split)
+    except (ValueError, FileNotFoundError) as error:  # documents that will not do; no such split
+        raise UserError(str(error)) from error
     if (source.vocab.size, source.vocab.tokens) != (loaded.vocab.size, loaded.vocab.tokens):
         raise UserError(
             f"data: its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with "
@@ -77,5 +82,8 @@ def _show(metrics: dict[str, Any]) -> None:
 
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.5f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+        if name != "checkpoint":
+            table.add_row(name, f"{value:.5f}" if isinstance(value, float) else str(value))
+    console = Console()
+    console.print(f"  {metrics['checkpoint']}", highlight=False, markup=False, soft_wrap=True)  # a path stays one word
+    console.print(table)

@@ -99,10 +99,10 @@ def _encode_text(loaded: Any, text: str) -> _Encoded:
     masks = [position for position, token_id in enumerate(input_ids) if token_id == tokenizer.mask_token_id]
 
     def fill(words: list[str]) -> str:
-        filled = text
-        for word in words:
-            filled = filled.replace(mask_token, word.strip().removeprefix("##"), 1)
-        return filled
+        first, *others = text.split(mask_token)
+        return first + "".join(
+            word.strip().removeprefix("##") + other for word, other in zip(words, others, strict=True)
+        )
 
     return _Encoded(input_ids, masks, lambda token_id: tokenizer.decode([token_id]), fill)
 
@@ -113,7 +113,7 @@ def _encode_symbols(loaded: Any, text: str) -> _Encoded:
     if "_" not in words:
         raise UserError(f"TEXT='{text}': has no _; write _ where a symbol is to be predicted")
     for word in words:
-        if word != "_" and not (word.isdigit() and int(word) < vocab.size and int(word) not in vocab.special_ids):
+        if word != "_" and not (word.isdecimal() and int(word) < vocab.size and int(word) not in vocab.special_ids):
             raise UserError(f"TEXT='{text}': '{word}' is no symbol; give integers from 0 to {vocab.size - 2}, and _ for [MASK]")
     seq_len = json.loads((loaded.folder / "model.json").read_text()).get("seq_len")
     if seq_len is not None and len(words) != seq_len:

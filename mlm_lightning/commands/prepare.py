@@ -1,9 +1,10 @@
 """`mlm prepare`: builds the token cache of the chosen data, nothing else."""
 
+from collections.abc import Callable
 from typing import Any
 
-from mlm_lightning.commands.arguments import Parser
-from mlm_lightning.config import build_source, check
+from mlm_lightning.commands.arguments import Parser, see_own_packages
+from mlm_lightning.config import UserError, build_source, check
 
 HELP = """\
 mlm prepare [OVERRIDE…] [--config-dir DIR]
@@ -22,11 +23,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     parser.add_argument("--config-dir")
     flags = parser.parse(arguments)
+    see_own_packages()
     with composer(flags.config_dir) as hydra:
         config = to_plain(hydra.compose(hydra.plain(flags.overrides)))
     check(config)
     source = build_source(config)
-    source.prepare()
+    try:
+        source.prepare()
+    except (ValueError, FileNotFoundError) as error:  # documents, sizes or a tokenizer that will not do
+        raise UserError(str(error)) from error
     summary = getattr(source, "summary", None)
     if summary is None:
         print(f"{type(source).__name__} makes its rows as they are asked for: nothing to prepare")
@@ -36,12 +41,23 @@ def main(arguments: list[str]) -> int:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
+    """One column a split: three of them fit 80 characters, nine quantities would not."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "split" else "right")
+    lines: dict[str, Callable[[dict[str, Any]], str]] = {
+        "documents": lambda row: f"{row['documents']:,}",
+        "tokens": lambda row: f"{row['tokens']:,}",
+        "tokens a document": lambda row: f"{row['tokens_per_document']:,.1f}",
+        "unknown tokens": lambda row: f"{row['unknown_share']:.2%}",
+        "rows (chunks)": lambda row: f"{row['chunks']:,}",
+        "tokens left over": lambda row: f"{row['dropped_tokens']:,}",
+        "size": lambda row: f"{row['bytes'] / 1e6:,.2f} MB",
+    }
+    table = Table(box=None, padding=(0, 2))
+    table.add_column()
     for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+        table.add_column(row["split"], justify="right")
+    for name, shown in lines.items():
+        table.add_row(name, *map(shown, rows))
     Console().print(table)

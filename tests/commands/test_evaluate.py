@@ -1,0 +1,202 @@
+"""A run's metrics can be had again: the same numbers from its checkpoint, on the frozen masks, however the rows are batched."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import composed
+from omegaconf import OmegaConf
+
+from mlm_lightning.__main__ import main
+from mlm_lightning.commands.evaluate import evaluate
+from mlm_lightning.commands.train import train
+from mlm_lightning.config import UserError
+from mlm_lightning.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained too fast, so that the best step is not the last."""
+    folder = tmp_path_factory.mktemp("outputs")
+    config = composed(f"output_dir={folder}", "schedule=constant", "optim.lr=0.3", "eval.mask_rates=null")
+    summary = train(config)
+    assert summary["best/step"] < summary["steps"]
+    return Run.find(config)
+
+
+@pytest.fixture(scope="module")
+def best(run: Run) -> dict[str, Any]:
+    return evaluate(str(run.folder))
+
+
+def metrics_of(result: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in result.items() if "/" in name}
+
+
+def test_the_last_checkpoint_has_the_metrics_of_the_summary(run: Run) -> None:
+    last = evaluate(str(run.checkpoints / "last.ckpt"))
+    assert run.summary is not None
+    expected = {name: value for name, value in run.summary.items() if name.startswith("val/")}
+    assert set(expected) == set(metrics_of(last))
+    assert metrics_of(last) == pytest.approx(expected, abs=1e-6)
+    assert last["step"] == 8
+
+
+def test_a_folder_stands_for_its_best_checkpoint(run: Run, best: dict[str, Any]) -> None:
+    assert run.summary is not None
+    assert best["step"] == run.summary["best/step"]
+    assert best["val/loss"] == pytest.approx(run.summary["best/val/loss"], abs=1e-6)
+    assert best["checkpoint"] == str(run.checkpoints / "best.ckpt")
+
+
+def test_evaluating_leaves_the_run_as_it_was(run: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    evaluate(str(run.folder))
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+
+
+def test_the_test_split_has_other_rows(run: Run, best: dict[str, Any]) -> None:
+    test = evaluate(str(run.folder), split="test")
+    assert set(metrics_of(test)) == {name.replace("val/", "test/") for name in metrics_of(best)}
+    assert test["test/loss"] != best["val/loss"]
+    assert test["test/oracle_loss"] != best["val/oracle_loss"]
+
+
+def test_further_mask_rates_come_beside_the_training_condition(run: Run, best: dict[str, Any]) -> None:
+    rates = evaluate(str(run.folder), ["eval.mask_rates=[0.15,0.3]"])
+    plain = metrics_of(best)
+    assert set(metrics_of(rates)) == {name + suffix for name in plain for suffix in ("", "_rate_0.15", "_rate_0.30")}
+    for name, value in plain.items():
+        assert rates[name] == rates[f"{name}_rate_0.15"] == value
+    assert rates["val/loss_rate_0.30"] != rates["val/loss"]
+    # fewer neighbours are seen
+    assert rates["val/oracle_loss_rate_0.30"] > rates["val/oracle_loss"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64, 1000])
+def test_the_batch_size_does_not_matter(run: Run, best: dict[str, Any], batch_size: int) -> None:
+    other = evaluate(str(run.folder), [f"data.batch_size={batch_size}"])
+    # a token's loss is float32, whose matrix products round differently for other shapes; the oracle is float64
+    assert metrics_of(other) == pytest.approx(metrics_of(best), rel=1e-6)
+    exact = ("val/oracle_loss", "val/oracle_accuracy", "val/accuracy")
+    assert [other[name] for name in exact] == pytest.approx([best[name] for name in exact], rel=1e-9)
+
+
+def test_the_masks_are_frozen_whatever_the_seed_of_the_run(run: Run, best: dict[str, Any]) -> None:
+    assert metrics_of(evaluate(str(run.folder), ["seed=7"])) == metrics_of(best)
+    assert evaluate(str(run.folder), ["eval.seed=7"])["val/loss"] != best["val/loss"]
+
+
+def test_other_data_has_another_oracle(run: Run, best: dict[str, Any]) -> None:
+    # at the level of the leaves they are independent given the root: less can be known
+    other = evaluate(str(run.folder), ["data.filter_level=2"])
+    assert other["val/oracle_loss"] > best["val/oracle_loss"] + 0.05
+    assert other["step"] == best["step"]
+
+
+def test_another_vocabulary_is_a_mistake(run: Run) -> None:
+    with pytest.raises(UserError, match=r"5 tokens.*4 tokens"):
+        evaluate(str(run.folder), ["data.num_symbols=4"])
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("data.dpeth=3", ["data.dpeth", "'depth'"]),
+        ("data=unifrom", ["data=unifrom", "'uniform'"]),
+        ("dta.depth=3", ["dta.depth"]),
+        ("seed.deep=3", ["seed"]),
+        ("data=null", ["data"]),
+        ("data.depth", ["KEY=VALUE"]),
+        ("masking.rate=0.1,0.2", ["masking.rate=0.1,0.2", "several values"]),
+        ("eval.mask_rates=[2]", ["eval.mask_rates: 2"]),
+    ],
+)
+def test_a_mistaken_override_is_named(run: Run, capsys: pytest.CaptureFixture[str], override: str, names: list[str]) -> None:
+    assert main(["evaluate", str(run.folder), override]) == 2
+    message = capsys.readouterr().err
+    assert [name for name in names if name not in message] == [], message
+    assert "Traceback" not in message
+
+
+def test_the_json_is_all_that_is_printed(run: Run, best: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run.folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == best
+
+
+def test_the_table_names_every_metric(run: Run, best: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run.folder), "eval.mask_rates=[0.3]"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{best['checkpoint']}\n" in printed  # in one piece, also where it is longer than a line
+    for name, value in metrics_of(best).items():
+        assert f"{value:.5f}" in next(line for line in printed.splitlines() if line.split()[:1] == [name])
+    assert math.isfinite(best["val/loss"])
+
+
+# a run's folder from somewhere else
+
+
+@pytest.fixture
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that the module `planted` writes when it is imported."""
+    marker = tmp_path / "imported"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "planted.py").write_text(
+        f"from pathlib import Path\nfrom mlm_lightning.data.tree import TreeSource as Planted\nPath({str(marker)!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.delitem(__import__("sys").modules, "planted", raising=False)
+    return marker
+
+
+def planted(run: Run, folder: Path, **targets: str) -> Path:
+    """A copy of the run whose config names other classes."""
+    shutil.copytree(run.folder, folder)
+    config = OmegaConf.load(folder / "config.yaml")
+    for key, target in targets.items():
+        OmegaConf.update(config, f"{key.replace('__', '.')}._target_", target, force_add=True)
+    OmegaConf.save(config, folder / "config.yaml")
+    return folder
+
+
+@pytest.mark.parametrize("group", ["data", "masking", "model"])
+def test_a_foreign_class_is_refused_and_nothing_of_it_imported(run: Run, tmp_path: Path, marker: Path, group: str) -> None:
+    foreign = planted(run, tmp_path / "foreign", **{group: "planted.Planted"})
+    with pytest.raises(UserError, match=rf"{group}._target_=planted.Planted.*--trust"):
+        evaluate(str(foreign))
+    assert not marker.exists()
+
+
+def test_an_override_is_no_way_around_it(run: Run, marker: Path) -> None:
+    with pytest.raises(UserError, match="--trust"):
+        evaluate(str(run.folder), ["data._target_=planted.Planted"])
+    with pytest.raises(UserError, match="--trust"):
+        evaluate(str(run.folder), ["data._target_=os.system"])
+    assert not marker.exists()
+
+
+def test_what_evaluation_does_not_build_it_does_not_import(
+    run: Run, tmp_path: Path, marker: Path, best: dict[str, Any]
+) -> None:
+    names = ("optim", "schedule", "callbacks__samples", "logger__csv")
+    foreign = planted(run, tmp_path / "foreign", **dict.fromkeys(names, "planted.Planted"))
+    assert metrics_of(evaluate(str(foreign))) == metrics_of(best)
+    assert not marker.exists()
+
+
+def test_a_foreign_class_in_model_json_is_refused_too(run: Run, tmp_path: Path, marker: Path) -> None:
+    foreign = planted(run, tmp_path / "foreign")
+    description = json.loads((foreign / "model.json").read_text())
+    (foreign / "model.json").write_text(json.dumps(description | {"_target_": "planted.Planted"}))
+    for command in (["evaluate", str(foreign)], ["predict", str(foreign), "0 _ 1 2"], ["export", str(foreign), str(tmp_path / "x")]):
+        assert main(command) == 2
+    assert not marker.exists()
+
+
+def test_trust_imports_it(run: Run, tmp_path: Path, marker: Path, best: dict[str, Any]) -> None:
+    foreign = planted(run, tmp_path / "foreign", data="planted.Planted")
+    assert metrics_of(evaluate(str(foreign), trust=True)) == metrics_of(best)
+    assert marker.exists()
