@@ -10,6 +10,7 @@
 The same command finds the same folder, so it continues what it left, or says that it is done.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -114,6 +115,15 @@ class Run:
                 yield
             finally:
                 lock.truncate(0)
+                if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [".lock"]:
+                    self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        """Leaves nothing behind of a run that never started."""
+        (self.folder / ".lock").unlink()
+        for folder in (self.folder, self.folder.parent, self.folder.parent.parent):
+            with contextlib.suppress(OSError):  # others are in it
+                folder.rmdir()
 
     def move_aside(self) -> Path | None:
         """Moves the folder to `<name>/.old/`; never deletes."""

@@ -1,11 +1,14 @@
 """`mlm evaluate`: a run's metrics, also on other data or at other mask rates."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, override
 from mlm_lightning.config import TrainerSettings, UserError, build_eval_maskings, build_source, check
-from mlm_lightning.data.source import Split
+from mlm_lightning.data.source import Source, Split
+
+if TYPE_CHECKING:
+    from mlm_lightning.runs import LoadedRun
 
 HELP = """\
 mlm evaluate RUN [OVERRIDE…] [--split val|test] [--json] [--trust]
@@ -43,7 +46,11 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
 
     folder = locate(run)[0]
     config = override(read_config(folder), overrides or [])
-    if (folder / "tokenizer").is_dir() and isinstance(config["data"], dict) and any(each.lstrip("+").startswith("data.") for each in overrides or []):
+    if (
+        (folder / "tokenizer").is_dir()
+        and isinstance(config["data"], dict)
+        and any(each.lstrip("+").startswith("data.") for each in overrides or [])
+    ):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
         config["data"] |= {"tokenizer": str(folder / "tokenizer"), "vocab_size": None}
     check({**config, "callbacks": None, "logger": None}, trust)
@@ -64,6 +71,7 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
             f"data: its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with "
             f"({loaded.vocab.size} tokens); evaluate on data of the same vocabulary"
         )
+    _check_length(loaded, source)
     maskings = build_eval_maskings(config, trust)
     module = MLMModule(loaded.model, source.oracle(), suffixes=list(maskings))
     datamodule = MLMDataModule(
@@ -74,6 +82,22 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
     run_split = trainer.validate if split == "val" else trainer.test
     run_split(module, datamodule, verbose=False)
     return {"checkpoint": str(loaded.checkpoint), "step": loaded.step, **module.last_metrics}
+
+
+def _check_length(loaded: "LoadedRun", source: Source) -> None:
+    """Raises UserError where the model can't read rows as long as the source's."""
+    import torch
+
+    row_1L = torch.full((1, source.seq_len), loaded.vocab.mask_id)
+    try:
+        with torch.inference_mode():
+            loaded.model(row_1L)
+    except (ValueError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"data: its rows have {source.seq_len} tokens, and the run's model can't read them ({reason}); "
+            "evaluate on rows as long as the run's"
+        ) from error
 
 
 def _show(metrics: dict[str, Any]) -> None:

@@ -38,20 +38,27 @@ def export(run: str, folder: str | Path, trust: bool = False) -> Path:
         raise UserError(f"DIR={folder}: is there already; give a new folder")
     loaded = load_run(run, trust)
     model: Any = getattr(loaded.model, "hf_model", None)
-    if model is None or loaded.tokenizer is None:
+    if model is None:
         raise UserError(
             f"RUN={run}: its model is no Hugging Face architecture, so AutoModelForMaskedLM can't open it; "
             "train with model=distilbert or model=pretrained, or open the run from Python: mlm_lightning.load_run(RUN)"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    if loaded.tokenizer is None:
+        raise UserError(
+            f"RUN={run}: has no tokenizer/ in its folder, which an exported model needs; train it on text (data=text)"
+        )
+    place = folder.resolve()  # "." has no name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         model.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(_model_card(loaded))
-        if folder.is_dir():
-            folder.rmdir()
-        temporary.rename(folder)
+        if place.is_dir():  # empty, perhaps the folder that the user is in: it has to stay the same one
+            for path in temporary.iterdir():
+                path.rename(place / path.name)
+        else:
+            temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

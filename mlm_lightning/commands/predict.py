@@ -100,9 +100,7 @@ def _encode_text(loaded: Any, text: str) -> _Encoded:
 
     def fill(words: list[str]) -> str:
         first, *others = text.split(mask_token)
-        return first + "".join(
-            word.strip().removeprefix("##") + other for word, other in zip(words, others, strict=True)
-        )
+        return first + "".join(word.strip().removeprefix("##") + other for word, other in zip(words, others, strict=True))
 
     return _Encoded(input_ids, masks, lambda token_id: tokenizer.decode([token_id]), fill)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,6 +74,8 @@ def train(config: DictConfig | Config, overrides: Sequence[str] = ()) -> dict[st
     check(plain)
     parent = _parent(plain)
     run = Run.find(plain, overrides)
+    if plain["resume"] == "never" or run.summary is None:
+        _prepare(plain)
     if plain["resume"] == "never":
         _restart(run)
     with run.locked():
@@ -96,6 +98,26 @@ def _parent(config: Config) -> Path | None:
     from mlm_lightning.runs import locate
 
     return None if config["resume"] in ("auto", "never") else locate(config["resume"], "resume")[1]
+
+
+def _prepare(config: Config) -> None:
+    """Downloads and builds caches, and finds what is wrong with the data, before a run has a folder."""
+    from mlm_lightning.config import build_source
+
+    with mistakes():
+        source = build_source(config)
+        source.prepare()
+        source.rows("train")
+        source.rows("val")
+
+
+@contextlib.contextmanager
+def mistakes() -> Iterator[None]:
+    """What constructors and data refuse is the user's to mend."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise UserError(str(error)) from error
 
 
 def fit(run: Any, checkpoint: Path | None) -> dict[str, Any]:
@@ -124,13 +146,12 @@ def fit(run: Any, checkpoint: Path | None) -> dict[str, Any]:
     source.prepare()
     batch_size = config["data"]["batch_size"]
     plan = settings.plan(len(source.rows("train")), batch_size)
-    source.rows("val")
     eval_maskings = build_eval_maskings(config)
-    model = build_model(config, source.vocab, source.seq_len)
-    if (check_model := getattr(model, "check_masked_lm", None)) is not None:
-        check_model()
+    with mistakes():
+        model = build_model(config, source.vocab, source.seq_len)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        run.start(data=source.fingerprint(), parent=None, num_parameters=sum(p.numel() for p in model.parameters()))
+        parent = None if checkpoint is None or checkpoint.parent == run.checkpoints else str(checkpoint)
+        run.start(data=source.fingerprint(), parent=parent, num_parameters=sum(p.numel() for p in model.parameters()))
         describe_model(run, model, source.vocab, source.seq_len)
         if hasattr(source, "save_tokenizer"):
             source.save_tokenizer(run.folder / "tokenizer")
@@ -165,7 +186,10 @@ def fit(run: Any, checkpoint: Path | None) -> dict[str, Any]:
     trainer = build_trainer(settings, callbacks, loggers)
     if checkpoint and trainer.is_global_zero:
         _say(f"continuing {run.folder} after step {step} of {plan.total_steps}")
-    trainer.fit(module, datamodule, ckpt_path=checkpoint)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=checkpoint)
+    except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+        raise KeyboardInterrupt from error
     if not module.last_metrics:  # everything was trained before, and only the summary is missing
         trainer.validate(module, datamodule, verbose=False)
     summary: dict[str, Any] = dict(module.last_metrics)
@@ -355,14 +379,18 @@ def _flags_only(arguments: list[str], overrides: list[str]) -> list[str]:
 
 
 def _log_hyperparameters(loggers: list[Any], config: Config, summary: dict[str, Any]) -> None:
-    """TensorBoard's HParams tab shows -1 unless the final metrics come with the settings."""
+    """Fills TensorBoard's HParams tab: the settings, beside the last values of curves that are there already. Lightning's own way
+    shows -1, or draws a further one-point curve for each metric."""
     from lightning.pytorch.loggers import TensorBoardLogger
+    from torch.utils.tensorboard.summary import hparams
 
     skip = ("callbacks", "logger", "output_dir", "resume", "name", "sweep")
     settings = {key: value for key, value in _flat(config).items() if key.split(".")[0] not in skip}
+    metrics = {name: value for name, value in summary.items() if name.startswith("val/")}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(settings, {f"final/{name}": value for name, value in summary.items()})
+            for part in hparams(settings, metrics):
+                logger.experiment._get_file_writer().add_summary(part)
 
 
 def _flat(node: Config, prefix: str = "") -> dict[str, Any]:

@@ -77,12 +77,13 @@ def test_further_mask_rates_come_beside_the_training_condition(run: Run, best: d
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64, 1000])
-def test_the_batch_size_does_not_matter(run: Run, best: dict[str, Any], batch_size: int) -> None:
-    other = evaluate(str(run.folder), [f"data.batch_size={batch_size}"])
-    # a token's loss is float32, whose matrix products round differently for other shapes; the oracle is float64
-    assert metrics_of(other) == pytest.approx(metrics_of(best), rel=1e-6)
-    exact = ("val/oracle_loss", "val/oracle_accuracy", "val/accuracy")
-    assert [other[name] for name in exact] == pytest.approx([best[name] for name in exact], rel=1e-9)
+def test_the_batch_size_does_not_matter(run: Run, batch_size: int) -> None:
+    # float64: matrix products of other shapes add in another order, which float32 shows at 1e-7
+    one, other = (
+        metrics_of(evaluate(str(run.folder), ["trainer.precision=64-true", *overrides]))
+        for overrides in ([], [f"data.batch_size={batch_size}"])
+    )
+    assert other == pytest.approx(one, rel=1e-9)
 
 
 def test_the_masks_are_frozen_whatever_the_seed_of_the_run(run: Run, best: dict[str, Any]) -> None:
@@ -100,6 +101,11 @@ def test_other_data_has_another_oracle(run: Run, best: dict[str, Any]) -> None:
 def test_another_vocabulary_is_a_mistake(run: Run) -> None:
     with pytest.raises(UserError, match=r"5 tokens.*4 tokens"):
         evaluate(str(run.folder), ["data.num_symbols=4"])
+
+
+def test_rows_longer_than_the_model_are_a_mistake(run: Run) -> None:
+    with pytest.raises(UserError, match=r"rows have 8 tokens.*at most 4"):
+        evaluate(str(run.folder), ["data.depth=3"])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +197,11 @@ def test_a_foreign_class_in_model_json_is_refused_too(run: Run, tmp_path: Path, 
     foreign = planted(run, tmp_path / "foreign")
     description = json.loads((foreign / "model.json").read_text())
     (foreign / "model.json").write_text(json.dumps(description | {"_target_": "planted.Planted"}))
-    for command in (["evaluate", str(foreign)], ["predict", str(foreign), "0 _ 1 2"], ["export", str(foreign), str(tmp_path / "x")]):
+    for command in (
+        ["evaluate", str(foreign)],
+        ["predict", str(foreign), "0 _ 1 2"],
+        ["export", str(foreign), str(tmp_path / "x")],
+    ):
         assert main(command) == 2
     assert not marker.exists()
 

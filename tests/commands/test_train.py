@@ -83,6 +83,10 @@ def test_tensorboard_has_the_curves_the_samples_and_the_final_metrics(toy: Toy) 
     assert {"train/loss", "train/grad_norm", "lr", "val/loss", "val/excess_loss"} <= set(tags["scalars"])
     assert "val/samples/text_summary" in tags["tensors"]
     assert [event.step for event in events.Scalars("val/loss")] == [4, 8]
+    hyperparameters = events.SummaryMetadata("_hparams_/session_start_info")
+    assert b"masking.rate" in hyperparameters.plugin_data.content
+    assert b"val/excess_loss" in events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert not any(tag.startswith(("hp_metric", "final")) for tag in tags["scalars"])
 
 
 def test_a_complete_run_returns_its_summary_and_trains_nothing(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,3 +176,18 @@ def test_load_run_gives_the_model_of_the_best_step(toy: Toy) -> None:
     assert loaded.tokenizer is None
     logits_BLV = loaded.model(torch.tensor([[0, 1, 3, 2]]))
     assert logits_BLV.shape == (1, 4, 4)
+
+
+def test_a_mistake_that_only_the_data_shows_leaves_no_folder(toy: Toy, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    text = [f"data.path={empty}", f"data.tokenizer={tmp_path / 'vocab.txt'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    from mlm_lightning.compose import composer, to_plain
+
+    with composer() as hydra:
+        overrides = hydra.plain(["data=text", *text, f"output_dir={tmp_path / 'outputs'}"])
+        config = to_plain(hydra.compose(overrides))
+    with pytest.raises(UserError, match="empty"):
+        train(config)
+    assert not (tmp_path / "outputs").exists()

@@ -1,0 +1,266 @@
+"""Text from end to end: a run keeps all that it needs of its tokenizer, and its folder is enough to use it."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import composed
+
+from mlm_lightning.__main__ import main
+from mlm_lightning.commands.evaluate import evaluate
+from mlm_lightning.commands.export import export
+from mlm_lightning.commands.predict import predict
+from mlm_lightning.commands.train import train
+from mlm_lightning.runs import Run, load_run
+
+VOCABULARY = "the a cat dog bird sees hears follows quiet loud old young river house garden and near of walking walked"
+WORDS = VOCABULARY.split(" ")
+TEXT = "the [MASK] dog sees the [MASK] ."
+
+DISTILBERT = (
+    "model=distilbert",
+    "model.config={n_layers: 1, dim: 16, n_heads: 2, hidden_dim: 32}",
+    "optim.lr=1e-2",
+)
+TRANSFORMER = ("model=transformer", "model.d_model=16", "model.num_layers=1", "model.nhead=2", "model.dim_feedforward=32")
+
+
+def write_documents(file: Path, seed: int, documents: int = 200) -> Path:
+    choose = random.Random(seed)
+    lines = [" ".join(choose.choices(WORDS, k=choose.randint(5, 25))) + " ." for _ in range(documents)]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@dataclass
+class TextRun:
+    run: Run
+    corpus: Path
+    cache: Path
+
+    @property
+    def folder(self) -> str:
+        return str(self.run.folder)
+
+
+def text_config(folder: Path, corpus: Path, *model: str) -> dict[str, Any]:
+    return composed(
+        f"output_dir={folder / 'outputs'}",
+        *("data=text", f"data.path={corpus}", "data.tokenizer=train", "data.vocab_size=200", "data.chunk_size=16"),
+        *("~data.num_symbols", "~data.depth", "data.val_size=0.2", "data.test_size=null", f"data.cache_dir={folder / 'cache'}"),
+        *("~model.d_model", "~model.num_layers", "~model.nhead", "~model.dim_feedforward", *model),
+    )
+
+
+def trained(folder: Path, *model: str) -> TextRun:
+    corpus = write_documents(folder / "corpus.txt", seed=0)
+    config = text_config(folder, corpus, *model)
+    train(config)
+    return TextRun(Run.find(config), corpus, folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def distilbert(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
+    return trained(tmp_path_factory.mktemp("distilbert"), *DISTILBERT)
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
+    return trained(tmp_path_factory.mktemp("transformer"), *TRANSFORMER)
+
+
+@pytest.fixture(params=["distilbert", "transformer"])
+def either(request: pytest.FixtureRequest) -> TextRun:
+    return request.getfixturevalue(request.param)
+
+
+def test_a_text_run_is_complete(either: TextRun) -> None:
+    summary = either.run.summary
+    assert summary is not None
+    assert summary["steps"] == 8
+    assert summary["tokens"] == 8 * 16 * 16
+    assert 0 < summary["val/loss"] < 6
+    assert "val/oracle_loss" not in summary
+
+
+def test_the_tokenizer_is_in_the_run(either: TextRun) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(either.run.folder / "tokenizer")
+    loaded = load_run(either.folder)
+    assert tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
+    assert loaded.vocab.tokens is not None
+    assert [loaded.vocab.token(number) for number in tokenizer("the cat")["input_ids"]] == ["[CLS]", "the", "cat", "[SEP]"]
+
+
+def test_predictions_are_the_softmax_of_the_model(either: TextRun) -> None:
+    loaded = load_run(either.folder)
+    input_ids = loaded.tokenizer(TEXT)["input_ids"]
+    with torch.no_grad():
+        probs_LV = loaded.model(torch.tensor([input_ids]))[0].softmax(-1)
+    (masks,) = predict(either.folder, [TEXT], top_k=3)
+    assert [mask["position"] for mask in masks] == [2, 6]  # [CLS] is position 0
+    for mask in masks:
+        best = probs_LV[mask["position"]].topk(3)
+        assert [each["token"] for each in mask["predictions"]] == [
+            loaded.vocab.token(number) for number in best.indices.tolist()
+        ]
+        assert [each["probability"] for each in mask["predictions"]] == pytest.approx(best.values.tolist(), abs=1e-6)
+
+
+def test_the_text_is_filled_with_the_best(either: TextRun) -> None:
+    (masks,) = predict(either.folder, [TEXT])
+    first, second = (mask["predictions"][0]["token"].removeprefix("##") for mask in masks)
+    assert masks[0]["text"] == masks[1]["text"] == f"the {first} dog sees the {second} ."
+
+
+def test_a_prediction_that_is_mask_itself_fills_its_own_place(distilbert: TextRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(distilbert.run.folder, folder)
+    mask_id = load_run(folder).vocab.mask_id
+    state = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    state["state_dict"]["model.hf_model.vocab_projector.bias"][mask_id] = 1e3
+    torch.save(state, folder / "checkpoints" / "best.ckpt")
+    (masks,) = predict(str(folder), [TEXT])
+    assert masks[0]["predictions"][0]["token"] == "[MASK]"
+    assert masks[0]["text"] == TEXT
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("the cat", ["has no [MASK]"]), ("the [MASK]" + " cat" * 20, ["24 tokens", "rows of 16", "shorten"])],
+)
+def test_a_text_that_cannot_be_predicted(
+    distilbert: TextRun, capsys: pytest.CaptureFixture[str], text: str, names: list[str]
+) -> None:
+    assert main(["predict", distilbert.folder, text]) == 2
+    errors = capsys.readouterr().err
+    assert [name for name in names if name not in errors] == [], errors
+
+
+def test_evaluate_repeats_the_summary(either: TextRun) -> None:
+    result = evaluate(str(either.run.checkpoints / "last.ckpt"))
+    assert either.run.summary is not None
+    for name in ("val/loss", "val/perplexity", "val/accuracy"):
+        assert result[name] == pytest.approx(either.run.summary[name], abs=1e-6)
+
+
+def test_a_split_that_is_not_there_is_a_mistake(distilbert: TextRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", distilbert.folder, "--split", "test"]) == 2
+    assert "there is no test split" in capsys.readouterr().err
+
+
+def test_other_documents_are_read_with_the_runs_own_tokens(either: TextRun, tmp_path: Path) -> None:
+    # words of other letters: a tokenizer trained on these would be another one
+    other = write_documents(tmp_path / "other.txt", seed=1)
+    other.write_text(other.read_text() + "zebra xylophone quiz jazz\n" * 40)
+    loss = evaluate(either.folder, [f"data.path={other}", f"data.cache_dir={tmp_path / 'cache'}"])["val/loss"]
+    # the same as naming that tokenizer
+    named = [f"data.path={other}", f"data.tokenizer={either.run.folder / 'tokenizer'}", "data.vocab_size=null"]
+    assert loss == evaluate(either.folder, [*named, f"data.cache_dir={tmp_path / 'cache'}"])["val/loss"]
+    assert loss != evaluate(either.folder)["val/loss"]
+
+
+def test_rows_longer_than_the_model_are_a_mistake(transformer: TextRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", transformer.folder, "data.chunk_size=32"]) == 2
+    assert "rows have 32 tokens" in capsys.readouterr().err
+
+
+def test_documents_that_are_gone_are_a_mistake(either: TextRun, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["evaluate", either.folder, f"data.path={tmp_path / 'gone.txt'}"]) == 2
+    assert "gone.txt" in capsys.readouterr().err
+
+
+@pytest.fixture
+def without_data(distilbert: TextRun, tmp_path: Path) -> Iterator[TextRun]:
+    """Only the run's folder is left."""
+    away = tmp_path / "away"
+    away.mkdir()
+    shutil.move(distilbert.cache, away / "cache")
+    shutil.move(distilbert.corpus, away / "corpus.txt")
+    yield distilbert
+    shutil.rmtree(distilbert.cache, ignore_errors=True)
+    shutil.move(away / "cache", distilbert.cache)
+    shutil.move(away / "corpus.txt", distilbert.corpus)
+
+
+def test_the_folder_alone_is_enough_to_predict_and_export(
+    without_data: TextRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((mask,),) = predict(without_data.folder, ["the [MASK] ."])
+    assert len(mask["predictions"]) == 5
+    assert export(without_data.folder, tmp_path / "exported").is_dir()
+    # but not to evaluate
+    assert main(["evaluate", without_data.folder]) == 2
+    assert "corpus.txt" in capsys.readouterr().err
+
+
+# export
+
+
+@pytest.fixture(scope="module")
+def exported(distilbert: TextRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "my" / "model"
+    assert main(["export", distilbert.folder, str(folder)]) == 0
+    return folder
+
+
+def test_the_exported_pipeline_predicts_what_predict_does(
+    distilbert: TextRun, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import pipeline
+
+    fill_mask = pipeline("fill-mask", model=str(exported), device="cpu")
+    capsys.readouterr()
+    texts = ["the [MASK] dog sees a cat", "a quiet [MASK] near the river .", TEXT]
+    assert main(["predict", distilbert.folder, *texts, "--json", "--top-k", "7"]) == 0
+    for text, masks in zip(texts, json.loads(capsys.readouterr().out), strict=True):
+        answer: Any = fill_mask(text, top_k=7)
+        for mask, expected in zip(masks, answer if len(masks) > 1 else [answer], strict=True):
+            found = {each["token"]: each["probability"] for each in mask["predictions"]}
+            assert found == pytest.approx({each["token_str"]: each["score"] for each in expected}, abs=1e-5)
+            assert list(found) == [each["token_str"] for each in expected]
+
+
+def test_auto_model_finds_every_weight(distilbert: TextRun, exported: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    model, info = AutoModelForMaskedLM.from_pretrained(exported, output_loading_info=True)
+    assert {name: found for name, found in info.items() if found} == {}
+    assert type(model).__name__ == "DistilBertForMaskedLM"
+    ours = load_run(distilbert.folder).model.state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, ours[f"hf_model.{name}"]), name
+
+
+def test_an_exported_folder_can_be_trained_on(exported: Path, distilbert: TextRun, tmp_path: Path) -> None:
+    config = text_config(tmp_path, distilbert.corpus, "model=pretrained", f"model.checkpoint={exported}", "model.config={}")
+    config["data"] |= {"tokenizer": str(exported), "vocab_size": None}
+    config["trainer"]["max_steps"] = 1
+    config["optim"]["lr"] = 1e-9
+    assert distilbert.run.summary is not None
+    assert train(config)["val/loss"] == pytest.approx(distilbert.run.summary["best/val/loss"], rel=1e-4)
+
+
+def test_the_model_card_says_what_it_is(distilbert: TextRun, exported: Path) -> None:
+    import yaml
+
+    card = (exported / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "transformers", "pipeline_tag": "fill-mask"}
+    assert distilbert.run.summary is not None
+    assert f"| val/loss | {distilbert.run.summary['val/loss']:.5g} |" in body
+    config = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert config == distilbert.run.config
+
+
+def test_the_exported_folder_holds_safetensors_and_no_pickle(exported: Path) -> None:
+    names = {path.name for path in exported.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pkl"))]
