@@ -226,10 +226,11 @@ def load_run(path: str | Path, trust: bool = False) -> LoadedRun:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         description = json.loads((folder / "model.json").read_text())
+        target_name = description.pop("_target_")
         vocab = _vocab_from_json(json.loads((folder / "vocab.json").read_text()))
     except Exception as error:
         raise UserError(f"{checkpoint}: cannot be read: {' '.join(str(error).split())[:300]}") from error
-    target = resolve_target(description.pop("_target_"), trust)
+    target = resolve_target(target_name, trust)
     model: nn.Module = target(**description)
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
@@ -251,7 +252,9 @@ def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
             raise UserError(f"{argument}={path}: has no checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")
         checkpoint = found[0]
     else:
-        raise UserError(f"{argument}={path}: no such folder or checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")
+        raise UserError(
+            f"{argument}={path}: no such folder or checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it"
+        )
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{argument}={path}: is not a run: there is no {folder / 'config.yaml'}")
     return folder, checkpoint

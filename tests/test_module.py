@@ -43,7 +43,7 @@ def test_ranks_equal_the_large_batch(toy: Toy, large_batch: list[float]) -> None
     found = losses(config)
     assert len(found) == 20
     assert found == pytest.approx(large_batch, abs=1e-5)
-    folders = [path for path in Path(config["output_dir"]).rglob("summary.json")]
+    folders = list(Path(config["output_dir"]).rglob("summary.json"))
     assert len(folders) == 1
 
 

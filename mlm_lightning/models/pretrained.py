@@ -344,7 +344,8 @@ def _build(config: PreTrainedConfig, checkpoint: str | None, revision: str | Non
             f"{' …' if len(missing) > 8 else ''}; train before you trust its predictions",
             stacklevel=3,
         )
-    return model
+    # loaded for inference by default: without this, Lightning keeps dropout switched off
+    return model.train()
 
 
 def _from_config(config: PreTrainedConfig) -> PreTrainedModel:

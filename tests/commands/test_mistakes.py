@@ -52,7 +52,7 @@ MISTAKES = [
     ("train trainer.devices=0", ["trainer.devices=0"]),
     ("train trainer.val_check_interval=1.5", ["trainer.val_check_interval=1.5", "share"]),
     # an impossible combination
-    ("train model.nhead=3", ["model.nhead=3", "model.d_model=128"]),
+    ("train model.nhead=3", ["model.nhead=3", "model.d_model=64"]),
     ("train masking.mask_share=0.8 masking.random_share=0.5", ["masking.mask_share=0.8", "masking.random_share=0.5"]),
     ("train model.decoder_output_activation=softmax", ["model.decoder_output_activation=softmax", "=null"]),
     ("train model.embedding_agg=mean", ["model.embedding_agg=mean", "=null"]),

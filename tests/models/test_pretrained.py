@@ -1,6 +1,6 @@
 import copy
-import json
 import inspect
+import json
 import os
 import pickle
 import re
@@ -307,3 +307,9 @@ def test_a_model_is_built_again_from_its_own_description(architecture: str) -> N
     again.load_state_dict(model.state_dict())
     input_ids_BL = torch.randint(5, 20, (2, 8))
     torch.testing.assert_close(again(input_ids_BL), model(input_ids_BL), rtol=0, atol=0)
+
+
+def test_a_checkpoint_is_trained_with_its_dropout(tmp_path: Path) -> None:
+    tiny().hf_model.save_pretrained(tmp_path)
+    model = PretrainedMLM(V, L, checkpoint=str(tmp_path))
+    assert all(module.training for module in model.modules())
