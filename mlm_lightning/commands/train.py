@@ -379,8 +379,8 @@ def _flags_only(arguments: list[str], overrides: list[str]) -> list[str]:
 
 
 def _log_hyperparameters(loggers: list[Any], config: Config, summary: dict[str, Any]) -> None:
-    """Fills TensorBoard's HParams tab: the settings, beside the last values of curves that are there already. Lightning's own way
-    shows -1, or draws a further one-point curve for each metric."""
+    """Fills TensorBoard's HParams tab: the settings, beside the last values of curves that are there already. Lightning's own
+    way shows -1, or draws a further one-point curve for each metric."""
     from lightning.pytorch.loggers import TensorBoardLogger
     from torch.utils.tensorboard.summary import hparams
 
@@ -435,8 +435,8 @@ def _show(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc reuse large blocks. By default it gives each back to the system, which then has to clear its pages for the next
-    step: with the logits of a vocabulary of 30,000 that is half of the time of a step on a CPU."""
+    """Makes glibc reuse large blocks. By default it gives each back to the system, which then has to clear its pages for the
+    next step: with the logits of a vocabulary of 30,000 that is half of the time of a step on a CPU."""
     if not sys.platform.startswith("linux"):
         return
     mmap_threshold, trim_threshold = -3, -1  # of mallopt(3)
