@@ -165,7 +165,8 @@ def test_the_largest_trees_that_are_allowed_can_be_drawn():
 
 
 def test_the_yaml_holds_the_constructors_defaults():
-    config = yaml.safe_load((CONF / "tree.yaml").read_text())
+    config = yaml.safe_load((CONF / "tree.yaml").read_text())["data"]
     assert config.pop("_target_") == "mlm_lightning.data.tree.TreeSource"
     config.pop("batch_size")
+    config["grammar_seed"] = 0  # the YAML's is one that a small model learns quickly
     assert config == {name: p.default for name, p in inspect.signature(TreeSource).parameters.items()}

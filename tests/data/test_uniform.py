@@ -83,7 +83,7 @@ def test_an_unknown_split_is_refused():
 
 
 def test_the_yaml_holds_the_constructors_defaults():
-    config = yaml.safe_load((CONF / "uniform.yaml").read_text())
+    config = yaml.safe_load((CONF / "uniform.yaml").read_text())["data"]
     assert config.pop("_target_") == "mlm_lightning.data.uniform.UniformSource"
     config.pop("batch_size")
     assert config == {name: p.default for name, p in inspect.signature(UniformSource).parameters.items()}

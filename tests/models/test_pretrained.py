@@ -213,7 +213,7 @@ def test_meta_reads_no_weights(folder):
 
 @pytest.mark.parametrize("name", ["distilbert", "pretrained"])
 def test_the_yamls_show_every_setting(name):
-    settings = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / f"conf/model/{name}.yaml"))
+    settings = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / f"conf/model/{name}.yaml"))["model"]
     assert settings.pop("_target_") == f"{PretrainedMLM.__module__}.{PretrainedMLM.__name__}"
     assert settings.keys() == inspect.signature(PretrainedMLM).parameters.keys() - {"vocab_size", "seq_len", "pad_token_id"}
     if name == "distilbert":
