@@ -91,6 +91,7 @@ def test_an_option_changes_something(option, corpus):
 def test_a_datas_yaml_lists_every_key_of_its_source(name):
     """The YAML is where a user reads what there is to set."""
     node = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))
+    node = node.get("data", node)
     source = resolve_target(node["_target_"])
     assert set(node) - {"_target_"} - LOADER_KEYS == set(inspect.signature(source).parameters)
 
@@ -99,6 +100,7 @@ def test_a_datas_yaml_lists_every_key_of_its_source(name):
 def test_a_yaml_lists_every_key_of_its_class(option):
     group, _, name = option.partition("=")
     node = OmegaConf.to_container(OmegaConf.load(config_folder() / group / f"{name}.yaml"))
+    node = node.get(group, node)  # some bring defaults for other groups, and so name their own
     known = set(inspect.signature(resolve_target(node["_target_"])).parameters)
     # the first three come from the data; num_classes is for labels of whole sequences, from Python
     assert known - {"vocab_size", "seq_len", "pad_token_id", "num_classes"} == set(node) - {"_target_"}
