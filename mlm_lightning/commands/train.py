@@ -124,88 +124,102 @@ def fit(run: Any, checkpoint: Path | None) -> dict[str, Any]:
     """Trains in this process: one device, or one rank of several."""
     quiet()
     _keep_freed_memory()
-    import torch
-
-    from mlm_lightning.callbacks import Checkpoint, Throughput
-    from mlm_lightning.config import (
-        build_each,
-        build_eval_maskings,
-        build_masking,
-        build_model,
-        build_optimizer,
-        build_schedule,
-        build_source,
-    )
-    from mlm_lightning.data.datamodule import MLMDataModule
-    from mlm_lightning.module import MLMModule
-    from mlm_lightning.runs import describe_model
+    from mlm_lightning.config import build_each, build_source
 
     config = run.config
     settings = TrainerSettings(**config["trainer"])
     source = build_source(config)
     source.prepare()
-    batch_size = config["data"]["batch_size"]
-    plan = settings.plan(len(source.rows("train")), batch_size)
-    eval_maskings = build_eval_maskings(config)
-    with mistakes():
-        model = build_model(config, source.vocab, source.seq_len)
+    module, datamodule = _assemble(config, settings, source)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        parent = None if checkpoint is None or checkpoint.parent == run.checkpoints else str(checkpoint)
-        run.start(data=source.fingerprint(), parent=parent, num_parameters=sum(p.numel() for p in model.parameters()))
-        describe_model(run, model, source.vocab, source.seq_len)
-        if hasattr(source, "save_tokenizer"):
-            source.save_tokenizer(run.folder / "tokenizer")
-    module = MLMModule(
-        model,
-        source.oracle(),
-        build_optimizer(config),
-        config["optim"].get("weight_decay", 0.0),
-        build_schedule(config),
-        plan.total_steps,
-        plan.validate_every,
-        plan.steps_per_epoch,
-        settings.log_every_n_steps,
-        config["seed"],
-        list(eval_maskings),
-    )
-    datamodule = MLMDataModule(
-        source,
-        build_masking(config),
-        eval_maskings,
-        batch_size,
-        config["seed"],
-        config["eval"]["seed"],
-        config["data"]["num_workers"],
-        settings.accumulate_grad_batches,
-        plan.rows_per_epoch,
-        plan.total_steps,
-    )
-    step = torch.load(checkpoint, weights_only=True, mmap=True)["global_step"] if checkpoint else 0
+        _describe(run, module, source, checkpoint)
+    step = _step_of(checkpoint)
     loggers = build_each(config["logger"], save_dir=str(run.folder), purge_step=step + 1 if checkpoint else None)
-    callbacks = build_each(config["callbacks"], folder=str(run.checkpoints))
-    trainer = build_trainer(settings, callbacks, loggers)
+    trainer = build_trainer(settings, build_each(config["callbacks"], folder=str(run.checkpoints)), loggers)
     if checkpoint and trainer.is_global_zero:
-        _say(f"continuing {run.folder} after step {step} of {plan.total_steps}")
+        _say(f"continuing {run.folder} after step {step} of {module.total_steps}")
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint)
     except SystemExit as error:  # Lightning's answer to a second Ctrl-C
         raise KeyboardInterrupt from error
     if not module.last_metrics:  # everything was trained before, and only the summary is missing
         trainer.validate(module, datamodule, verbose=False)
-    summary: dict[str, Any] = dict(module.last_metrics)
-    for callback in trainer.callbacks:
-        if isinstance(callback, Checkpoint):
-            summary |= {"best/val/loss": callback.best_score, "best/step": callback.best_step}
-        if isinstance(callback, Throughput):
-            callback.state_dict()
-            summary |= {"tokens_per_second": callback.tokens_per_second, "seconds": callback.seconds}
-    summary |= {"steps": trainer.global_step, "tokens": module.tokens_trained}
+    summary = _summary(trainer, module)
     if trainer.is_global_zero:
         _log_hyperparameters(loggers, config, summary)
         for logger in loggers:
             logger.finalize("success")
         run.write_json("summary.json", summary)
     return summary
+
+
+def _assemble(config: Config, settings: TrainerSettings, source: Any) -> tuple[Any, Any]:
+    """The LightningModule and the LightningDataModule of a config."""
+    from mlm_lightning.config import build_eval_maskings, build_masking, build_model, build_optimizer, build_schedule
+    from mlm_lightning.data.datamodule import MLMDataModule
+    from mlm_lightning.module import MLMModule
+
+    plan = settings.plan(len(source.rows("train")), config["data"]["batch_size"])
+    eval_maskings = build_eval_maskings(config)
+    with mistakes():
+        model = build_model(config, source.vocab, source.seq_len)
+    module = MLMModule(
+        model,
+        oracle=source.oracle(),
+        optimizer=build_optimizer(config),
+        weight_decay=config["optim"].get("weight_decay", 0.0),
+        schedule=build_schedule(config),
+        total_steps=plan.total_steps,
+        validate_every=plan.validate_every,
+        steps_per_epoch=plan.steps_per_epoch,
+        log_every_n_steps=settings.log_every_n_steps,
+        seed=config["seed"],
+        suffixes=list(eval_maskings),
+    )
+    datamodule = MLMDataModule(
+        source,
+        build_masking(config),
+        eval_maskings,
+        batch_size=config["data"]["batch_size"],
+        seed=config["seed"],
+        eval_seed=config["eval"]["seed"],
+        num_workers=config["data"]["num_workers"],
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        rows_per_epoch=plan.rows_per_epoch,
+        total_steps=plan.total_steps,
+    )
+    return module, datamodule
+
+
+def _describe(run: Any, module: Any, source: Any, checkpoint: Path | None) -> None:
+    """Writes all of the run's folder that is known before training."""
+    from mlm_lightning.runs import describe_model
+
+    parent = None if checkpoint is None or checkpoint.parent == run.checkpoints else str(checkpoint)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    run.start(data=source.fingerprint(), parent=parent, num_parameters=parameters)
+    describe_model(run, module.model, source.vocab, source.seq_len)
+    if hasattr(source, "save_tokenizer"):
+        source.save_tokenizer(run.folder / "tokenizer")
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    import torch
+
+    return 0 if checkpoint is None else torch.load(checkpoint, weights_only=True, mmap=True)["global_step"]
+
+
+def _summary(trainer: Any, module: Any) -> dict[str, Any]:
+    from mlm_lightning.callbacks import Checkpoint, Throughput
+
+    summary: dict[str, Any] = dict(module.last_metrics)
+    for callback in trainer.callbacks:
+        if isinstance(callback, Checkpoint):
+            summary |= {"best/val/loss": callback.best_score, "best/step": callback.best_step}
+        if isinstance(callback, Throughput):
+            callback.state_dict()  # adds the time since the last checkpoint
+            summary |= {"tokens_per_second": callback.tokens_per_second, "seconds": callback.seconds}
+    return summary | {"steps": trainer.global_step, "tokens": module.tokens_trained}
 
 
 def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list[Any]) -> Any:

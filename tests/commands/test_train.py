@@ -191,3 +191,10 @@ def test_a_mistake_that_only_the_data_shows_leaves_no_folder(toy: Toy, tmp_path:
     with pytest.raises(UserError, match="empty"):
         train(config)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_that_only_lost_its_summary_gets_the_same_one_again(toy: Toy) -> None:
+    config = toy()
+    first = train(config)
+    (Run.find(config).folder / "summary.json").unlink()
+    assert timeless(train(config)) == timeless(first)
