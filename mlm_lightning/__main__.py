@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         return import_module(f"mlm_lightning.commands.{command}").main(rest)
+    except BrokenPipeError:  # `mlm … | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (Exception, KeyboardInterrupt) as error:
         from mlm_lightning.commands.errors import report
 

@@ -65,7 +65,7 @@ def slug(overrides: Sequence[str]) -> str:
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
         if key not in _NOT_IDENTITY and key.partition(".")[0] not in _NOT_IDENTITY:
-            words.append(re.sub(r"[^A-Za-z0-9._=-]+", "-", override.lstrip("+~")).strip("-"))
+            words.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", override.lstrip("+~")).strip("-"))
     return ",".join(sorted(filter(None, words)))[:80].strip("-,.") or "default"
 
 

@@ -47,6 +47,9 @@ def export(run: str, folder: str | Path, trust: bool = False) -> Path:
         raise UserError(
             f"RUN={run}: has no tokenizer/ in its folder, which an exported model needs; train it on text (data=text)"
         )
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     place = folder.resolve()  # "." has no name
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
