@@ -46,6 +46,19 @@ _NOT_IDENTITY = frozenset(
 )
 
 
+# A lock belongs to an open file, and a forked data worker inherits that: it would hold the lock of a killed run for seconds.
+_held_locks: set[int] = set()
+
+
+def _close_held_locks() -> None:
+    for descriptor in _held_locks:
+        os.close(descriptor)
+    _held_locks.clear()
+
+
+os.register_at_fork(after_in_child=_close_held_locks)
+
+
 def identity(config: Config) -> str:
     """Eight hex digits of everything in a config that decides the result."""
 
@@ -111,9 +124,11 @@ class Run:
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
+            _held_locks.add(lock.fileno())
             try:
                 yield
             finally:
+                _held_locks.discard(lock.fileno())
                 lock.truncate(0)
                 if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [".lock"]:
                     self._remove_empty()
@@ -139,6 +154,8 @@ class Run:
         """Writes what is known before training."""
         (self.folder / "error.json").unlink(missing_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
+        for half_written in [*self.checkpoints.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:  # by a killed process
+            half_written.unlink()
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
         self.write_json("manifest.json", describe_environment() | manifest)
 

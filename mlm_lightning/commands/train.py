@@ -134,7 +134,9 @@ def fit(run: Any, checkpoint: Path | None) -> dict[str, Any]:
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         _describe(run, module, source, checkpoint)
     step = _step_of(checkpoint)
-    loggers = build_each(config["logger"], save_dir=str(run.folder), purge_step=step + 1 if checkpoint else None)
+    # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
+    continued = (run.folder / "metrics.csv").exists()
+    loggers = build_each(config["logger"], save_dir=str(run.folder), purge_step=step + 1 if continued else None)
     trainer = build_trainer(settings, build_each(config["callbacks"], folder=str(run.checkpoints)), loggers)
     if checkpoint and trainer.is_global_zero:
         _say(f"continuing {run.folder} after step {step} of {module.total_steps}")

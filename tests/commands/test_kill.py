@@ -1,0 +1,63 @@
+"""kill -9 at any moment, the same command again: the result is that of the uninterrupted run."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TOY
+from test_train import assert_equal_checkpoints, lines_without_times, start, timeless, wait_for
+
+from mlm_lightning.commands.train import train
+from mlm_lightning.runs import Run
+
+Toy = Callable[..., dict[str, Any]]
+
+STEPS = (
+    "trainer.max_steps=400",
+    "trainer.val_check_interval=45",
+    "callbacks.checkpoint.every_n_train_steps=20",
+    "model.dropout=0.1",
+)
+
+
+def killed_until_complete(arguments: list[str], folder: Path, kills: int, seed: int) -> int:
+    """Starts the command again and again, killing it `kills` times at random moments of its training; the kills that hit."""
+    draw = random.Random(seed)
+    hits = 0
+    for _ in range(kills):
+        lines = sum(path.read_bytes().count(b"\n") for path in folder.rglob("metrics.csv"))
+        process = start(arguments)
+        if lines:
+            # its own start rewrites the file; waiting for that is waiting for the training to begin
+            before = next(folder.rglob("metrics.csv")).stat().st_ino
+            deadline = time.monotonic() + 60
+            while next(folder.rglob("metrics.csv")).stat().st_ino == before and time.monotonic() < deadline:
+                time.sleep(0.01)
+        else:
+            wait_for(folder, "metrics.csv", lines=2)
+        time.sleep(draw.uniform(0, 1.2))
+        process.send_signal(signal.SIGKILL)
+        hits += process.wait() == -signal.SIGKILL
+    process = start(arguments)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    return hits
+
+
+@pytest.mark.parametrize("options", [(), ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8")])
+def test_a_run_killed_thrice_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path, options: tuple[str, ...]) -> None:
+    whole = toy(f"output_dir={tmp_path / 'whole'}", *STEPS, *options)
+    expected = train(whole)
+    killed = toy(f"output_dir={tmp_path / 'killed'}", *STEPS, *options)
+    arguments = [*TOY, f"output_dir={tmp_path / 'killed'}", *STEPS, *options]
+    assert killed_until_complete(arguments, tmp_path / "killed", kills=3, seed=len(options)) > 0
+    runs = [Run.find(whole), Run.find(killed)]
+    assert runs[1].summary is not None
+    assert timeless(runs[1].summary) == timeless(expected)
+    assert lines_without_times(runs[0]) == lines_without_times(runs[1])
+    assert_equal_checkpoints(*(run.checkpoints / "last.ckpt" for run in runs))
+    assert {path.name for path in runs[1].checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
