@@ -112,13 +112,14 @@ class Checkpoint(LightningCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, MLMModule)
-        if not pl_module.at_step_boundary(batch_idx) or pl_module.validation_due(trainer.global_step):
+        step, last = trainer.global_step, trainer.global_step >= pl_module.total_steps
+        if not pl_module.at_step_boundary(batch_idx) or (trainer.enable_validation and pl_module.validation_due(step)):
             return  # where a validation is due, the checkpoint is written after it
-        signum, due = self._agree(trainer, self._signum, self._due(trainer.global_step))
-        if signum or due or self._crosses_epoch(pl_module, trainer.global_step):
+        signum, due = self._agree(trainer, self._signum, self._due(step))
+        if signum or due or last or self._crosses_epoch(pl_module, step):
             self._save(trainer, pl_module)
-        if signum:
-            raise Interrupted(signum, trainer.global_step)
+        if signum and not last:
+            raise Interrupted(signum, step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":

@@ -216,7 +216,7 @@ def _summary(trainer: Any, module: Any) -> dict[str, Any]:
 
     summary: dict[str, Any] = dict(module.last_metrics)
     for callback in trainer.callbacks:
-        if isinstance(callback, Checkpoint):
+        if isinstance(callback, Checkpoint) and callback.best_step:
             summary |= {"best/val/loss": callback.best_score, "best/step": callback.best_step}
         if isinstance(callback, Throughput):
             callback.state_dict()  # adds the time since the last checkpoint

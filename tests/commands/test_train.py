@@ -199,3 +199,11 @@ def test_a_run_that_only_lost_its_summary_gets_the_same_one_again(toy: Toy) -> N
     first = train(config)
     (Run.find(config).folder / "summary.json").unlink()
     assert timeless(train(config)) == timeless(first)
+
+
+def test_a_run_without_validation_is_saved_at_its_end(toy: Toy) -> None:
+    config = toy("trainer.limit_val_batches=0")
+    summary = train(config)
+    assert summary["steps"] == 8
+    assert "val/loss" not in summary
+    assert load_run(Run.find(config).folder).step == 8
