@@ -39,18 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"; did you mean '{close[0]}'?" if close else ""
         print(f"mlm {command}: no such command{hint} There are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    from mlm_lightning.errors import Interrupted, interruptible
+
     try:
-        return import_module(f"mlm_lightning.commands.{command}").main(rest)
+        with interruptible():
+            return import_module(f"mlm_lightning.commands.{command}").main(rest)
     except BrokenPipeError:  # `mlm … | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Exception, KeyboardInterrupt) as error:
-        from mlm_lightning.commands.errors import report
-
-        return report(error)
-    except BaseException as error:
-        if not hasattr(error, "signum"):
-            raise
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
         from mlm_lightning.commands.errors import report
 
         return report(error)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 import lightning as L
 import torch
@@ -25,29 +25,35 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX
-from mlm_lightning.files import sync_folder, write_atomically
+from mlm_lightning.checkpoints import write_checkpoint
+from mlm_lightning.errors import Interrupted
+from mlm_lightning.files import sync_folder
 from mlm_lightning.module import MLMModule, TrainingDivergedError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+_NEW = "new.ckpt"  # whole, and not yet named
 
 
-class Interrupted(BaseException):
-    """A signal stopped the run; everything is saved."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; everything is saved")
-        self.signum, self.step = signum, step
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, and the run can't go on without."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all: beside its place, fsync, rename. Lightning's own goes through the system's
-    temporary folder and is not atomic across file systems."""
+    """Writes a checkpoint whole or not at all, and sealed. Lightning's own goes through the system's temporary folder and is
+    not atomic across file systems.
+
+    Where the disk refuses, `failure` says why: raising would leave the other ranks waiting at the barrier behind the write.
+    """
+
+    def __init__(self) -> None:
+        self.failure: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        def write(file: BinaryIO) -> None:
-            torch.save(checkpoint, file)
-
-        write_atomically(Path(path), write)
+        self.failure = None
+        try:
+            write_checkpoint(Path(path), checkpoint)
+        except OSError as error:
+            self.failure = error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -55,10 +61,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 class Checkpoint(LightningCheckpoint):
     """Writes `last.ckpt` (the one before it stays as `previous.ckpt`) every `every_n_train_steps` optimizer steps, every
-    `every_minutes` minutes, after each validation, at the end, and on SIGTERM, SIGUSR1 and Ctrl-C; `best.ckpt` where `monitor`
-    is lowest; `epoch-N.ckpt` every `every_n_epochs` epochs, all of which are kept.
+    `every_minutes` minutes, after a validation, at the end, and on SIGTERM, SIGUSR1 and Ctrl-C; `best.ckpt` where `monitor` is
+    lowest; `epoch-N.ckpt` every `every_n_epochs` epochs, all of which are kept.
 
-    On a signal the optimizer step is finished, everything is saved, and `Interrupted` is raised; a second Ctrl-C stops at once.
+    A validation that was not the best is followed by a checkpoint only if that costs less than 2 % of the time since the last.
+    On a signal the optimizer step is finished, everything is saved, and `Interrupted` is raised; a validation is broken off,
+    and is the first thing that a resumed run does. A second Ctrl-C stops at once. Where the disk refuses a checkpoint, training
+    goes on until the next one is due; the last one must be written, or CheckpointError says why it was not.
     """
 
     def __init__(
@@ -80,14 +89,19 @@ class Checkpoint(LightningCheckpoint):
         self.every_n_train_steps, self.every_minutes, self.every_n_epochs = every_n_train_steps, every_minutes, every_n_epochs
         self.monitor = monitor
         self.best_score, self.best_step = float("inf"), 0
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), 0
+        self._seconds_of_a_save = 0.0
         self._signum = 0
         self._handlers: dict[int, Any] = {}
+        self._group: Any = None
 
     # signals
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if trainer.world_size > 1:
+            # of the CPUs: asking an accelerator at every step would wait for it at every step
+            self._group = torch.distributed.new_group(backend="gloo")
         # Lightning sets its own handlers between on_fit_start and here
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
@@ -115,11 +129,23 @@ class Checkpoint(LightningCheckpoint):
         step, last = trainer.global_step, trainer.global_step >= pl_module.total_steps
         if not pl_module.at_step_boundary(batch_idx) or (trainer.enable_validation and pl_module.validation_due(step)):
             return  # where a validation is due, the checkpoint is written after it
-        signum, due = self._agree(trainer, self._signum, self._due(step))
+        signum, due = self._agree(self._signum, self._due(step))
         if signum or due or last or self._crosses_epoch(pl_module, step):
-            self._save(trainer, pl_module)
+            self._save(trainer, pl_module, must=bool(signum or last))
         if signum and not last:
             raise Interrupted(signum, step)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        assert isinstance(pl_module, MLMModule)
+        (signum,) = self._agree(self._signum)
+        if signum:
+            pl_module.validation_pending = True
+            self._save(trainer, pl_module, must=True)
+            raise Interrupted(signum, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -128,13 +154,16 @@ class Checkpoint(LightningCheckpoint):
         if self.monitor not in pl_module.last_metrics:
             there = ", ".join(pl_module.last_metrics)
             raise ValueError(f"callbacks.checkpoint.monitor={self.monitor}: is none of the metrics, which are {there}")
-        score = pl_module.last_metrics[self.monitor]
+        step, score = trainer.global_step, pl_module.last_metrics[self.monitor]
         if best := score < self.best_score:
-            self.best_score, self.best_step = score, trainer.global_step
-        self._save(trainer, pl_module, best)
-        (signum,) = self._agree(trainer, self._signum)
-        if signum and trainer.global_step < pl_module.total_steps:
-            raise Interrupted(signum, trainer.global_step)
+            self.best_score, self.best_step = score, step
+        last = step >= pl_module.total_steps or trainer.should_stop
+        cheap = time.monotonic() - self._saved_at >= 50 * self._seconds_of_a_save
+        signum, due = self._agree(self._signum, cheap or self._due(step))
+        if signum or due or last or best or self._crosses_epoch(pl_module, step):
+            self._save(trainer, pl_module, best, must=bool(signum or last))
+        if signum and not last:
+            raise Interrupted(signum, step)
 
     def _due(self, step: int) -> bool:
         by_steps = self.every_n_train_steps is not None and step % self.every_n_train_steps == 0
@@ -148,32 +177,52 @@ class Checkpoint(LightningCheckpoint):
         epoch, before = int(step // module.steps_per_epoch), int((step - 1) // module.steps_per_epoch)
         return epoch if epoch > before and epoch % self.every_n_epochs == 0 else 0
 
-    def _agree(self, trainer: L.Trainer, *values: int) -> list[int]:
+    def _agree(self, *values: int) -> list[int]:
         """The highest of each value over all ranks: a signal may reach one of them only, and clocks differ."""
-        if trainer.world_size == 1:
+        if self._group is None:
             return list(values)
-        highest = torch.tensor(values, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+        highest = torch.tensor(values)
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX, group=self._group)
         return highest.tolist()
 
-    def _save(self, trainer: L.Trainer, module: MLMModule, best: bool = False) -> None:
+    def _save(self, trainer: L.Trainer, module: MLMModule, best: bool = False, must: bool = False) -> None:
         if not all(parameter.isfinite().all() for parameter in module.parameters()):
             raise TrainingDivergedError(f"a weight is no longer a number at step {trainer.global_step}; nothing was saved")
-        new = self.folder / "new.ckpt"
+        began = time.monotonic()
         for logger in trainer.loggers:
             logger.save()
-        trainer.save_checkpoint(new)
-        if trainer.is_global_zero:
-            last = self.folder / LAST
-            if last.exists():
-                last.replace(self.folder / PREVIOUS)
-            new.replace(last)
-            if best:
-                _link(last, self.folder / BEST)
-            if epoch := self._crosses_epoch(module, trainer.global_step):
-                _link(last, self.folder / f"epoch-{epoch}.ckpt")
-            sync_folder(self.folder)
+        trainer.save_checkpoint(self.folder / _NEW)
+        failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
+        if trainer.is_global_zero and failure is None:
+            try:
+                self._put_in_place(best, self._crosses_epoch(module, trainer.global_step))
+            except OSError as error:
+                failure = error
+        if failure is None:
+            self._saved_step = trainer.global_step
+        else:
+            self._report(failure, trainer.global_step, must)
         self._saved_at = time.monotonic()
+        self._seconds_of_a_save = self._saved_at - began
+
+    def _put_in_place(self, best: bool, epoch: int) -> None:
+        """Names the new file: at each moment there is a `last.ckpt`."""
+        last = self.folder / LAST
+        if last.exists():
+            _link(last, self.folder / PREVIOUS)
+        (self.folder / _NEW).replace(last)
+        if best:
+            _link(last, self.folder / BEST)
+        if epoch:
+            _link(last, self.folder / f"epoch-{epoch}.ckpt")
+        sync_folder(self.folder)
+
+    def _report(self, failure: OSError, step: int, must: bool) -> None:
+        message = f"{self.folder}: the checkpoint of step {step} could not be written: {failure.strerror or failure}."
+        kept = f"The one of step {self._saved_step} is kept" if self._saved_step else "There is none before it"
+        if must:
+            raise CheckpointError(f"{message} {kept}; free space or give access, and the same command continues.") from failure
+        print(f"{message} {kept}; training goes on until the next is due.", file=sys.stderr, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_step": self.best_step}

@@ -17,7 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mlm_lightning.config import UserError, suggestion
+from mlm_lightning.config import suggestion
+from mlm_lightning.errors import UserError
 
 CONFIG_NAME = "train"
 GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")

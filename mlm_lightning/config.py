@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import Source
+from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 from mlm_lightning.randomness import Stream, seed_torch
 
@@ -86,10 +87,6 @@ _OWNED_TRAINER_KEYS = {
 }
 
 
-class UserError(Exception):
-    """A mistake that the user can mend: reported as its message alone, with exit status 2."""
-
-
 @dataclass(kw_only=True)
 class TrainerSettings:
     """The `trainer` part of a config, named as Lightning names it; intervals count optimizer steps."""
@@ -120,6 +117,7 @@ class TrainerSettings:
     profiler: str | None = None
     enable_progress_bar: bool | None = True
     enable_model_summary: bool | None = False
+    auto_requeue: bool = False
 
     PRECISIONS = (
         *("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
@@ -170,6 +168,10 @@ class TrainerSettings:
         except ValueError:
             return 0
 
+    def world_size(self) -> int:
+        """The number of processes on all machines."""
+        return self.num_processes() * self.num_nodes
+
     def resolved_precision(self) -> int | str:
         """`auto` is bf16 where the hardware multiplies it natively, else float32."""
         if self.precision != "auto":
@@ -184,7 +186,7 @@ class TrainerSettings:
 
     def plan(self, num_rows: int, batch_size: int) -> "Plan":
         """How long the run is, in optimizer steps, on `num_rows` training rows."""
-        micro_batch = batch_size * self.num_processes() * self.num_nodes
+        micro_batch = batch_size * self.world_size()
         limit = self.limit_train_batches
         if limit is None:
             rows_per_epoch = num_rows

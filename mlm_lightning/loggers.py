@@ -28,6 +28,7 @@ class CSVLogger(Logger):
         self._line: dict[str, Any] = {}
         self._purge_step = purge_step
         self._opened = False
+        self._last_step: int | None = None  # in the file when it was opened
 
     @property
     def name(self) -> str:
@@ -54,11 +55,17 @@ class CSVLogger(Logger):
             self._open()
         if not self._line:
             return
+        begun = self._last_step == self._line["step"]  # by an interrupted run: this is the rest of its last line
+        self._last_step = None
         new = [name for name in self._line if name not in self._columns]
-        if new:
-            self._rewrite(self._columns + new, read_metrics(self.path))
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(self._line)
+        if begun:
+            *lines, last = read_metrics(self.path)
+            self._rewrite(self._columns + new, [*lines, last | self._line])
+        else:
+            if new:
+                self._rewrite(self._columns + new, read_metrics(self.path))
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(self._line)
         self._line = {}
 
     @rank_zero_only
@@ -72,8 +79,9 @@ class CSVLogger(Logger):
         columns = ["step", *dict.fromkeys(name for line in lines for name, value in line.items() if value and name != "step")]
         self._rewrite(columns, lines)
         self._opened = True
+        self._last_step = int(lines[-1]["step"]) if lines else None
 
-    def _rewrite(self, columns: list[str], lines: list[dict[str, str]]) -> None:
+    def _rewrite(self, columns: list[str], lines: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, extrasaction="ignore")
         writer.writeheader()

@@ -19,14 +19,13 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from torch.optim import Optimizer
 
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.checkpoints import STATE
 from mlm_lightning.data.source import Oracle
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
 from mlm_lightning.optim import parameter_groups, scheduler
 from mlm_lightning.randomness import Stream, seed_torch
 
 _NEVER = 2**62
-STATE = "mlm_lightning"
-"""The key of our own entries in a checkpoint."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -38,7 +37,9 @@ class MLMModule(L.LightningModule):
 
     `optimizer` makes the optimizer from parameter groups; `suffixes` names, for each evaluation loader, the endings of its
     metrics (`""` is plain `val/loss`; `"_rate_0.30"` is `val/loss_rate_0.30`). Validation runs every `validate_every` optimizer
-    steps (also a fraction, as epochs end where they end) and after the last one.
+    steps (also a fraction, as epochs end where they end) and after the last one. `record` says what is computed: plain values,
+    kept in each checkpoint. `from_parent`: the run begins at the checkpoint of another one, whose weights, optimizer state and
+    position it takes, and nothing else: it has its own hyperparameters, best score and patience.
     """
 
     def __init__(
@@ -54,14 +55,20 @@ class MLMModule(L.LightningModule):
         log_every_n_steps: int = 50,
         seed: int = 0,
         suffixes: Sequence[tuple[str, ...]] = (("",),),
+        record: dict[str, Any] | None = None,
+        from_parent: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.oracle = model, oracle
         self._make_optimizer, self._weight_decay, self._schedule = optimizer, weight_decay, schedule
         self.total_steps, self.validate_every, self.steps_per_epoch = total_steps, validate_every, steps_per_epoch
         self.log_every_n_steps, self.seed, self.suffixes = log_every_n_steps, seed, suffixes
+        self.record, self.from_parent = record or {}, from_parent
         self.last_metrics: dict[str, float] = {}
-        self._restored = [0.0, 0.0, 0.0]
+        self.validation_pending = False
+        """Whether the step at hand was to be validated, and a signal came first."""
+        self._restored: dict[str, Any] = {}
+        self._own_groups: list[dict[str, Any]] = []
         self._eval_sums: list[MetricSums] = []
 
     def forward(self, batch: MLMBatch) -> Tensor:
@@ -76,8 +83,34 @@ class MLMModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._step_sums = self._zeros()  # of the present optimizer step and rank: loss, predicted tokens, tokens
-        self._running = self._zeros() + self._zeros().new_tensor(self._restored)  # the first two since the last log
+        running = self._restored.get("running", [0.0, 0.0, 0.0])
+        self._running = self._zeros() + self._zeros().new_tensor(running)  # the first two since the last log
         self.trainer.val_check_batch = _NEVER
+        if self._restored.get("stopped"):  # early stopping said so, and the end of the run was lost
+            self.trainer.should_stop = True
+        if self.from_parent:
+            self._keep_own_hyperparameters()
+        if self._restored.get("validation_pending"):
+            self._validate_first()
+
+    def _keep_own_hyperparameters(self) -> None:
+        """Undoes what another run's checkpoint brought with its optimizer's state: its learning rate, betas …"""
+        (optimizer,) = self.trainer.optimizers
+        schedule = self.trainer.lr_scheduler_configs[0].scheduler
+        schedule.base_lrs = [group["initial_lr"] for group in self._own_groups]
+        for group, own in zip(optimizer.param_groups, self._own_groups, strict=True):
+            group.update(own)
+            assert self._schedule is not None
+            group["lr"] = own["initial_lr"] * self._schedule(self.trainer.global_step, self.total_steps)
+
+    def _validate_first(self) -> None:
+        """The validation that a signal cut off, before the first step. Lightning would go on in the middle of it, or leave it
+        out."""
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        self.trainer.validating = True
+        loop.run()
+        self.trainer.training = True
 
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
@@ -140,6 +173,7 @@ class MLMModule(L.LightningModule):
         assert self._schedule is not None
         optimizer = self._make_optimizer(parameter_groups(self.model, self._weight_decay))
         learning_rate = scheduler(optimizer, self._schedule, self.total_steps)
+        self._own_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": learning_rate, "interval": "step"}}
 
     # evaluation
@@ -226,7 +260,15 @@ class MLMModule(L.LightningModule):
         return int(self._running[2].item())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.setdefault(STATE, {})["running"] = self._running.tolist()
+        checkpoint[STATE] = {
+            "record": self.record,
+            "running": self._running.tolist(),
+            "validation_pending": self.validation_pending,
+            "stopped": self.trainer.should_stop,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._restored = list(checkpoint.get(STATE, {}).get("running", self._restored))
+        self._restored = checkpoint.get(STATE, {})
+        if self.from_parent:
+            self._restored = self._restored | {"validation_pending": False, "stopped": False}
+            checkpoint["callbacks"] = {}

@@ -32,7 +32,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.config import Config, UserError, resolve_target
+from mlm_lightning.checkpoints import FORMAT, STATE, DamagedCheckpointError, differences, read_checkpoint
+from mlm_lightning.config import Config, TrainerSettings, resolve_target
+from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
@@ -41,9 +43,11 @@ CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 _NOT_IDENTITY = frozenset(
     {
         *("name", "resume", "output_dir", "logger", "sweep", "hydra", "data.cache_dir", "data.num_workers"),
-        *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+        *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.auto_requeue"),
     }
 )
+# They may differ where one run goes on from another as if it were the same: its length, and the parts of its batches.
+_NOT_KINSHIP = frozenset({"trainer.max_steps", "trainer.max_epochs", "data.batch_size", "trainer.accumulate_grad_batches"})
 
 
 # A lock belongs to an open file, and a forked data worker inherits that: it would hold the lock of a killed run for seconds.
@@ -59,16 +63,36 @@ def _close_held_locks() -> None:
 os.register_at_fork(after_in_child=_close_held_locks)
 
 
-def identity(config: Config) -> str:
-    """Eight hex digits of everything in a config that decides the result."""
+def deciding(config: Config, without: frozenset[str] = frozenset()) -> Config:
+    """The part of a config that decides the result."""
 
     def decides(key: str, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         inside = {name: f"{key}.{name}" if key else name for name in value}
-        return {name: decides(path, value[name]) for name, path in inside.items() if path not in _NOT_IDENTITY}
+        return {name: decides(path, value[name]) for name, path in inside.items() if path not in _NOT_IDENTITY | without}
 
-    canonical = json.dumps(decides("", config), sort_keys=True, separators=(",", ":"))
+    return decides("", config)
+
+
+def identity(config: Config) -> str:
+    """Eight hex digits of everything in a config that decides the result."""
+    return _hash8(deciding(config))
+
+
+def kinship(config: Config) -> str:
+    """Eight hex digits that runs share which differ in their length alone, or in the parts that their batches are made of."""
+    return _hash8([deciding(config, without=_NOT_KINSHIP), rows_per_step(config)])
+
+
+def rows_per_step(config: Config) -> int:
+    """The rows of an optimizer step, on all ranks."""
+    trainer = TrainerSettings(**config["trainer"])
+    return config["data"]["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size()
+
+
+def _hash8(content: Any) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
@@ -162,28 +186,89 @@ class Run:
     def fail(self, error: BaseException) -> None:
         """Writes why the run failed."""
         reason = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exception(error)}
-        self.write_json("error.json", reason)
+        with contextlib.suppress(OSError):  # a full disk may be the reason
+            self.write_json("error.json", reason)
 
     def write_json(self, name: str, content: Any) -> None:
         write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that can be read; says which ones can't."""
+    def last_checkpoint(self) -> "Position | None":
+        """The newest checkpoint that is what was written; says which ones are not."""
         damaged = []
-        for name in CHECKPOINTS:
-            path = self.checkpoints / name
-            if not path.exists():
-                continue
-            try:
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:  # a damaged file fails in many ways
-                damaged.append(f"{path}: {' '.join(str(error).split())[:200]}")
-                print(f"damaged checkpoint, trying the one before it: {damaged[-1]}", file=sys.stderr)
-                continue
-            return path
+        for path in (self.checkpoints / name for name in CHECKPOINTS):
+            if path.exists():
+                try:
+                    return Position.read(path)
+                except DamagedCheckpointError as error:
+                    damaged.append(f"{path}: {error}")
+                    print(f"damaged checkpoint, trying the one before it: {damaged[-1]}", file=sys.stderr)
         if damaged:
             raise UserError("no checkpoint of this run can be read; resume=never starts it again:\n" + "\n".join(damaged))
         return None
+
+    def kin(self, below: int) -> tuple[Path, int] | None:
+        """The folder and the step of an unequal run that this one could go on from: the longest of its kin with less than
+        `below` steps."""
+        found, wanted = [], kinship(self.config)
+        for manifest in self.folder.parent.glob("*/manifest.json"):
+            last = manifest.parent / "checkpoints" / CHECKPOINTS[0]
+            if manifest.parent != self.folder and _read_json(manifest).get("kinship") == wanted and last.exists():
+                with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
+                    step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+                    found += [(step, manifest.parent)] if step < below else []
+        return (max(found)[1], max(found)[0]) if found else None
+
+
+@dataclass
+class Position:
+    """Where a run stands: a checkpoint."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    """Our own entries: the record of what is computed, and where it stands."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Position":
+        """Raises DamagedCheckpointError, and UserError for a checkpoint of a version that can't be continued."""
+        checkpoint = read_checkpoint(path, sealed=True)
+        state = checkpoint.get(STATE, {})
+        written = state.get("record", {}).get("format")
+        if written != FORMAT:
+            raise UserError(
+                f"{path}: is a checkpoint of format {written}, and this version continues format {FORMAT}. Continue it with "
+                f"the version that wrote it ({state.get('record', {}).get('version', 'unknown')}), or start again: resume=never"
+            )
+        return cls(path, checkpoint["global_step"], state)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.state["record"]
+
+    def changes(self, record: dict[str, Any]) -> list[str]:
+        """What differs from a run with this record: `key: before → now`."""
+        before, now = ({"data files": each["data"]} | each["config"] for each in (self.record, record))
+        return differences(before, now)
+
+
+def record_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
+    """What a run's checkpoints say about what it computes."""
+    return {
+        "format": FORMAT,
+        "version": metadata.version("mlm-lightning"),
+        "config": deciding(config),
+        "data": fingerprint,
+        "world_size": TrainerSettings(**config["trainer"]).world_size(),
+        "rows_per_step": rows_per_step(config),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def describe_environment() -> dict[str, Any]:

@@ -15,7 +15,6 @@ from conftest import composed
 from mlm_lightning import config as config_module
 from mlm_lightning.config import (
     TrainerSettings,
-    UserError,
     build_each,
     build_eval_maskings,
     build_model,
@@ -27,6 +26,7 @@ from mlm_lightning.config import (
     resolve_target,
     suggestion,
 )
+from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Single, Span
 
 CPU = {"accelerator": "cpu", "max_steps": 100}
@@ -351,7 +351,7 @@ def test_a_refused_target_is_not_even_imported():
     """Importing runs code: a stranger's module must stay unread."""
     code = (
         "import sys\n"
-        "from mlm_lightning.config import UserError, resolve_target\n"
+        "from mlm_lightning.config import resolve_target\nfrom mlm_lightning.errors import UserError\n"
         "for path in ('this.s', 'antigravity.open', 'wave.open'):\n"
         "    try: resolve_target(path, trusted=False)\n"
         "    except UserError: pass\n"

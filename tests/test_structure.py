@@ -15,17 +15,18 @@ PACKAGE = Path(mlm_lightning.__file__).parent
 
 # from the bottom up; a module imports from layers below its own, or from its own layer where IN_LAYER says so
 LAYERS = (
-    ("batch", "files"),
-    ("randomness",),
+    ("batch", "files", "errors"),
+    ("randomness", "checkpoints"),
     ("masking", "metrics", "optim", "data", "data.*", "models", "models.*"),
     ("config", "module", "data.datamodule", "loggers"),
     ("compose", "callbacks", "runs"),
+    ("training", "resume"),
     ("commands.errors", "commands.arguments"),
     ("commands", "commands.*"),
     ("__main__", ""),
 )
 MAY_USE = {
-    "lightning": ("module", "data.datamodule", "callbacks", "loggers", "runs", "commands", "commands.*"),
+    "lightning": ("module", "data.datamodule", "callbacks", "loggers", "runs", "training", "commands", "commands.*"),
     "hydra": ("config", "compose", "runs", "commands", "commands.*"),
     "omegaconf": ("config", "compose", "runs", "commands", "commands.*"),
 }

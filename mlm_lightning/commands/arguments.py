@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mlm_lightning.config import Config, UserError
+from mlm_lightning.config import Config
+from mlm_lightning.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,19 +5,19 @@ import signal
 import sys
 import traceback
 
+from mlm_lightning.errors import Interrupted, UserError
+
 FAILURE, MISTAKE, STOPPED, CTRL_C = 1, 2, 75, 130
 
 
 def report(error: BaseException) -> int:
     """Prints what went wrong and returns the exit status; `--debug` (MLM_DEBUG=1) shows the traceback."""
-    from mlm_lightning.config import UserError
-
     if os.environ.get("MLM_DEBUG"):
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         print("stopped; the last checkpoint is kept", file=sys.stderr)
         return CTRL_C
-    if hasattr(error, "signum"):  # callbacks.Interrupted, whose module takes seconds to import
+    if isinstance(error, Interrupted):
         print(f"{error}\nthe same command continues", file=sys.stderr)
         return CTRL_C if error.signum == signal.SIGINT else STOPPED
     if isinstance(error, UserError):

@@ -4,8 +4,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, override
-from mlm_lightning.config import TrainerSettings, UserError, build_eval_maskings, build_source, check
+from mlm_lightning.config import TrainerSettings, build_eval_maskings, build_source, check
 from mlm_lightning.data.source import Source, Split
+from mlm_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from mlm_lightning.runs import LoadedRun
@@ -55,9 +56,9 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
         config["data"] |= {"tokenizer": str(folder / "tokenizer"), "vocab_size": None}
     check({**config, "callbacks": None, "logger": None}, trust)
     loaded = load_run(run, trust)
-    from mlm_lightning.commands.train import build_trainer, quiet
     from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.module import MLMModule
+    from mlm_lightning.training import build_trainer, quiet
 
     quiet()
     source = build_source(config, trust)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm_lightning.commands.arguments import Parser
-from mlm_lightning.config import UserError
+from mlm_lightning.errors import UserError
 
 HELP = """\
 mlm export RUN DIR [--trust]

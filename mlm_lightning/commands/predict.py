@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlm_lightning.commands.arguments import Parser
-from mlm_lightning.config import UserError
+from mlm_lightning.errors import UserError
 
 HELP = """\
 mlm predict RUN TEXT… [--top-k N] [--json] [--trust]

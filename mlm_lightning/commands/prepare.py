@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mlm_lightning.commands.arguments import Parser, see_own_packages
-from mlm_lightning.config import UserError, build_source, check
+from mlm_lightning.config import build_source, check
+from mlm_lightning.errors import UserError
 
 HELP = """\
 mlm prepare [OVERRIDE…] [--config-dir DIR]

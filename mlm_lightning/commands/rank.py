@@ -1,4 +1,4 @@
-"""One rank of a multi-process run: `python -m mlm_lightning.commands.rank FOLDER [CHECKPOINT]`, started by `mlm train`."""
+"""One rank of several: `python -m mlm_lightning.commands.rank PARENT FOLDER [CHECKPOINT]`, started by `mlm train`."""
 
 import ctypes
 import os
@@ -6,29 +6,39 @@ import signal
 import sys
 from pathlib import Path
 
-from mlm_lightning.commands.errors import report
-from mlm_lightning.commands.train import fit
-from mlm_lightning.runs import Run, read_config
 
-
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """A rank whose `mlm train` was killed would go on alone, without its lock."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        os._exit(1)
 
 
 def main(folder: Path, checkpoint: Path | None) -> int:
-    _die_with_parent()
+    from mlm_lightning.commands.errors import CTRL_C, FAILURE, MISTAKE, STOPPED, report
+    from mlm_lightning.errors import Interrupted, UserError
+    from mlm_lightning.runs import Position, Run, read_config
+    from mlm_lightning.training import fit
+
     run = Run(folder, read_config(folder))
     try:
-        fit(run, checkpoint)
+        fit(run, Position.read(checkpoint) if checkpoint else None)
     except BaseException as error:
-        if os.environ["LOCAL_RANK"] == "0" and isinstance(error, Exception):
-            run.fail(error)
-        return report(error)
+        is_first = os.environ["LOCAL_RANK"] == os.environ["NODE_RANK"] == "0"
+        if isinstance(error, Interrupted):
+            return CTRL_C if error.signum == signal.SIGINT else STOPPED
+        if not is_first:
+            return report(error)
+        run.fail(error)  # `mlm train` reports it
+        return MISTAKE if isinstance(error, UserError) else FAILURE
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None))
+    _die_with_parent(int(sys.argv[1]))
+    from mlm_lightning.errors import interruptible
+
+    with interruptible():
+        sys.exit(main(Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None))

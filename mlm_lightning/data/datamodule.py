@@ -11,6 +11,7 @@ So no batch is ever short, `k` accumulated micro-batches or `n` ranks see the ro
 at batch `steps done x accumulation` without reading what came before.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -199,8 +200,16 @@ def _loader(batches: Dataset[MLMBatch], sampler: BatchRange, num_workers: int) -
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_identity,
+        worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and a scheduler's signals reach the workers too, and the main process still wants the batches of its step."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if signum := getattr(signal, name, None):
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def _identity(batch: Any) -> Any:

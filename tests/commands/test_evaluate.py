@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from mlm_lightning.__main__ import main
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.train import train
-from mlm_lightning.config import UserError
+from mlm_lightning.errors import UserError
 from mlm_lightning.runs import Run
 
 

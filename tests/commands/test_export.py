@@ -11,7 +11,7 @@ from test_text_run import DISTILBERT, TextRun, trained
 from mlm_lightning.__main__ import main
 from mlm_lightning.commands.export import export
 from mlm_lightning.commands.train import train
-from mlm_lightning.config import UserError
+from mlm_lightning.errors import UserError
 from mlm_lightning.runs import Run
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlm_lightning.commands.train import train
-from mlm_lightning.config import UserError
+from mlm_lightning.errors import UserError
 from mlm_lightning.runs import Run, identity, load_run, slug
 
 Toy = Callable[..., dict[str, Any]]
