@@ -23,7 +23,7 @@ from mlm_lightning.runs import Run
 Toy = Callable[..., dict[str, Any]]
 
 DROPOUT = "model.dropout=0.1"
-AT = f"{__name__}.At"
+AT = "test_resume.At"
 
 
 class At(L.Callback):

@@ -1,7 +1,7 @@
 """A run over several processes: `mlm train` starts one a device, and on several machines its first one tells the others.
 
     machine 0:  mlm train ─► decides: folder, checkpoint ─► rank 0, rank 1
-                    │ a store at MASTER_ADDR:MASTER_PORT
+                    │ MASTER_ADDR:MASTER_PORT
     machine 1:  mlm train ─► hears of it                 ─► rank 2, rank 3
 
 Every rank is a child process that starts from the run's own saved config: never from this command line, which would start a
@@ -18,16 +18,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from threading import Semaphore, Thread
 from typing import Any
 
 from mlm_lightning.config import TrainerSettings
 from mlm_lightning.errors import Interrupted, UserError, say
 from mlm_lightning.runs import Position, Run, identity
 
-_PATIENCE = timedelta(minutes=30)  # of the other machines: the first may be preparing its data
+_PATIENCE = 1800.0  # seconds that the other machines wait: the first may be preparing its data
 
 
 def node_rank() -> int:
@@ -55,53 +57,66 @@ def check_environment(settings: TrainerSettings) -> None:
 
 
 class Nodes:
-    """What the first machine tells the others about a run; with one machine, nothing."""
+    """What the first machine tells the others about a run, over a socket; with one machine, nothing."""
 
     def __init__(self, run: Run, settings: TrainerSettings) -> None:
-        self._key, self._several = identity(run.config), settings.num_nodes > 1
-        self._told = False
-        self._store: Any = None
+        self._key, self._others = identity(run.config).encode(), settings.num_nodes - 1
+        self._message: Future[bytes] = Future()
+        self._heard = Semaphore(0)
 
     @contextmanager
     def leading(self) -> Iterator[None]:
         """On the first machine: whatever ends the run before its ranks start, the others hear of it."""
-        if self._several:
-            from torch.distributed import TCPStore
-
-            _, port = _rendezvous()
-            self._store = TCPStore("0.0.0.0", port, is_master=True, wait_for_workers=False)
-        try:
+        if self._others == 0:
             yield
-        except BaseException as error:
-            self.tell({"end": f"the first machine: {error}"})
-            raise
-        finally:
-            self.tell({"end": "the first machine had nothing to train"})
+            return
+        with socket.create_server(("", _rendezvous()[1])) as server:
+            Thread(target=self._serve, args=(server,), daemon=True).start()
+            try:
+                yield
+            except BaseException as error:
+                self.tell({"end": f"the first machine: {error}"})
+                raise
+            finally:
+                self.tell({"end": "the first machine has nothing to train: the run is complete"})
+                deadline = time.monotonic() + 60
+                for _ in range(self._others):
+                    self._heard.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
     def tell(self, message: dict[str, Any]) -> None:
-        if self._store is not None and not self._told:
-            self._store.set(self._key, json.dumps(message))
-            self._told = True
+        """The first message counts."""
+        if not self._message.done():
+            self._message.set_result(json.dumps(message).encode())
+
+    def _serve(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the server was closed
+            while True:
+                Thread(target=self._answer, args=(server.accept()[0],), daemon=True).start()
+
+    def _answer(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            if client.recv(len(self._key), socket.MSG_WAITALL) == self._key:  # not of another job of a sweep
+                client.sendall(self._message.result())
+                self._heard.release()
 
     def hear(self) -> dict[str, Any]:
         """On another machine: what the first one says, once it does."""
-        from torch.distributed import DistError, TCPStore
-
-        address, port = _rendezvous()
-        deadline = time.monotonic() + _PATIENCE.total_seconds()
+        address = _rendezvous()
+        deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
-            with contextlib.suppress(DistError):  # not there yet, or the store of the run before
-                store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10), wait_for_workers=False)
-                while time.monotonic() < deadline:
-                    with contextlib.suppress(DistError):
-                        store.wait([self._key], timedelta(seconds=5))
-                        return json.loads(store.get(self._key))
-                    store.num_keys()  # raises where the store is gone
-        raise UserError(f"trainer.num_nodes: no word from the first machine at {address}:{port} in {_PATIENCE}")
+            with contextlib.suppress(OSError), socket.create_connection(address, timeout=10) as server:
+                server.settimeout(max(1.0, deadline - time.monotonic()))
+                server.sendall(self._key)
+                if said := b"".join(iter(partial(server.recv, 4096), b"")):
+                    return json.loads(said)
+            time.sleep(0.2)  # it isn't there yet, or is still at the job before
+        raise UserError(
+            f"trainer.num_nodes: no word from the first machine, {address[0]}:{address[1]}, in {_PATIENCE / 60:.0f} minutes"
+        )
 
 
 def _rendezvous() -> tuple[str, int]:
-    """The first machine's address, and a port there for the store: as the environment says, else as SLURM's job says."""
+    """The first machine's address, and a port there: as the environment says, else as SLURM's job says."""
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
