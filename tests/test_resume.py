@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from commands.test_train import assert_equal_checkpoints, lines_without_times, timeless
+from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_without_times
 
 from mlm_lightning.callbacks import CheckpointError
 from mlm_lightning.checkpoints import STATE, write_checkpoint
@@ -23,32 +22,6 @@ from mlm_lightning.runs import Run
 Toy = Callable[..., dict[str, Any]]
 
 DROPOUT = "model.dropout=0.1"
-AT = "test_resume.At"
-
-
-class At(L.Callback):
-    """Does `At.action` where training or validation comes by `At.place`, if a test has set them: ("train", step, -) after an
-    optimizer step, ("validation", step, batch) before a batch of the validation after it."""
-
-    place: tuple[str, int, int] | None = None
-    action: Callable[[], None]
-
-    @classmethod
-    def set(cls, place: tuple[str, int, int], action: Callable[[], None]) -> None:
-        cls.place, cls.action = place, staticmethod(action)
-
-    def _pass(self, *place: Any) -> None:
-        if At.place == place:
-            At.place = None
-            At.action()
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._pass("train", trainer.global_step, 0)
-
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._pass("validation", trainer.global_step, batch_idx)
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +32,6 @@ def _nothing_left_set() -> Any:
 
 def send(signum: signal.Signals) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), signum)
-
-
-def assert_equal_runs(one: dict[str, Any], other: dict[str, Any]) -> None:
-    runs = [Run.find(one), Run.find(other)]
-    summaries = [run.summary for run in runs]
-    assert summaries[0] is not None
-    assert summaries[1] is not None
-    assert timeless(summaries[0]) == timeless(summaries[1])
-    assert lines_without_times(runs[0]) == lines_without_times(runs[1])
-    for name in ("last.ckpt", "best.ckpt"):
-        assert_equal_checkpoints(*(run.checkpoints / name for run in runs))
 
 
 # its own checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import TOY
-from test_train import assert_equal_checkpoints, lines_without_times, start, timeless, wait_for
+from helpers import assert_equal_checkpoints, lines_without_times, start, timeless, wait_for
 
 from mlm_lightning.commands.train import train
 from mlm_lightning.runs import Run

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import TOY
-from test_train import assert_equal_checkpoints, lines_without_times, timeless
+from helpers import AT, At, assert_equal_checkpoints, lines_without_times, timeless
 
 from mlm_lightning.commands.launch import check_environment
 from mlm_lightning.commands.train import train
@@ -160,8 +160,6 @@ def test_two_machines_of_one_device_give_what_two_devices_of_one_machine_give(wh
 def test_another_number_of_ranks_is_refused_with_the_values_that_fit_and_these_continue_the_run(
     toy: Toy, tmp_path: Path
 ) -> None:
-    from test_resume import AT, At
-
     options = (f"callbacks.at._target_={AT}", "data.batch_size=16", "schedule=constant")
     uninterrupted = toy(*options, f"output_dir={tmp_path / 'uninterrupted'}")
     expected = train(uninterrupted)

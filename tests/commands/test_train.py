@@ -1,42 +1,18 @@
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import assert_equal_checkpoints, lines_without_times, start, timeless, wait_for
 
 from mlm_lightning.commands.train import train
 from mlm_lightning.errors import UserError
 from mlm_lightning.runs import Run, identity, load_run, slug
 
 Toy = Callable[..., dict[str, Any]]
-
-TIMES = {"seconds", "tokens_per_second"}
-
-
-def timeless(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in summary.items() if name not in TIMES}
-
-
-def lines_without_times(run: Run) -> list[dict[str, str]]:
-    from mlm_lightning.loggers import read_metrics
-
-    lines = read_metrics(run.folder / "metrics.csv")
-    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
-
-
-def assert_equal_checkpoints(one: Path, other: Path) -> None:
-    a, b = (torch.load(path, weights_only=True) for path in (one, other))
-    assert a["global_step"] == b["global_step"]
-    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
-    torch.testing.assert_close(a["optimizer_states"], b["optimizer_states"], rtol=0, atol=0)
-    assert a["lr_schedulers"] == b["lr_schedulers"]
 
 
 def test_the_same_seed_gives_identical_metrics_and_weights_twice(toy: Toy, tmp_path: Path) -> None:
@@ -151,21 +127,6 @@ def test_an_interrupted_run_continues_to_the_same_result(toy: Toy, tmp_path: Pat
     assert timeless(train(cut)) == timeless(expected)
     assert lines_without_times(Run.find(cut)) == lines_without_times(Run.find(whole))
     assert_equal_checkpoints(*(Run.find(each).checkpoints / "last.ckpt" for each in (cut, whole)))
-
-
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "mlm_lightning", "train", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ))
-
-
-def wait_for(folder: Path, name: str, lines: int) -> Path:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        for path in folder.rglob(name):
-            if path.read_bytes().count(b"\n") >= lines:
-                return path
-        time.sleep(0.02)
-    raise AssertionError(f"{folder} has no {name} of {lines} lines")
 
 
 def test_load_run_gives_the_model_of_the_best_step(toy: Toy) -> None:
