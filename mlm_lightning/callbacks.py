@@ -35,7 +35,7 @@ _NEW = "new.ckpt"  # whole, and not yet named
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, and the run can't go on without."""
+    """The disk refuses what the run can't go on without."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -206,15 +206,16 @@ class Checkpoint(LightningCheckpoint):
         self._seconds_of_a_save = self._saved_at - began
 
     def _put_in_place(self, best: bool, epoch: int) -> None:
-        """Names the new file: at each moment there is a `last.ckpt`."""
-        last = self.folder / LAST
+        """Names the new file: at each moment there is a `last.ckpt`. It is renamed last: a run that is killed before continues
+        from an older one, and gives the other names again."""
+        new, last = self.folder / _NEW, self.folder / LAST
+        if best:
+            _link(new, self.folder / BEST)
+        if epoch:
+            _link(new, self.folder / f"epoch-{epoch}.ckpt")
         if last.exists():
             _link(last, self.folder / PREVIOUS)
-        (self.folder / _NEW).replace(last)
-        if best:
-            _link(last, self.folder / BEST)
-        if epoch:
-            _link(last, self.folder / f"epoch-{epoch}.ckpt")
+        new.replace(last)
         sync_folder(self.folder)
 
     def _report(self, failure: OSError, step: int, must: bool) -> None:
@@ -240,6 +241,7 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
 
 
 class Throughput(Callback):

@@ -1,9 +1,14 @@
 """Files that are either whole or not there."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+_REFUSALS = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO", "ESTALE", "ENOTDIR", "EEXIST")
+UNWRITABLE = {getattr(errno, name) for name in _REFUSALS if hasattr(errno, name)}
+"""What an OSError's `errno` is where a disk is full, read-only, broken or not ours."""
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

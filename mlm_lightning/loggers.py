@@ -1,4 +1,4 @@
-"""`metrics.csv`: a line a step, written as it happens.
+"""`metrics.csv`: a line a step, written as it happens; and TensorBoard's events, cut back where a run continues.
 
     step,train/loss,lr,val/loss
     50,1.31,0.003,
@@ -12,6 +12,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -88,6 +89,22 @@ class CSVLogger(Logger):
         writer.writerows(lines)
         write_atomically(self.path, text.getvalue().encode())
         self._columns = columns
+
+
+class TensorBoardLogger(LightningTensorBoardLogger):
+    """Lightning's, which hides the events of step `purge_step` and later that are there already. Lightning itself takes that
+    argument, and anything else, through `**kwargs`, where a mistyped key would vanish."""
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str = "",
+        version: str = "tensorboard",
+        purge_step: int | None = None,
+        max_queue: int = 10,
+        flush_secs: int = 120,
+    ) -> None:
+        super().__init__(save_dir, name, version, purge_step=purge_step, max_queue=max_queue, flush_secs=flush_secs)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

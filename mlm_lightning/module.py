@@ -106,10 +106,12 @@ class MLMModule(L.LightningModule):
     def _validate_first(self) -> None:
         """The validation that a signal cut off, before the first step. Lightning would go on in the middle of it, or leave it
         out."""
-        loop = self.trainer.fit_loop.epoch_loop.val_loop
-        loop.restarting = False
+        epochs = self.trainer.fit_loop.epoch_loop
+        epochs.val_loop.restarting = False
         self.trainer.validating = True
-        loop.run()
+        epochs._batches_that_stepped -= 1  # which counts a step after its validation
+        epochs.val_loop.run()
+        epochs._batches_that_stepped += 1
         self.trainer.training = True
 
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
@@ -269,6 +271,15 @@ class MLMModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get(STATE, {})
+        loop = checkpoint["loops"]["fit_loop"]
+        total = loop["epoch_loop.batch_progress"]["total"]
+        if total["completed"] == total["processed"]:
+            # written after a validation: Lightning counts the last step of every other checkpoint when it continues, but not
+            # that of this one, and from then on LearningRateMonitor would draw a step too early
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+        if self._restored.get("validation_pending"):
+            progress = loop["epoch_loop.val_loop.batch_progress"]
+            progress["total"] = {name: value - progress["current"][name] for name, value in progress["total"].items()}
         if self.from_parent:
             self._restored = self._restored | {"validation_pending": False, "stopped": False}
             checkpoint["callbacks"] = {}

@@ -136,7 +136,12 @@ class Run:
         """Creates the folder and holds its lock; UserError if another process holds it."""
         import fcntl
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"output_dir={self.folder.parent.parent}: {self.folder} cannot be made there: {error.strerror}"
+            ) from error
         with (self.folder / ".lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,9 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -17,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from mlm_lightning.callbacks import AtomicCheckpointIO, Checkpoint, Progress, Throughput
+from mlm_lightning.callbacks import AtomicCheckpointIO, Checkpoint, CheckpointError, Progress, Throughput
 from mlm_lightning.checkpoints import differences, flat, read_checkpoint
 from mlm_lightning.config import (
     Config,
@@ -33,6 +35,7 @@ from mlm_lightning.config import (
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.source import Source
 from mlm_lightning.errors import UserError, mistakes, say
+from mlm_lightning.files import UNWRITABLE
 from mlm_lightning.module import MLMModule
 from mlm_lightning.runs import Position, Run, describe_model, kinship, record_of
 
@@ -54,25 +57,40 @@ def fit(run: Run, position: Position | None = None, source: Source | None = None
         _describe(run, module, source, position)
     step = 0 if position is None else position.step
     # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
-    continued = (run.folder / "metrics.csv").exists()
-    loggers = build_each(run.config["logger"], save_dir=str(run.folder), purge_step=step + 1 if continued else None)
+    loggers = build_each(run.config["logger"], save_dir=str(run.folder), purge_step=step + 1 if position else 0)
     callbacks = build_each(run.config["callbacks"], folder=str(run.checkpoints))
     trainer = build_trainer(TrainerSettings(**run.config["trainer"]), callbacks, loggers)
     if position and not from_parent and trainer.is_global_zero:
         say(f"continuing {run.folder} after step {step:,} of {module.total_steps:,}")
-    try:
-        trainer.fit(module, datamodule, ckpt_path=position.path if position else None)
-    except SystemExit as error:  # Lightning's answer to a second Ctrl-C
-        raise KeyboardInterrupt from error
-    if not module.last_metrics:  # everything was trained before, and only the summary is missing
-        trainer.validate(module, datamodule, verbose=False)
-    summary = _summary(trainer, module)
-    if trainer.is_global_zero:
-        _log_hyperparameters(loggers, run.config, summary)
-        for logger in loggers:
-            logger.finalize("success")
-        run.write_json("summary.json", summary)
+    with _disk_named(run):
+        try:
+            trainer.fit(module, datamodule, ckpt_path=position.path if position else None)
+        except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+            raise KeyboardInterrupt from error
+        if not module.last_metrics:  # everything was trained before, and only the summary is missing
+            trainer.validate(module, datamodule, verbose=False)
+        summary = _summary(trainer, module)
+        if trainer.is_global_zero:
+            _log_hyperparameters(loggers, run.config, summary)
+            for logger in loggers:
+                logger.finalize("success")
+            run.write_json("summary.json", summary)
     return summary
+
+
+@contextlib.contextmanager
+def _disk_named(run: Run) -> Iterator[None]:
+    """An OSError of a full or read-only disk says what that means for the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = error.filename or run.folder
+        raise CheckpointError(
+            f"{where}: {error.strerror}. The checkpoints in {run.checkpoints} are whole: free space or give access, and the "
+            "same command continues"
+        ) from error
 
 
 def _is_first_process() -> bool:
@@ -225,7 +243,8 @@ def _keep_freed_memory() -> None:
 
 
 def quiet() -> None:
-    """Lightning's own advice does not apply to how it is used here."""
+    """Lightning's own advice does not apply to how it is used here, and a full disk is reported once, by the main thread."""
+    threading.excepthook = _report_unless_the_main_thread_does
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
@@ -239,3 +258,9 @@ def quiet() -> None:
         ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _report_unless_the_main_thread_does(failed: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writer hands its error to whoever logs next
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)

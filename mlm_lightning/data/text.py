@@ -16,7 +16,6 @@ another length is free.
       train.ends.npy …        where each document ends (exclusive)
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -50,6 +49,7 @@ from mlm_lightning.data.documents import (
 )
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.data.tokenizer import TRAIN, Encoder, load_tokenizer
+from mlm_lightning.files import UNWRITABLE
 
 __all__ = ["TextSource", "TokenRows", "choose_documents", "load_tokenizer"]
 
@@ -60,7 +60,6 @@ FORMAT = 1
 
 DEFAULT_VAL_SHARE = 0.05
 
-_UNWRITABLE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST")}
 
 Progress = Callable[[str, int, int], None]
 """Called with (step, documents done, documents in all)."""
@@ -152,7 +151,7 @@ class TextSource(Source):
                     if _Cache.open(folder) is None:
                         self._build(request, folder, progress)
         except OSError as error:
-            if error.errno not in _UNWRITABLE:
+            if error.errno not in UNWRITABLE:
                 raise
             raise ValueError(
                 f"data.cache_dir={self.cache_dir}: the token cache cannot be written there ({error.strerror}); make room or "

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import TOY
-from helpers import assert_equal_checkpoints, lines_without_times, start, timeless, wait_for
+from helpers import assert_equal_results, start, wait_for
 
 from mlm_lightning.commands.train import train
 from mlm_lightning.runs import Run
@@ -48,16 +48,15 @@ def killed_until_complete(arguments: list[str], folder: Path, kills: int, seed: 
     return hits
 
 
-@pytest.mark.parametrize("options", [(), ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8")])
-def test_a_run_killed_thrice_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("kills", "options"), [(3, ()), (2, ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8"))]
+)
+def test_a_killed_run_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path, kills: int, options: tuple[str, ...]) -> None:
     whole = toy(f"output_dir={tmp_path / 'whole'}", *STEPS, *options)
-    expected = train(whole)
+    train(whole)
     killed = toy(f"output_dir={tmp_path / 'killed'}", *STEPS, *options)
     arguments = [*TOY, f"output_dir={tmp_path / 'killed'}", *STEPS, *options]
-    assert killed_until_complete(arguments, tmp_path / "killed", kills=3, seed=len(options)) > 0
+    assert killed_until_complete(arguments, tmp_path / "killed", kills=kills, seed=len(options)) == kills
     runs = [Run.find(whole), Run.find(killed)]
-    assert runs[1].summary is not None
-    assert timeless(runs[1].summary) == timeless(expected)
-    assert lines_without_times(runs[0]) == lines_without_times(runs[1])
-    assert_equal_checkpoints(*(run.checkpoints / "last.ckpt" for run in runs))
+    assert_equal_results(*runs)
     assert {path.name for path in runs[1].checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}

@@ -1,0 +1,120 @@
+"""What exact resume costs: the way to the first step at 90 % of an epoch of 1,000,000 rows beside a fresh start, and the share
+of a run's time that goes into checkpoints.
+
+    fresh     config ─► first optimizer step
+    resumed   config ─► checkpoint of step 900 of 1,000 ─► step 901; the 900,000 rows before it are not read
+
+The two take turns. `python benchmarks/resume.py`
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from mlm_lightning.callbacks import Checkpoint
+from mlm_lightning.commands.train import train
+from mlm_lightning.compose import composer, to_plain
+from mlm_lightning.errors import Interrupted
+
+ROUNDS = 7
+RUN = (
+    *(
+        "data.train_size=1000000",
+        "data.batch_size=1000",
+        "data.val_size=1000",
+        "trainer.max_steps=null",
+        "trainer.max_epochs=1",
+    ),
+    *("trainer.accelerator=cpu", "model.d_model=32", "model.num_layers=1", "model.nhead=2", "model.dim_feedforward=64"),
+    *("data.depth=3", "callbacks.checkpoint.every_minutes=null", f"callbacks.stop._target_={Path(__file__).stem}.StopAfter"),
+)
+
+
+class Reached(BaseException):
+    """The step that was waited for."""
+
+
+class StopAfter(L.Callback):
+    """Ends training after `step` in this process: by a saved interruption, or at once."""
+
+    step, save = 0, False
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            if not self.save:
+                raise Reached
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Checkpoint):
+                    callback._save(trainer, trainer.lightning_module)  # type: ignore[arg-type]
+            raise Interrupted(15, self.step)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with composer() as hydra:
+        return to_plain(hydra.compose(hydra.plain([*RUN, *overrides])))
+
+
+def seconds_to(config: dict[str, Any], step: int) -> float:
+    """From the call to the end of optimizer step `step`."""
+    StopAfter.step = step
+    began = time.perf_counter()
+    try:
+        train(config)
+    except Reached:
+        return time.perf_counter() - began
+    raise AssertionError("the run ended before")
+
+
+def first_steps(folder: Path) -> None:
+    resumed = composed(f"output_dir={folder / 'resumed'}")
+    StopAfter.step, StopAfter.save = 900, True
+    try:
+        train(resumed)
+    except Interrupted:
+        StopAfter.save = False
+    times: dict[str, list[float]] = {"fresh": [], "resumed": []}
+    for turn in range(ROUNDS):
+        times["fresh"].append(seconds_to(composed(f"output_dir={folder / f'fresh{turn}'}"), 1))
+        times["resumed"].append(seconds_to(resumed, 901))
+    fresh, late = (statistics.median(each) for each in times.values())
+    print(f"first step   fresh {fresh:.3f} s   at 90 % of 1,000,000 rows {late:.3f} s   ratio {late / fresh:.2f}")
+
+
+def share_of_checkpoints(folder: Path, name: str, *overrides: str) -> None:
+    """The default checkpoints of a run of the default length of interval."""
+    saving = [0.0]
+    save = Checkpoint._save
+
+    def timed(self: Checkpoint, *arguments: Any, **options: Any) -> None:
+        began = time.perf_counter()
+        save(self, *arguments, **options)
+        saving[0] += time.perf_counter() - began
+
+    Checkpoint._save = timed  # type: ignore[method-assign]
+    try:
+        with composer() as hydra:
+            config = to_plain(
+                hydra.compose(hydra.plain([f"output_dir={folder / name}", "trainer.accelerator=cpu", *overrides]))
+            )
+        began = time.perf_counter()
+        train(config)
+        whole = time.perf_counter() - began
+    finally:
+        Checkpoint._save = save  # type: ignore[method-assign]
+    print(f"checkpoints  {name}: {saving[0]:.2f} s of {whole:.0f} s, {100 * saving[0] / whole:.2f} %")
+
+
+def main() -> None:
+    sys.modules.setdefault(Path(__file__).stem, sys.modules["__main__"])
+    with tempfile.TemporaryDirectory() as folder:
+        first_steps(Path(folder))
+        share_of_checkpoints(Path(folder), "the default run")
+
+
+if __name__ == "__main__":
+    main()
