@@ -179,14 +179,19 @@ class Run:
         self.folder.rename(target)
         return target
 
-    def start(self, **manifest: Any) -> None:
-        """Writes what is known before training."""
+    def open(self) -> None:
+        """Makes the folder ready: its config, and nothing half-written."""
         (self.folder / "error.json").unlink(missing_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         for half_written in [*self.checkpoints.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:  # by a killed process
             half_written.unlink()
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
-        self.write_json("manifest.json", describe_environment() | manifest)
+
+    def describe(self, **more: Any) -> list[str]:
+        """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
+        environment, before = describe_environment(), _read_json(self.folder / "manifest.json")
+        self.write_json("manifest.json", environment | more)
+        return differences(_of_digits(before), _of_digits(environment)) if before else []
 
     def fail(self, error: BaseException) -> None:
         """Writes why the run failed."""
@@ -304,6 +309,12 @@ def describe_environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _of_digits(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the last digits of a result depend on."""
+    versions = {name: manifest.get("packages", {}).get(name) for name in ("torch", "transformers")}
+    return {"device": manifest.get("device"), "threads": manifest.get("threads")} | versions
 
 
 # opening a run again

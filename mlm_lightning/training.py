@@ -156,7 +156,10 @@ def _describe(run: Run, module: MLMModule, source: Source, position: Position | 
         manifest |= {
             "parent": {"checkpoint": str(position.path), "step": position.step, "changes": position.changes(module.record)}
         }
-    run.start(**manifest)
+    run.open()
+    changed = run.describe(**manifest)
+    if position and not module.from_parent and changed:
+        say(f"from here on, the last digits may not be those of an uninterrupted run: {', '.join(changed)}")
     describe_model(run, module.model, source.vocab, source.seq_len)
     if hasattr(source, "save_tokenizer"):
         source.save_tokenizer(run.folder / "tokenizer")

@@ -131,7 +131,7 @@ def _rendezvous() -> tuple[str, int]:
 def lead(run: Run, position: Position | None, nodes: Nodes) -> dict[str, Any]:
     """Trains on all devices of all machines, from the first of them; returns the summary."""
     settings = TrainerSettings(**run.config["trainer"])
-    run.start()
+    run.open()
     address = _rendezvous()[0] if settings.num_nodes > 1 else "127.0.0.1"
     message = {
         "folder": str(run.folder.absolute()),
