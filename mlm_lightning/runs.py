@@ -5,7 +5,7 @@
         model.json  vocab.json  tokenizer/     what it takes to open the model again, without its source
         checkpoints/  tensorboard/  metrics.csv
         summary.json                      written last
-        error.json                        why it failed, if it did
+        error.json, pruned.json           why it failed, or why a search gave it up
 
 The same command finds the same folder, so it continues what it left, or says that it is done.
 """
@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -38,6 +38,8 @@ from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
+
+Status = Literal["complete", "running", "failed", "pruned", "interrupted", "missing"]
 
 # They decide where, how fast or how watched a run is, not its result.
 _NOT_IDENTITY = frozenset(
@@ -131,6 +133,39 @@ class Run:
         path = self.folder / "summary.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
+    @property
+    def status(self) -> Status:
+        """Where the run stands. `interrupted`: stopped or killed, and continued by the same command."""
+        if (self.folder / "summary.json").is_file():
+            return "complete"
+        if self.is_locked():
+            return "running"
+        for name, status in (("error.json", "failed"), ("pruned.json", "pruned")):
+            if (self.folder / name).is_file():
+                return status  # type: ignore[return-value]
+        return "interrupted" if (self.folder / "config.yaml").is_file() else "missing"
+
+    @property
+    def reason(self) -> str:
+        """Why the run failed or was pruned; empty otherwise."""
+        for name in ("error.json", "pruned.json"):
+            if content := _read_json(self.folder / name):
+                return str(content.get("message", ""))
+        return ""
+
+    def is_locked(self) -> bool:
+        """Whether a process is working in the run."""
+        import fcntl
+
+        try:
+            with (self.folder / ".lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Creates the folder and holds its lock; UserError if another process holds it."""
@@ -181,7 +216,8 @@ class Run:
 
     def open(self) -> None:
         """Makes the folder ready: its config, and nothing half-written."""
-        (self.folder / "error.json").unlink(missing_ok=True)
+        for ended in ("error.json", "pruned.json"):
+            (self.folder / ended).unlink(missing_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         for half_written in [*self.checkpoints.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:  # by a killed process
             half_written.unlink()
