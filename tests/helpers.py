@@ -132,8 +132,8 @@ class At(L.Callback):
 
 
 class Fails(L.Callback):
-    """Raises, or kills its process, before the first step of the runs with `seeds`, as long as `marker` is there. Each step that
-    a process makes adds a line to `<marker>.steps`: the run's seed and the step."""
+    """Raises, or kills its process, before the first step of the runs with `seeds`, as long as `marker` is there. Each step
+    that a process makes adds a line to `<marker>.steps`: the run's seed and the step."""
 
     def __init__(self, marker: str, seeds: list[int], kill: bool = False) -> None:
         self.marker, self.seeds, self.kill = Path(marker), seeds, kill

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from mlm_lightning.commands.children import die_with_parent
 from mlm_lightning.config import Config
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.sweeps import Job, Source
@@ -118,7 +118,7 @@ def _log_of(job: Job) -> Path:
 
 def _work(config: Config, overrides: list[str], slot: Slot, log: Path | None) -> None:
     """In the child process."""
-    die_with_parent(os.getppid())
+    Thread(target=_die_with_sweep, daemon=True).start()
     os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the sweep, which hands it on once
     if slot.visible_devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
@@ -139,6 +139,14 @@ def _work(config: Config, overrides: list[str], slot: Slot, log: Path | None) ->
         status = _attempt(attempt, config, overrides)
     sys.stdout.flush()
     sys.exit(status)
+
+
+def _die_with_sweep() -> None:
+    """A run that outlived its sweep would keep the same command from continuing it."""
+    sweep = multiprocessing.parent_process()  # not the fork server
+    assert sweep is not None
+    wait([sweep.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _attempt(attempt: Callable[..., int], *arguments: Any) -> int:
