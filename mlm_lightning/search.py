@@ -53,8 +53,8 @@ def distribution(override: Any) -> "optuna.distributions.BaseDistribution":
         return optuna.distributions.FloatDistribution(ends[0], ends[1] - ends[2], step=ends[2])
     if override.is_interval_sweep():
         log = "log" in sweep.tags
-        if isinstance(sweep.start, int) and isinstance(sweep.end, int):
-            return optuna.distributions.IntDistribution(sweep.start, sweep.end, log=log)
+        if "int" in sweep.tags or isinstance(sweep.start, int):  # int(interval(1, 8)); Hydra reads plain ends as floats
+            return optuna.distributions.IntDistribution(int(sweep.start), int(sweep.end), log=log)
         return optuna.distributions.FloatDistribution(float(sweep.start), float(sweep.end), log=log)
     return optuna.distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
 
@@ -72,9 +72,10 @@ class Search:
 
         self._study, self._trials, self._seed, self._objective, self._make = study, trials, seed, objective, make
         self._space = {override.get_key_element(): distribution(override) for override in choices}
-        self._jobs = [self._job(trial) for trial in study.trials]
-        unfinished = (optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.WAITING)
-        self._again = [job for job, trial in zip(self._jobs, study.trials, strict=True) if trial.state in unfinished]
+        begun = [trial for trial in study.trials if trial.state != optuna.trial.TrialState.WAITING]
+        self._jobs = [self._job(trial) for trial in begun]
+        left = (trial.state == optuna.trial.TrialState.RUNNING for trial in begun)
+        self._again = [job for job, is_left in zip(self._jobs, left, strict=True) if is_left]
 
     @property
     def jobs(self) -> list[Job]:

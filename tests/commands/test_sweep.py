@@ -174,3 +174,26 @@ def test_runs_at_the_same_time_share_cores_and_gpus(monkeypatch: pytest.MonkeyPa
     assert slots(3, config) == [Slot(2, "4"), Slot(2, "6"), Slot(2, "4")]
     config["trainer"]["accelerator"] = "cpu"
     assert slots(2, config) == [Slot(4, None), Slot(4, None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local"])
+def test_hydra_s_launchers_survive_failures_and_skip_what_is_done(tmp_path: Path, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    marker = tmp_path / "marker"
+    marker.touch()
+    arguments = ("seed=0,1,2", f"launcher={launcher}", *failing(marker, [1]))
+    command = start(tmp_path / "outputs", *arguments)
+    _, stderr = command.communicate(timeout=240)
+    assert command.returncode == 1, stderr
+    runs = runs_in(tmp_path / "outputs")
+    assert [run.status for run in runs.values()] == ["complete", "failed", "complete"]
+    assert "no luck with seed 1" in runs[1].reason
+    marker.unlink()
+    command = start(tmp_path / "outputs", *arguments)
+    _, stderr = command.communicate(timeout=240)
+    assert command.returncode == 0, stderr
+    assert steps_of(marker) == Counter({"0": 8, "1": 8, "2": 8})
+    single = composed(f"output_dir={tmp_path / 'single'}", "seed=1", *failing(marker, [1]))
+    train(single)
+    assert_equal_results(runs[1], Run.find(single))
