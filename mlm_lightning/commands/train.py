@@ -109,14 +109,12 @@ def _train(run: Any, nodes: Any) -> dict[str, Any]:
 
 def _prepared_source(config: Config) -> Any:
     """Downloads and builds caches, and finds what is wrong with the data, before a run has a folder."""
-    from mlm_lightning.config import build_source
+    from mlm_lightning.config import prepare_sources
 
     with mistakes():
-        source = build_source(config)
-        source.prepare()
-        source.rows("train")
-        source.rows("val")
-    return source
+        sources = prepare_sources(config, evaluated="val")
+        sources.own.rows("train")
+    return sources
 
 
 def _requeue() -> None:
