@@ -67,6 +67,16 @@ _TOP_LEVEL: dict[str, Any] = {
 }
 _LOADER_KEYS: dict[str, Any] = {"batch_size": int, "num_workers": int}
 _EVAL_KEYS: dict[str, Any] = {"seed": int, "mask_rates": list[float] | None, "masking": str | None, "data": dict | None}
+_SWEEP_KEYS: dict[str, Any] = {
+    "jobs": int | str,
+    "retries": int,
+    "objective": str,
+    "direction": Literal["minimize", "maximize"],
+    "trials": int | None,
+    "prune": bool,
+    "seed": int,
+    "trial": int | None,
+}
 # what the framework itself passes to a constructor, so a YAML may not
 _FROM_SOURCE = ("vocab_size", "seq_len", "pad_token_id")
 _FROM_RUN = ("folder", "save_dir", "purge_step")
@@ -243,6 +253,9 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
     data = nodes.get("data", {})
     if "eval" in nodes:
         found += _check_keys("eval", nodes["eval"], _EVAL_KEYS, "eval", optional=("data",))
+    if "sweep" in nodes:
+        found += _check_keys("sweep", nodes["sweep"], _SWEEP_KEYS, "sweep", optional=("trial",))
+        found += _check_values(nodes["sweep"], _SWEEP_KEYS, _check_sweep)
     if "data" in nodes:
         found += _check_keys("data", {k: v for k, v in data.items() if k in _LOADER_KEYS}, _LOADER_KEYS, "data")
     found += _check_values(config, _TOP_LEVEL, _check_names) + _check_values(data, _LOADER_KEYS, _check_sizes)
@@ -336,6 +349,18 @@ def _check_values(node: Config, allowed: dict[str, Any], check: Callable[[Config
 def _check_names(config: Config) -> list[str]:
     names = ("name", "output_dir", "resume")
     return [f"{name}='': give it a value, or leave it out" for name in names if not config.get(name, "default").strip()]
+
+
+def _check_sweep(sweep: Config) -> list[str]:
+    found = []
+    if isinstance(jobs := sweep.get("jobs", 1), str) and jobs != "auto":
+        found.append(f"sweep.jobs={jobs}: give a number of runs at a time, or auto for one a core")
+    at_least = {"jobs": 1, "retries": 0, "trials": 1}
+    for name, least in at_least.items():
+        value = sweep.get(name)
+        if isinstance(value, int) and value < least:
+            found.append(f"sweep.{name}={value}: give a number from {least}")
+    return found
 
 
 def _check_sizes(data: Config) -> list[str]:

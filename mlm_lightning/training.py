@@ -58,6 +58,10 @@ def fit(run: Run, position: Position | None = None, sources: Sources | None = No
     # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
     loggers = build_each(run.config["logger"], save_dir=str(run.folder), purge_step=step + 1 if position else 0)
     callbacks = build_each(run.config["callbacks"], folder=str(run.checkpoints))
+    if run.config["sweep"] and run.config["sweep"].get("trial") is not None:
+        from mlm_lightning.search import Pruning
+
+        callbacks.append(Pruning(run.folder.parent, run.config["sweep"]))
     trainer = build_trainer(TrainerSettings(**run.config["trainer"]), callbacks, loggers)
     if position and not from_parent and trainer.is_global_zero:
         say(f"continuing {run.folder} after step {step:,} of {module.total_steps:,}")
