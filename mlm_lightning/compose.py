@@ -21,7 +21,7 @@ from mlm_lightning.config import suggestion
 from mlm_lightning.errors import UserError
 
 CONFIG_NAME = "train"
-GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
+GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep", "launcher")
 
 
 def config_folder() -> Path:
@@ -97,10 +97,16 @@ class Composer:
         """Runs jobs by the launcher that `hydra/launcher` names; returns when all have ended."""
         from hydra._internal.callbacks import Callbacks
         from hydra.core.plugins import Plugins
+        from hydra.errors import HydraException
         from hydra.types import HydraContext
 
         context = HydraContext(config_loader=self.loader, callbacks=Callbacks(master))
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+        try:
+            launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+        except (ImportError, HydraException) as error:
+            target = str(master.hydra.launcher._target_)
+            extra = "ray" if "ray" in target else "sweep"
+            raise UserError(f"hydra/launcher: {target} is not installed; pip install 'mlm-lightning[{extra}]'") from error
         launcher.launch(jobs, initial_job_idx=0)
 
     def choices(self, overrides: Sequence[str]) -> list[Any]:

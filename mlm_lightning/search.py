@@ -28,11 +28,13 @@ def open_study(folder: Path, settings: dict[str, Any]) -> "optuna.Study":
     """The study of a sweep's folder; made if it isn't there."""
     try:
         import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise UserError(f"sweep.trials={settings['trials']}: needs Optuna; pip install 'mlm-lightning[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / STORAGE)))
+    storage = JournalStorage(JournalFileBackend(str(folder / STORAGE)))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if settings["prune"] else optuna.pruners.NopPruner()
     return optuna.create_study(
         study_name=folder.name, storage=storage, pruner=pruner, direction=settings["direction"], load_if_exists=True
@@ -94,6 +96,7 @@ class Search:
     def ended(self, job: Job) -> None:
         import optuna
 
+        assert job.trial is not None
         status, state = job.run.status, optuna.trial.TrialState
         if status == "complete":
             summary = job.run.summary or {}

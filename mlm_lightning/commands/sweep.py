@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from mlm_lightning.commands import pool
 from mlm_lightning.compose import Composer, to_plain
 from mlm_lightning.config import Config
-from mlm_lightning.errors import BusyError, PrunedError, UserError, say
+from mlm_lightning.errors import BusyError, Interrupted, PrunedError, UserError, say
 from mlm_lightning.runs import Run
 from mlm_lightning.sweeps import Grid, Job, Source, Sweep, own, settings_of
 
@@ -20,7 +20,7 @@ _SHOWN = 40  # rows of the table
 
 
 def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> int:
-    """Runs all jobs of a command line that have no result yet. Returns the exit status: 1 if a job failed."""
+    """Runs all jobs of a command line that have no result yet. Returns the exit status: 1 if a job has none afterwards."""
     if "BasicSweeper" not in master.hydra.sweeper._target_:
         raise UserError("hydra/sweeper: mlm searches by itself; give sweep.trials=N, and hydra/sweeper=basic")
     overrides = hydra.with_params(overrides, master)
@@ -44,7 +44,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
         _run(hydra, master, source, expected)
     finally:
         _show(expected, source.jobs, time.monotonic() - began)
-    return 1 if any(job.run.status == "failed" for job in source.jobs) else 0
+    return 0 if all(job.is_done or job.run.status == "running" for job in source.jobs) else 1
 
 
 def _check_swept(swept: list[str], settings: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def _run_by_plugin(hydra: Composer, master: DictConfig, source: Source, started:
             started(job)
         hydra.launch(_task, master, [list(job.overrides) for job in batch])
         for job in batch:
-            if job.run.status in ("interrupted", "missing"):
+            if job.run.status == "missing":
                 job.run.fail(RuntimeError("its worker ended without a word; the launcher's log may say why"))
             source.ended(job)
             ended(job)
@@ -213,7 +213,10 @@ def _task(config: DictConfig) -> float | None:
     plain = to_plain(config)
     swept = json.loads((Path(plain["output_dir"]) / plain["name"] / "sweep.json").read_text())["swept"]
     job = Job.of(plain, list(HydraConfig.get().overrides.task), swept)
-    attempt(plain, job.naming)
+    try:
+        attempt(plain, job.naming)
+    except Interrupted as stopped:  # the launcher would take it for its own end
+        say(str(stopped))
     return (job.run.summary or {}).get("val/loss")
 
 
