@@ -97,36 +97,34 @@ def _train(run: Any, nodes: Any) -> dict[str, Any]:
 
     parent = parent_of(run.config)
     again = run.config["resume"] == "never"
-    source = _prepared_source(run.config) if again or run.summary is None else None
+    sources = _prepared_sources(run.config) if again or run.summary is None else None
     if again:
         _restart(run)
     with run.locked():
-        if source is None or run.summary is not None:
+        if sources is None or run.summary is not None:
             say(f"complete: {run.folder} (resume=never runs it again)")
             return run.summary
         try:
-            position = begin(run, parent, source)
+            position = begin(run, parent, sources)
             if TrainerSettings(**run.config["trainer"]).world_size() > 1:
                 return launch.lead(run, position, nodes)
             from mlm_lightning.training import fit
 
-            return fit(run, position, source)
+            return fit(run, position, sources)
         except Exception as error:
             if not isinstance(error, UserError | PrunedError):
                 run.fail(error)
             raise
 
 
-def _prepared_source(config: Config) -> Any:
+def _prepared_sources(config: Config) -> Any:
     """Downloads and builds caches, and finds what is wrong with the data, before a run has a folder."""
-    from mlm_lightning.config import build_source
+    from mlm_lightning.config import prepare_sources
 
     with mistakes():
-        source = build_source(config)
-        source.prepare()
-        source.rows("train")
-        source.rows("val")
-    return source
+        sources = prepare_sources(config, evaluated="val")
+        sources.own.rows("train")
+    return sources
 
 
 def _requeue() -> None:
