@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow"
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.slow
 	$(BIN)/pytest -m slow
 
 lint: $(VENV)/.dev
@@ -30,7 +30,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e '.[text,test,lint]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[text,sweep,report,test,lint]'
 	touch $(VENV)/.demo $@
+
+$(VENV)/.slow: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt -e '.[ray]'
+	touch $@
 
 .PHONY: demo test test-slow lint format

@@ -1,16 +1,19 @@
 """What several tests need: runs that must be alike, processes to stop, and a callback that does something at a given step."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from conftest import TOY
 
 from mlm_lightning.runs import Run
 
@@ -147,3 +150,28 @@ class Fails(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         with self.marker.with_suffix(".steps").open("a") as file:
             file.write(f"{pl_module.seed} {trainer.global_step}\n")
+
+
+def failing(marker: Path, seeds: list[int], kill: bool = False) -> tuple[str, ...]:
+    node = f"{{_target_: helpers.Fails, marker: {marker}, seeds: {seeds}, kill: {str(kill).lower()}}}"
+    return (f"callbacks.fails={node}",)
+
+
+def runs_in(folder: Path) -> dict[int, Run]:
+    """The runs of a sweep by their seeds."""
+    expected = json.loads((folder / "default" / "sweep.json").read_text())["jobs"]
+    seeds = [next(int(each[5:]) for each in job["overrides"] if each.startswith("seed=")) for job in expected]
+    return {seed: Run(folder / "default" / job["folder"], {}) for seed, job in zip(seeds, expected, strict=True)}
+
+
+def steps_of(marker: Path) -> Counter[str]:
+    file = marker.with_suffix(".steps")
+    return Counter(line.split()[0] for line in file.read_text().splitlines()) if file.exists() else Counter()
+
+
+def start_sweep(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mlm_lightning", "train", "-m", *TOY, f"output_dir={folder}", *overrides]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
+    )

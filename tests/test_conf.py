@@ -45,7 +45,9 @@ def nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_every_group_has_its_options():
     there = {option.partition("=")[0] for option in OPTIONS}
     assert there >= set(GROUPS) - {"sweep"}
-    assert {path.name for path in config_folder().iterdir() if path.is_dir() and any(path.glob("*.yaml"))} == there
+    assert {path.name for path in config_folder().iterdir() if path.is_dir() and any(path.glob("*.yaml"))} == there | {
+        "launcher"
+    }
     assert {"data=tree", "data=uniform", "data=text", "data=xsum", "trainer=smoke", "experiment=uniform_floor"} <= set(OPTIONS)
 
 
@@ -150,3 +152,23 @@ def test_the_tutorials_experiment(corpus):
     assert (config["optim"]["lr"], config["optim"]["weight_decay"]) == (1.23e-5, 0.01)
     assert config["callbacks"]["checkpoint"]["every_n_epochs"] == 1
     assert config["model"]["checkpoint"] == data["tokenizer"] == "distilbert/distilbert-base-uncased"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "plugin"),
+    [("joblib", "joblib"), ("ray", "ray"), ("slurm", "submitit"), ("submitit_local", "submitit")],
+)
+def test_a_launcher_sets_up_a_plugin_of_hydras(launcher, plugin):
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    from hydra.utils import instantiate
+
+    with composer() as hydra:
+        master = hydra.master([f"launcher={launcher}"])
+        assert master.hydra.launcher._target_.startswith(f"hydra_plugins.hydra_{plugin}_launcher.")
+        assert instantiate(master.hydra.launcher)
+        assert to_plain(master) == composed_plainly()
+
+
+def composed_plainly():
+    with composer() as hydra:
+        return to_plain(hydra.compose([]))

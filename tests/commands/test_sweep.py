@@ -1,17 +1,14 @@
 """A sweep survives: what has a result is not run again, what failed says why, what was killed goes on."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TOY, composed
-from helpers import assert_equal_results, wait_for
+from helpers import assert_equal_results, failing, runs_in, start_sweep, steps_of, wait_for
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.commands.pool import Slot, slots
@@ -23,23 +20,6 @@ SEEDS = "seed=0,1,2,3"
 
 def sweep(folder: Path, *overrides: str) -> int:
     return main(["train", "-m", *TOY, f"output_dir={folder}", *overrides])
-
-
-def failing(marker: Path, seeds: list[int], kill: bool = False) -> tuple[str, ...]:
-    node = f"{{_target_: helpers.Fails, marker: {marker}, seeds: {seeds}, kill: {str(kill).lower()}}}"
-    return (f"callbacks.fails={node}",)
-
-
-def runs_in(folder: Path) -> dict[int, Run]:
-    """The runs of a sweep by their seeds."""
-    expected = json.loads((folder / "default" / "sweep.json").read_text())["jobs"]
-    seeds = [next(int(each[5:]) for each in job["overrides"] if each.startswith("seed=")) for job in expected]
-    return {seed: Run(folder / "default" / job["folder"], {}) for seed, job in zip(seeds, expected, strict=True)}
-
-
-def steps_of(marker: Path) -> Counter[str]:
-    file = marker.with_suffix(".steps")
-    return Counter(line.split()[0] for line in file.read_text().splitlines()) if file.exists() else Counter()
 
 
 def test_the_runs_of_a_sweep_are_those_that_single_commands_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,14 +92,6 @@ def test_a_mistake_in_any_job_is_found_before_the_first_one_starts(tmp_path: Pat
     assert not (tmp_path / "outputs").exists()
 
 
-def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "mlm_lightning", "train", "-m", *TOY, f"output_dir={folder}", *overrides]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
-    )
-
-
 LONG = ("trainer.max_steps=300", "trainer.val_check_interval=100", "callbacks.checkpoint.every_n_train_steps=25")
 
 
@@ -127,7 +99,7 @@ LONG = ("trainer.max_steps=300", "trainer.val_check_interval=100", "callbacks.ch
 def test_a_stopped_sweep_goes_on_where_its_runs_were(tmp_path: Path, signum: signal.Signals) -> None:
     marker = tmp_path / "marker"
     arguments = ("seed=0,1,2", *LONG, "sweep.jobs=2", *failing(marker, []))
-    process = start(tmp_path / "cut", *arguments)
+    process = start_sweep(tmp_path / "cut", *arguments)
     wait_for(tmp_path / "cut", "metrics.csv", lines=60)
     os.killpg(process.pid, signum) if signum == signal.SIGINT else process.kill()
     _, stderr = process.communicate(timeout=60)
@@ -150,7 +122,7 @@ def test_a_stopped_sweep_goes_on_where_its_runs_were(tmp_path: Path, signum: sig
 def test_two_commands_share_the_work_of_one_sweep(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     arguments = (SEEDS, *LONG, *failing(marker, []))
-    commands = [start(tmp_path / "outputs", *arguments) for _ in range(2)]
+    commands = [start_sweep(tmp_path / "outputs", *arguments) for _ in range(2)]
     for command in commands:
         _, stderr = command.communicate(timeout=120)
         assert command.returncode == 0, stderr
@@ -183,14 +155,14 @@ def test_hydra_s_launchers_survive_failures_and_skip_what_is_done(tmp_path: Path
     marker = tmp_path / "marker"
     marker.touch()
     arguments = ("seed=0,1,2", f"launcher={launcher}", *failing(marker, [1]))
-    command = start(tmp_path / "outputs", *arguments)
+    command = start_sweep(tmp_path / "outputs", *arguments)
     _, stderr = command.communicate(timeout=240)
     assert command.returncode == 1, stderr
     runs = runs_in(tmp_path / "outputs")
     assert [run.status for run in runs.values()] == ["complete", "failed", "complete"]
     assert "no luck with seed 1" in runs[1].reason
     marker.unlink()
-    command = start(tmp_path / "outputs", *arguments)
+    command = start_sweep(tmp_path / "outputs", *arguments)
     _, stderr = command.communicate(timeout=240)
     assert command.returncode == 0, stderr
     assert steps_of(marker) == Counter({"0": 8, "1": 8, "2": 8})
