@@ -30,7 +30,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e '.[text,test,lint]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[text,report,test,lint]'
 	touch $(VENV)/.demo $@
 
 .PHONY: demo test test-slow lint format

@@ -20,7 +20,7 @@ LAYERS = (
     ("masking", "metrics", "optim", "data", "data.*", "models", "models.*"),
     ("config", "module", "data.datamodule", "loggers"),
     ("compose", "callbacks", "runs"),
-    ("training", "resume"),
+    ("training", "resume", "report", "report.*"),
     ("commands.errors", "commands.arguments"),
     ("commands", "commands.*"),
     ("__main__", ""),
