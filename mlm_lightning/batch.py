@@ -69,6 +69,10 @@ class Vocab:
     def continues_word_V(self) -> Tensor | None:
         return None if self.continues_word is None else torch.tensor(self.continues_word, dtype=torch.bool)
 
+    def has_tokens_of(self, other: "Vocab") -> bool:
+        """Whether ids mean the same in both."""
+        return (self.size, self.mask_id, self.tokens) == (other.size, other.mask_id, other.tokens)
+
     def token(self, token_id: int) -> str:
         """A readable name of a token."""
         if self.tokens is not None:

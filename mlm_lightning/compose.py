@@ -9,7 +9,7 @@ check that follows (`config.problems`) finds all of them, whichever way they cam
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mlm_lightning.config import suggestion
 from mlm_lightning.errors import UserError
 
 CONFIG_NAME = "train"
-GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
+GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep", "launcher")
 
 
 def config_folder() -> Path:
@@ -54,11 +54,17 @@ class Composer:
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """One config. Raises UserError for anything that Hydra or OmegaConf finds wrong."""
         from hydra import compose
+
+        with self._explaining():
+            return compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
         from hydra.errors import HydraException
         from yaml import YAMLError
 
         try:
-            return compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
+            yield
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._explain(error)) from error
         except YAMLError as error:  # names the file and the line
@@ -68,22 +74,62 @@ class Composer:
         """The overrides with `++` before every plain `key=value` that chooses no group."""
         return [self._plain(override) for override in overrides]
 
+    def master(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of a sweep as a whole, with Hydra's own part: without the values that are swept over."""
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.types import RunMode
+
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        with self._explaining():
+            return hydra.compose_config(self.config_name, [*self.search_path, *overrides], run_mode=RunMode.MULTIRUN)
+
+    def with_params(self, overrides: Sequence[str], master: DictConfig) -> list[str]:
+        """The overrides, and before them those that the config itself sweeps over (`hydra.sweeper.params`)."""
+        given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+        params = OmegaConf.to_container(master.hydra.sweeper.get("params") or OmegaConf.create({}))
+        assert isinstance(params, dict)
+        named = {str(key): _as_override(value) for key, value in params.items()}
+        added = [f"{key}={value}" for key, value in named.items() if key.lstrip("+~") not in given]
+        return [*self.plain(added), *overrides]
+
+    def launch(self, task: Callable[[DictConfig], Any], master: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
+        """Runs jobs by the launcher that `hydra/launcher` names; returns when all have ended."""
+        from hydra._internal.callbacks import Callbacks
+        from hydra.core.plugins import Plugins
+        from hydra.errors import HydraException
+        from hydra.types import HydraContext
+
+        context = HydraContext(config_loader=self.loader, callbacks=Callbacks(master))
+        try:
+            launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+        except (ImportError, HydraException) as error:
+            target = str(master.hydra.launcher._target_)
+            extra = "ray" if "ray" in target else "sweep"
+            raise UserError(f"hydra/launcher: {target} is not installed; pip install 'mlm-lightning[{extra}]'") from error
+        launcher.launch(jobs, initial_job_idx=0)
+
+    def choices(self, overrides: Sequence[str]) -> list[Any]:
+        """The parsed overrides, in their order; `is_sweep_override()` tells those with several values."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        with self._explaining():
+            return OverridesParser.create(self.loader).parse_overrides(list(overrides))
+
     def jobs(self, overrides: Sequence[str]) -> list[list[str]]:
         """The overrides of each job of a sweep, as Hydra's basic sweeper would run them: the product of all choices."""
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-        from hydra.errors import HydraException
-
-        try:
-            parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
-        except HydraException as error:
-            raise UserError(self._explain(error)) from error
         choices: list[list[str]] = []
-        for override in parsed:
-            if override.is_sweep_override():
+        for override in self.choices(overrides):
+            if not override.is_sweep_override():
+                choices.append([override.input_line or ""])
+            elif override.is_interval_sweep():
+                key = override.get_key_element().lstrip("+")
+                raise UserError(
+                    f"{key}={override.value()}: an interval has no end of values; give sweep.trials=N to search in it"
+                )
+            else:
                 key = override.get_key_element()
                 choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-            else:
-                choices.append([override.input_line or ""])
         return [list(job) for job in itertools.product(*choices)]
 
     def _plain(self, override: str) -> str:
@@ -123,6 +169,11 @@ class Composer:
     @staticmethod
     def _no_key_value(override: str) -> str:
         return f"'{override}': is no KEY=VALUE; quote it where the shell needs it, e.g. 'data.path=texts/*.txt'"
+
+
+def _as_override(value: Any) -> str:
+    """A value of `hydra.sweeper.params`: text in Hydra's grammar of overrides, or a plain number."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -9,10 +9,13 @@ came in (`key=`, `+key=`, YAML), and a user's own class is checked like ours.
 
 import difflib
 import inspect
+import json
 import math
+import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -24,7 +27,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.data.source import Source
+from mlm_lightning.data.source import Source, Sources, Split
+from mlm_lightning.data.tokenizer import TRAIN
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 from mlm_lightning.randomness import Stream, seed_torch
@@ -62,7 +66,17 @@ _TOP_LEVEL: dict[str, Any] = {
     "sweep": dict | None,
 }
 _LOADER_KEYS: dict[str, Any] = {"batch_size": int, "num_workers": int}
-_EVAL_KEYS: dict[str, Any] = {"seed": int, "mask_rates": list[float] | None, "masking": str | None}
+_EVAL_KEYS: dict[str, Any] = {"seed": int, "mask_rates": list[float] | None, "masking": str | None, "data": dict | None}
+_SWEEP_KEYS: dict[str, Any] = {
+    "jobs": int | str,
+    "retries": int,
+    "objective": str,
+    "direction": Literal["minimize", "maximize"],
+    "trials": int | None,
+    "prune": bool,
+    "seed": int,
+    "trial": int | None,
+}
 # what the framework itself passes to a constructor, so a YAML may not
 _FROM_SOURCE = ("vocab_size", "seq_len", "pad_token_id")
 _FROM_RUN = ("folder", "save_dir", "purge_step")
@@ -238,7 +252,10 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
     nodes = {key: value for key, value in config.items() if isinstance(value, dict)}
     data = nodes.get("data", {})
     if "eval" in nodes:
-        found += _check_keys("eval", nodes["eval"], _EVAL_KEYS, "eval")
+        found += _check_keys("eval", nodes["eval"], _EVAL_KEYS, "eval", optional=("data",))
+    if "sweep" in nodes:
+        found += _check_keys("sweep", nodes["sweep"], _SWEEP_KEYS, "sweep", optional=("trial",))
+        found += _check_values(nodes["sweep"], _SWEEP_KEYS, _check_sweep)
     if "data" in nodes:
         found += _check_keys("data", {k: v for k, v in data.items() if k in _LOADER_KEYS}, _LOADER_KEYS, "data")
     found += _check_values(config, _TOP_LEVEL, _check_names) + _check_values(data, _LOADER_KEYS, _check_sizes)
@@ -261,9 +278,15 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
         if key in checked and not checked[key]:
             checked[key] = _attempt(key, build)
             found += checked[key]
+    if "eval" in nodes and not checked["data"] and not any(problem.startswith("eval.data") for problem in found):
+        found += _check_further(nodes, trusted)
     if not checked["data"] and not checked["model"]:
         found += _attempt("model", lambda: _build_meta_model(nodes))
-    if "eval" in nodes and not checked["masking"] and not any(problem.startswith(("eval", "masking")) for problem in found):
+    if (
+        {"eval", "data"} <= set(nodes)
+        and not checked["masking"]
+        and not any(problem.startswith(("eval", "masking")) for problem in found)
+    ):
         found += _attempt("eval", lambda: build_eval_maskings(config))
     return list(dict.fromkeys(found))
 
@@ -328,6 +351,18 @@ def _check_names(config: Config) -> list[str]:
     return [f"{name}='': give it a value, or leave it out" for name in names if not config.get(name, "default").strip()]
 
 
+def _check_sweep(sweep: Config) -> list[str]:
+    found = []
+    if isinstance(jobs := sweep.get("jobs", 1), str) and jobs != "auto":
+        found.append(f"sweep.jobs={jobs}: give a number of runs at a time, or auto for one a core")
+    at_least = {"jobs": 1, "retries": 0, "trials": 1}
+    for name, least in at_least.items():
+        value = sweep.get(name)
+        if isinstance(value, int) and value < least:
+            found.append(f"sweep.{name}={value}: give a number from {least}")
+    return found
+
+
 def _check_sizes(data: Config) -> list[str]:
     found = []
     if "batch_size" in data and data["batch_size"] < 1:
@@ -345,6 +380,33 @@ def _check_eval(evaluation: Config) -> list[str]:
     kind = evaluation.get("masking")
     if kind is not None and kind not in MASKINGS:
         found.append(_not_one_of("eval.masking", kind, tuple(MASKINGS)))
+    for name, keys in (evaluation.get("data") or {}).items():
+        found += _check_eval_name(name) or _check_value(f"eval.data.{name}", keys, dict)
+    return found
+
+
+def _check_eval_name(name: object) -> list[str]:
+    """A name ends those of metrics: k0 gives val/loss_k0."""
+    if not isinstance(name, str):  # a YAML key without quotes
+        return [f"eval.data.{name}: is {_describe(type(name))}, not a name; give one such as k{name}"]
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        return [f"eval.data.{name}: is no name; it ends those of metrics (val/loss_k0): use letters, digits, '_', '.' and '-'"]
+    if re.match(r"(se|rate)(_|$)", name):
+        taken = "val/excess_loss_se" if name.startswith("se") else "val/loss_rate_0.30"
+        return [f"eval.data.{name}: other metrics end like that ({taken}); choose another name"]
+    return []
+
+
+def _check_further(config: Config, trusted: bool) -> list[str]:
+    """The further sources to evaluate on: their keys and values, and whether the run's model can read them."""
+    own, found = build_source(config, trusted), []
+    for endings, node in _further_nodes(config).items():
+        key = eval_data_key(endings)
+        found += (
+            [f"{key}.{name}: is not set in eval.data; data.{name} is meant for it too" for name in _LOADER_KEYS if name in node]
+            or _check_object(key, node, Source, trusted)
+            or _attempt(key, partial(_build_further, endings, node, own, trusted))
+        )
     return found
 
 
@@ -509,7 +571,90 @@ def _build(node: Config, trusted: bool = True, **provided: Any) -> Any:
 
 
 def build_source(config: Config, trusted: bool = True) -> Source:
-    return _build({name: value for name, value in config["data"].items() if name not in _LOADER_KEYS}, trusted)
+    return _build(_own_node(config), trusted)
+
+
+def _own_node(config: Config) -> Config:
+    return {name: value for name, value in config["data"].items() if name not in _LOADER_KEYS}
+
+
+def prepare_sources(config: Config, trusted: bool = True, evaluated: Split | None = None) -> Sources:
+    """The sources of a checked config, built and prepared.
+
+    Raises ValueError or FileNotFoundError for data that will not do: its documents, vocabularies that differ, or no split
+    `evaluated`.
+    """
+    own = build_source(config, trusted)
+    own.prepare()
+    if evaluated is not None:
+        own.rows(evaluated)
+    sources = Sources(own)
+    for endings, node in _further_nodes(config).items():
+        if node.get("tokenizer") == TRAIN and hasattr(own, "tokenizer_keys"):
+            node |= own.tokenizer_keys()  # training another on these documents would give them other tokens
+        source = sources.further[endings] = _build_further(endings, node, own, trusted)
+        with _named(endings):
+            source.prepare()
+            if evaluated is not None:
+                source.rows(evaluated)
+        _check_vocab(endings, source, own)
+    return sources
+
+
+def _build_further(endings: tuple[str, ...], node: Config, own: Source, trusted: bool) -> Source:
+    """A further source to evaluate on; a ValueError where a model of `own` can't read it, as far as that is known by now."""
+    with _named(endings):
+        source = _build(node, trusted)
+    if source.seq_len != own.seq_len:
+        raise ValueError(
+            f"{eval_data_key(endings)}: its rows have {source.seq_len} tokens, and those of data {own.seq_len}; "
+            "one model reads both, so evaluate on rows as long as the run's"
+        )
+    if all(type(each).prepare is Source.prepare for each in (own, source)):  # else the vocabulary may be unknown so far
+        _check_vocab(endings, source, own)
+    return source
+
+
+def _check_vocab(endings: tuple[str, ...], source: Source, own: Source) -> None:
+    if not source.vocab.has_tokens_of(own.vocab):
+        raise ValueError(
+            f"{eval_data_key(endings)}: its vocabulary ({source.vocab.size} tokens) is not that of data "
+            f"({own.vocab.size} tokens); one model reads both, so evaluate on data of the same vocabulary"
+        )
+
+
+@contextmanager
+def _named(endings: tuple[str, ...]) -> Iterator[None]:
+    """What a further source refuses names it, instead of the run's own data."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        key, message = eval_data_key(endings), str(error)
+        named = f"{key}.{message.removeprefix('data.')}" if message.startswith("data.") else f"{key}: {message}"
+        raise ValueError(named) from error
+
+
+def eval_data_key(endings: tuple[str, ...]) -> str:
+    """`eval.data.k0` for `("_k0",)`."""
+    return f"eval.data.{endings[0].removeprefix('_')}"
+
+
+def _further_nodes(config: Config) -> dict[tuple[str, ...], Config]:
+    """The keys of each further source, by the endings of its metrics' names."""
+    return {endings: node for endings, node in _source_nodes(config).items() if "" not in endings}
+
+
+def _source_nodes(config: Config) -> dict[tuple[str, ...], Config]:
+    """The keys of each source to evaluate on, by the endings of its metrics' names: first the run's own (`""`). Names for equal
+    keys are endings of one, which is evaluated once. A node with a `_target_` is whole, any other says what differs."""
+    own = _own_node(config)
+    nodes = {"": own}
+    for name, keys in (config["eval"].get("data") or {}).items():  # runs from before it have none
+        nodes[f"_{name}"] = dict(keys) if "_target_" in keys else own | keys
+    alike: dict[str, list[str]] = {}
+    for ending, node in nodes.items():
+        alike.setdefault(json.dumps(node, sort_keys=True), []).append(ending)
+    return {tuple(endings): nodes[endings[0]] for endings in alike.values()}
 
 
 def build_masking(config: Config, trusted: bool = True) -> Masking:
@@ -517,7 +662,8 @@ def build_masking(config: Config, trusted: bool = True) -> Masking:
 
 
 def build_eval_maskings(config: Config, trusted: bool = True) -> dict[tuple[str, ...], Masking]:
-    """The frozen masking of each condition to evaluate, with the endings of its metrics' names: first the training's."""
+    """The frozen masking of each condition to evaluate, with the endings of its metrics' names: first the training's, then
+    further rates, then the training's on further sources."""
     training = build_masking(config, trusted)
     evaluation = config["eval"]
     rate = getattr(training, "rate", None)
@@ -529,12 +675,14 @@ def build_eval_maskings(config: Config, trusted: bool = True) -> dict[tuple[str,
     else:
         masking = MASKINGS[kind](**({} if rate is None else {"rate": rate})).frozen()
     rates = dict.fromkeys(evaluation["mask_rates"] or [])
-    plain = ("", f"_rate_{rate:.2f}") if rate in rates else ("",)
+    plain, *further = _source_nodes(config)
+    if rate in rates:
+        plain += (f"_rate_{rate:.2f}",)
     conditions: dict[tuple[str, ...], Masking] = {plain: masking}
     for each in rates:
         if each != rate:
             conditions[(f"_rate_{each:.2f}",)] = masking.frozen(rate=each)
-    return conditions
+    return conditions | dict.fromkeys(further, masking)
 
 
 def build_model(config: Config, vocab: Vocab, seq_len: int, trusted: bool = True) -> nn.Module:

@@ -12,6 +12,14 @@ class UserError(Exception):
     """A mistake that the user can mend: reported as its message alone, with exit status 2."""
 
 
+class BusyError(UserError):
+    """Another process is working in the run's folder."""
+
+
+class PrunedError(Exception):
+    """A search has given up this run, whose last checkpoint is written."""
+
+
 class Interrupted(BaseException):
     """A signal stopped the command; everything that was computed up to optimizer step `step` is saved (None: nothing was)."""
 

@@ -9,7 +9,7 @@ number of tokens, so unequal mask counts weigh as in one large batch.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -36,7 +36,8 @@ class MLMModule(L.LightningModule):
     """Trains and evaluates `model`.
 
     `optimizer` makes the optimizer from parameter groups; `suffixes` names, for each evaluation loader, the endings of its
-    metrics (`""` is plain `val/loss`; `"_rate_0.30"` is `val/loss_rate_0.30`). Validation runs every `validate_every` optimizer
+    metrics (`""` is plain `val/loss`; `"_rate_0.30"` is `val/loss_rate_0.30`), and `eval_oracles` gives the oracle of those
+    loaders whose rows are of another source, in place of `oracle`. Validation runs every `validate_every` optimizer
     steps (also a fraction, as epochs end where they end) and after the last one. `record` says what is computed: plain values,
     kept in each checkpoint. `from_parent`: the run begins at the checkpoint of another one, whose weights, optimizer state and
     position it takes, and nothing else: it has its own hyperparameters, best score and patience.
@@ -57,9 +58,11 @@ class MLMModule(L.LightningModule):
         suffixes: Sequence[tuple[str, ...]] = (("",),),
         record: dict[str, Any] | None = None,
         from_parent: bool = False,
+        eval_oracles: Mapping[tuple[str, ...], Oracle | None] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.oracle = model, oracle
+        self.model = model
+        self.oracles = [(eval_oracles or {}).get(each, oracle) for each in suffixes]
         self._make_optimizer, self._weight_decay, self._schedule = optimizer, weight_decay, schedule
         self.total_steps, self.validate_every, self.steps_per_epoch = total_steps, validate_every, steps_per_epoch
         self.log_every_n_steps, self.seed, self.suffixes = log_every_n_steps, seed, suffixes
@@ -185,7 +188,7 @@ class MLMModule(L.LightningModule):
 
     def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
-        self._eval_sums[dataloader_idx].update(self(batch), batch, self._oracle_probs(batch))
+        self._eval_sums[dataloader_idx].update(self(batch), batch, self._oracle_probs(batch, self.oracles[dataloader_idx]))
 
     def on_validation_epoch_end(self) -> None:
         self._finish_evaluation("val")
@@ -199,24 +202,24 @@ class MLMModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._finish_evaluation("test")
 
-    def _oracle_probs(self, batch: MLMBatch) -> Tensor | None:
+    def _oracle_probs(self, batch: MLMBatch, oracle: Oracle | None) -> Tensor | None:
         """The oracle's posterior at the predicted positions: exact where each of them holds [MASK], as frozen masks do."""
-        if self.oracle is None:
+        if oracle is None:
             return None
         labels_BL = batch.labels_BL.cpu()
         observed_BL = labels_BL == IGNORE_INDEX
         tokens_BL = torch.where(observed_BL, batch.input_ids_BL.cpu(), labels_BL)
-        probs_BLV = self.oracle.posterior(tokens_BL, observed_BL)
+        probs_BLV = oracle.posterior(tokens_BL, observed_BL)
         positions_BK1 = batch.positions_BK.cpu().unsqueeze(-1)
         return probs_BLV.gather(1, positions_BK1.expand(-1, -1, probs_BLV.shape[-1])).to(self.device)
 
     def _finish_evaluation(self, stage: str) -> None:
         self.last_metrics = {}
-        for sums, suffixes in zip(self._eval_sums, self.suffixes, strict=True):
+        for sums, suffixes, oracle in zip(self._eval_sums, self.suffixes, self.oracles, strict=True):
             reduced = self.trainer.strategy.reduce(sums.vector, reduce_op="sum")
             assert isinstance(reduced, Tensor)
             sums.vector = reduced
-            metrics = sums.compute(with_oracle=self.oracle is not None)
+            metrics = sums.compute(with_oracle=oracle is not None)
             self.last_metrics |= {f"{stage}/{name}{suffix}": value for name, value in metrics.items() for suffix in suffixes}
         self.log_dict(self.last_metrics, logger=False)
         if self.trainer.state.fn == "fit":

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlm_lightning.checkpoints import DamagedCheckpointError, differences
 from mlm_lightning.config import Config, TrainerSettings
-from mlm_lightning.data.source import Source
+from mlm_lightning.data.source import Source, Sources
 from mlm_lightning.errors import UserError, say
 from mlm_lightning.runs import Position, Run, deciding, locate, read_config, record_of
 
@@ -30,9 +30,9 @@ def parent_of(config: Config) -> Position | None:
         raise UserError(f"resume={checkpoint}: {error}") from error
 
 
-def begin(run: Run, parent: Position | None, source: Source) -> Position | None:
+def begin(run: Run, parent: Position | None, sources: Sources) -> Position | None:
     """Where the run begins: its own last checkpoint, that of its parent, or None. Raises UserError where that can't be."""
-    record = record_of(run.config, source.fingerprint())
+    record = record_of(run.config, sources.fingerprint())
     if position := run.last_checkpoint():
         if changes := position.changes(record):
             raise UserError(
@@ -43,12 +43,12 @@ def begin(run: Run, parent: Position | None, source: Source) -> Position | None:
         _check_ranks(position, record, run.config)
         return position
     if parent:
-        _check_parent(parent, record, run.config, source)
+        _check_parent(parent, record, run.config, sources.own)
         say(f"starting {run.folder} after step {parent.step:,} of {parent.path}")
         for each in parent.changes(record):
             say(f"  {each}")
         return parent
-    if run.config["resume"] == "auto" and (kin := run.kin(below=_total_steps(run.config, source))):
+    if run.config["resume"] == "auto" and (kin := run.kin(below=_total_steps(run.config, sources.own))):
         folder, step = kin
         alone = ", ".join(differences(deciding(read_config(folder)), record["config"]))
         say(f"{folder} differs in {alone} alone, and has {step:,} steps. To go on from there, add resume={folder}")

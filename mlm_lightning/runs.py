@@ -34,7 +34,7 @@ from torch import nn
 from mlm_lightning.batch import Vocab
 from mlm_lightning.checkpoints import FORMAT, STATE, DamagedCheckpointError, differences, read_checkpoint
 from mlm_lightning.config import Config, TrainerSettings, resolve_target
-from mlm_lightning.errors import UserError
+from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import write_atomically
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
@@ -44,7 +44,7 @@ Status = Literal["complete", "running", "failed", "pruned", "interrupted", "miss
 # They decide where, how fast or how watched a run is, not its result.
 _NOT_IDENTITY = frozenset(
     {
-        *("name", "resume", "output_dir", "logger", "sweep", "hydra", "data.cache_dir", "data.num_workers"),
+        *("name", "resume", "output_dir", "logger", "sweep", "launcher", "hydra", "data.cache_dir", "data.num_workers"),
         *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.auto_requeue"),
     }
 )
@@ -60,6 +60,20 @@ def _close_held_locks() -> None:
     for descriptor in _held_locks:
         os.close(descriptor)
     _held_locks.clear()
+
+
+def _lock(descriptor: int, patience: float) -> None:
+    """Locks an open file. Raises OSError where another process keeps it for longer than `patience` seconds."""
+    import fcntl
+
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 os.register_at_fork(after_in_child=_close_held_locks)
@@ -99,13 +113,13 @@ def _hash8(content: Any) -> str:
 
 
 def slug(overrides: Sequence[str]) -> str:
-    """A readable name from the overrides that decide the result, at most 80 characters."""
+    """A readable name from the overrides that decide the result, in their order, at most 80 characters."""
     words = []
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
         if key not in _NOT_IDENTITY and key.partition(".")[0] not in _NOT_IDENTITY:
             words.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", override.lstrip("+~")).strip("-"))
-    return ",".join(sorted(filter(None, words)))[:80].strip("-,.") or "default"
+    return ",".join(filter(None, words))[:80].strip("-,.") or "default"
 
 
 @dataclass
@@ -168,9 +182,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Creates the folder and holds its lock; UserError if another process holds it."""
-        import fcntl
-
+        """Creates the folder and holds its lock; BusyError if another process holds it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -179,10 +191,10 @@ class Run:
             ) from error
         with (self.folder / ".lock").open("a+") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock.fileno(), patience=2.0)  # a process that was just killed may still be dying
             except OSError as error:
                 lock.seek(0)
-                raise UserError(
+                raise BusyError(
                     f"{self.folder}: process {lock.read().strip() or '?'} is working in this run; wait for it, or stop it first"
                 ) from error
             lock.truncate(0)

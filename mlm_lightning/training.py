@@ -30,35 +30,38 @@ from mlm_lightning.config import (
     build_model,
     build_optimizer,
     build_schedule,
-    build_source,
+    prepare_sources,
 )
 from mlm_lightning.data.datamodule import MLMDataModule
-from mlm_lightning.data.source import Source
+from mlm_lightning.data.source import Sources
 from mlm_lightning.errors import UserError, mistakes, say
 from mlm_lightning.files import UNWRITABLE
 from mlm_lightning.module import MLMModule
 from mlm_lightning.runs import Position, Run, describe_model, kinship, record_of
 
 
-def fit(run: Run, position: Position | None = None, source: Source | None = None) -> dict[str, Any]:
+def fit(run: Run, position: Position | None = None, sources: Sources | None = None) -> dict[str, Any]:
     """Trains a run from a position (None: from its beginning) in this process, which is the run's only one or one of its ranks.
-    Returns the summary. `source` is the config's, prepared, if it is at hand."""
+    Returns the summary. `sources` are the config's, prepared, if they are at hand."""
     quiet()
     _keep_freed_memory()
-    if source is None:
-        source = build_source(run.config)
-        source.prepare()
+    if sources is None:
+        sources = prepare_sources(run.config)
     from_parent = position is not None and position.path.parent != run.checkpoints
-    module, datamodule = _assemble(run, source, from_parent)
+    module, datamodule = _assemble(run, sources, from_parent)
     if from_parent:
         assert position is not None
         _check_weights(module, position)
     if _is_first_process():
-        _describe(run, module, source, position)
+        _describe(run, module, sources, position)
     step = 0 if position is None else position.step
     # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
     loggers = build_each(run.config["logger"], save_dir=str(run.folder), purge_step=step + 1 if position else 0)
     callbacks = build_each(run.config["callbacks"], folder=str(run.checkpoints))
+    if run.config["sweep"] and run.config["sweep"].get("trial") is not None:
+        from mlm_lightning.search import Pruning
+
+        callbacks.append(Pruning(run.folder.parent, run.config["sweep"]))
     trainer = build_trainer(TrainerSettings(**run.config["trainer"]), callbacks, loggers)
     if position and not from_parent and trainer.is_global_zero:
         say(f"continuing {run.folder} after step {step:,} of {module.total_steps:,}")
@@ -97,9 +100,9 @@ def _is_first_process() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
 
 
-def _assemble(run: Run, source: Source, from_parent: bool) -> tuple[MLMModule, MLMDataModule]:
+def _assemble(run: Run, sources: Sources, from_parent: bool) -> tuple[MLMModule, MLMDataModule]:
     """The LightningModule and the LightningDataModule of a run."""
-    config, settings = run.config, TrainerSettings(**run.config["trainer"])
+    config, settings, source = run.config, TrainerSettings(**run.config["trainer"]), sources.own
     plan = settings.plan(len(source.rows("train")), config["data"]["batch_size"])
     eval_maskings = build_eval_maskings(config)
     with mistakes():
@@ -116,8 +119,9 @@ def _assemble(run: Run, source: Source, from_parent: bool) -> tuple[MLMModule, M
         log_every_n_steps=settings.log_every_n_steps,
         seed=config["seed"],
         suffixes=list(eval_maskings),
-        record=record_of(config, source.fingerprint()),
+        record=record_of(config, sources.fingerprint()),
         from_parent=from_parent,
+        eval_oracles=sources.oracles(),
     )
     datamodule = MLMDataModule(
         source,
@@ -130,6 +134,7 @@ def _assemble(run: Run, source: Source, from_parent: bool) -> tuple[MLMModule, M
         accumulate_grad_batches=settings.accumulate_grad_batches,
         rows_per_epoch=plan.rows_per_epoch,
         total_steps=plan.total_steps,
+        eval_sources=sources.further,
     )
     return module, datamodule
 
@@ -147,9 +152,10 @@ def _check_weights(module: MLMModule, parent: Position) -> None:
         raise UserError(f"resume={parent.path}: its weights don't fit this model (there → here):\n{shown}{more}")
 
 
-def _describe(run: Run, module: MLMModule, source: Source, position: Position | None) -> None:
+def _describe(run: Run, module: MLMModule, sources: Sources, position: Position | None) -> None:
     """Writes all of the run's folder that is known before training."""
-    manifest: dict[str, Any] = {"data": source.fingerprint(), "kinship": kinship(run.config)}
+    source = sources.own
+    manifest: dict[str, Any] = {"data": sources.fingerprint(), "kinship": kinship(run.config)}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
     if module.from_parent:
         assert position is not None

@@ -1,6 +1,7 @@
 """What several tests need: runs that must be alike, processes to stop, and a callback that does something at a given step."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -128,3 +129,21 @@ class At(L.Callback):
         self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._pass("validation", trainer.global_step, batch_idx)
+
+
+class Fails(L.Callback):
+    """Raises, or kills its process, before the first step of the runs with `seeds`, as long as `marker` is there. Each step
+    that a process makes adds a line to `<marker>.steps`: the run's seed and the step."""
+
+    def __init__(self, marker: str, seeds: list[int], kill: bool = False) -> None:
+        self.marker, self.seeds, self.kill = Path(marker), seeds, kill
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if pl_module.seed in self.seeds and self.marker.exists():
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError(f"no luck with seed {pl_module.seed}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        with self.marker.with_suffix(".steps").open("a") as file:
+            file.write(f"{pl_module.seed} {trainer.global_step}\n")

@@ -9,7 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 from mlm_lightning.compose import composer, config_folder, to_plain
-from mlm_lightning.config import TrainerSettings, problems, resolve_target
+from mlm_lightning.config import TrainerSettings, build_eval_maskings, problems, resolve_target
+from mlm_lightning.runs import identity
 
 GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
 LOADER_KEYS = {"batch_size", "num_workers"}
@@ -104,6 +105,26 @@ def test_a_yaml_lists_every_key_of_its_class(option):
     known = set(inspect.signature(resolve_target(node["_target_"])).parameters)
     # the first three come from the data; num_classes is for labels of whole sequences, from Python
     assert known - {"vocab_size", "seq_len", "pad_token_id", "num_classes"} == set(node) - {"_target_"}
+
+
+@pytest.mark.parametrize("sweep", [option for option in OPTIONS if option.startswith("sweep")])
+def test_every_job_of_a_sweep_has_no_problems(sweep):
+    with composer() as hydra:
+        settings = hydra.compose([sweep]).hydra
+        assert settings.mode.name == "MULTIRUN"
+        jobs = hydra.jobs([sweep, *(f"{key}={value}" for key, value in settings.sweeper.params.items())])
+        configs = [to_plain(hydra.compose(job)) for job in jobs]
+    assert [problem for config in configs for problem in problems(config)] == []
+    assert len({identity(config) for config in configs}) == len(configs) > 4
+
+
+def test_each_filter_level_is_evaluated_at_all_of_them():
+    for level in range(5):
+        with composer() as hydra:
+            config = to_plain(hydra.compose(["sweep=filter_levels", f"data.filter_level={level}"]))
+        plain, *others = build_eval_maskings(config)
+        assert plain == ("", f"_k{level}")
+        assert others == [(f"_k{each}",) for each in range(5) if each != level]
 
 
 def test_the_smoke_trainer_is_short(corpus):

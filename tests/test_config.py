@@ -22,10 +22,12 @@ from mlm_lightning.config import (
     build_source,
     check,
     matches,
+    prepare_sources,
     problems,
     resolve_target,
     suggestion,
 )
+from mlm_lightning.data.uniform import UniformSource
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Single, Span
 
@@ -284,6 +286,22 @@ def test_what_is_missing_is_named(key):
         (["model.embedding_agg=mean"], "model.embedding_agg=mean merges all positions"),
         (["model.nhead=3"], "model.nhead=3 does not divide model.d_model=16"),
         (["data=3"], "data"),
+        (["eval.data=3"], "eval.data=3: should be a group of keys or null"),
+        (["eval.data={k0: 3}"], "eval.data.k0=3: should be a group of keys"),
+        (["eval.data={0: {}}"], "eval.data.0: is a whole number, not a name; give one such as k0"),
+        (["eval.data={a/b: {}}"], "eval.data.a/b: is no name"),
+        (["eval.data={rate_0.30: {}}"], "eval.data.rate_0.30: other metrics end like that (val/loss_rate_0.30)"),
+        (["eval.data={se: {}}"], "eval.data.se: other metrics end like that (val/excess_loss_se)"),
+        (
+            ["eval.data={k0: {filtr_level: 0}}"],
+            "eval.data.k0.filtr_level: unknown key of TreeSource; did you mean 'filter_level'?",
+        ),
+        (["eval.data={k0: {batch_size: 2}}"], "eval.data.k0.batch_size: is not set in eval.data; data.batch_size"),
+        (["eval.data={k0: {sigma: wide}}"], "eval.data.k0.sigma='wide': should be a number"),
+        (["eval.data={k9: {filter_level: 9}}"], "eval.data.k9.filter_level=9: it can be at most 2"),
+        (["eval.data={k0: {depth: 3}}"], "eval.data.k0: its rows have 8 tokens, and those of data 4"),
+        (["eval.data={k0: {num_symbols: 4}}"], "eval.data.k0: its vocabulary (5 tokens) is not that of data (4 tokens)"),
+        (["eval.data={k0: {_target_: torch.nn.Linear}}"], "eval.data.k0._target_=torch.nn.Linear: is no subclass of Source"),
     ],
 )
 def test_a_problem_says_what_to_do(overrides, problem):
@@ -375,6 +393,23 @@ def test_a_config_to_evaluate_needs_trust_only_for_what_is_built():
     config["model"] = {"_target_": "os.system", "command": "false"}
     (problem,) = problems(config, trusted=False)
     assert problem.startswith("model._target_=os.system: is none of this package's own classes")
+    config = composed("eval.data={other: {_target_: os.system}}") | {"callbacks": None, "logger": None}
+    (problem,) = problems(config, trusted=False)
+    assert problem.startswith("eval.data.other._target_=os.system: is none of this package's own classes")
+
+
+def test_mistakes_in_data_are_told_once_not_for_each_further_source():
+    found = problems(composed("data.dpeth=3", "eval.data={k0: {filter_level: 0}, k1: {filter_level: 1}}"))
+    assert found == ["data.dpeth: unknown key of TreeSource; did you mean 'depth'?"]
+
+
+def test_mistakes_in_each_further_source_are_told_at_once():
+    found = problems(composed("eval.data={k0: {filtr_level: 0}, k1: {dpeth: 1}, k9: {filter_level: 9}}"))
+    assert [problem.partition("=")[0].partition(":")[0] for problem in found] == [
+        "eval.data.k0.filtr_level",
+        "eval.data.k1.dpeth",
+        "eval.data.k9.filter_level",
+    ]
 
 
 @pytest.mark.parametrize("path", ["no_such_package.X", "mlm_lightning.masking.Nothing", "X", "mlm_lightning.masking.MASKINGS"])
@@ -412,6 +447,32 @@ def test_the_conditions_of_an_evaluation():
     assert [masking.rate for masking in conditions.values()] == [0.2, 0.5]
     assert all(masking.mask_share == 1.0 for masking in conditions.values())
     assert all(isinstance(masking, Bernoulli) for masking in conditions.values())
+
+
+def test_further_data_is_a_further_condition_unless_it_is_the_runs_own():
+    """Names for equal keys share one pass, whatever order they come in."""
+    levels = "{k0: {filter_level: 0}, k1: {filter_level: 1}, one: {filter_level: 1, depth: 2}, k2: {filter_level: 2}}"
+    config = composed("data.filter_level=2", "eval.mask_rates=[0.15,0.3]", f"eval.data={levels}")
+    conditions = build_eval_maskings(config)
+    assert list(conditions) == [("", "_k2", "_rate_0.15"), ("_rate_0.30",), ("_k0",), ("_k1", "_one")]
+    assert [masking.rate for masking in conditions.values()] == [0.15, 0.3, 0.15, 0.15]
+    sources = prepare_sources(config)
+    assert {endings: source.filter_level for endings, source in sources.further.items()} == {("_k0",): 0, ("_k1", "_one"): 1}
+    assert sources.own.filter_level == 2
+
+
+def test_further_data_with_a_target_is_whole():
+    target = "{_target_: mlm_lightning.data.uniform.UniformSource, num_symbols: 3, seq_len: 4}"
+    (source,) = prepare_sources(composed(f"eval.data={{u: {target}}}")).further.values()
+    assert isinstance(source, UniformSource)
+    assert source.rows("train") is not None
+
+
+def test_a_run_from_before_further_data_can_be_evaluated():
+    config = composed()
+    del config["eval"]["data"]
+    assert problems(config) == []
+    assert list(build_eval_maskings(config)) == [("",)]
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("span", Span), ("single", Single)])

@@ -49,11 +49,13 @@ def test_ranks_equal_the_large_batch(toy: Toy, large_batch: list[float]) -> None
 
 def test_ranks_evaluate_each_row_once(toy: Toy) -> None:
     # 65 rows: an odd one out for two ranks
-    rows = ("data.val_size=65", "trainer.max_steps=1", "optim.lr=1e-12")
+    further = "eval.data={k2: {filter_level: 2, val_size: 33}}"
+    rows = ("data.val_size=65", "trainer.max_steps=1", "optim.lr=1e-12", further)
     alone = train(toy(*rows, "name=alone"))
     ranks = train(toy(*rows, "name=ranks", "data.batch_size=8", "trainer.devices=2", "trainer.strategy=ddp"))
     for name in ("val/loss", "val/accuracy", "val/oracle_loss", "val/excess_loss_se"):
-        assert ranks[name] == pytest.approx(alone[name], abs=1e-6)
+        for metric in (name, f"{name}_k2"):
+            assert ranks[metric] == pytest.approx(alone[metric], abs=1e-6)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(toy: Toy) -> None:

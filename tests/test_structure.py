@@ -20,13 +20,15 @@ LAYERS = (
     ("masking", "metrics", "optim", "data", "data.*", "models", "models.*"),
     ("config", "module", "data.datamodule", "loggers"),
     ("compose", "callbacks", "runs"),
-    ("training", "resume", "report", "report.*"),
-    ("commands.errors", "commands.arguments"),
+    ("sweeps", "resume"),
+    ("search",),
+    ("training", "report", "report.*"),
+    ("commands.errors", "commands.arguments", "commands.children"),
     ("commands", "commands.*"),
     ("__main__", ""),
 )
 MAY_USE = {
-    "lightning": ("module", "data.datamodule", "callbacks", "loggers", "runs", "training", "commands", "commands.*"),
+    "lightning": ("module", "data.datamodule", "callbacks", "loggers", "runs", "training", "search", "commands", "commands.*"),
     "hydra": ("config", "compose", "runs", "commands", "commands.*"),
     "omegaconf": ("config", "compose", "runs", "commands", "commands.*"),
 }

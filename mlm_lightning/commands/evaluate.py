@@ -4,9 +4,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, override
-from mlm_lightning.config import TrainerSettings, build_eval_maskings, build_source, check
+from mlm_lightning.config import TrainerSettings, build_eval_maskings, check, prepare_sources
 from mlm_lightning.data.source import Source, Split
-from mlm_lightning.errors import UserError
+from mlm_lightning.errors import UserError, mistakes
 
 if TYPE_CHECKING:
     from mlm_lightning.runs import LoadedRun
@@ -20,6 +20,7 @@ The metrics of a run (its best checkpoint, else its last) or of one checkpoint, 
   mlm evaluate RUN --split test --json
   mlm evaluate RUN eval.mask_rates=[0.15,0.3,0.5]
   mlm evaluate RUN data.filter_level=2              the same model on other data
+  mlm evaluate RUN 'eval.data={k2: {filter_level: 2}}'  on further data beside the run's own
 
 --trust also builds classes that are not part of this package.
 """
@@ -61,22 +62,25 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
     from mlm_lightning.training import build_trainer, quiet
 
     quiet()
-    source = build_source(config, trust)
-    try:
-        source.prepare()
-        source.rows(split)
-    except (ValueError, FileNotFoundError) as error:  # documents that will not do; no such split
-        raise UserError(str(error)) from error
-    if (source.vocab.size, source.vocab.tokens) != (loaded.vocab.size, loaded.vocab.tokens):
+    with mistakes():
+        sources = prepare_sources(config, trust, evaluated=split)
+    source = sources.own
+    if not source.vocab.has_tokens_of(loaded.vocab):
         raise UserError(
             f"data: its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with "
             f"({loaded.vocab.size} tokens); evaluate on data of the same vocabulary"
         )
     _check_length(loaded, source)
     maskings = build_eval_maskings(config, trust)
-    module = MLMModule(loaded.model, source.oracle(), suffixes=list(maskings))
+    module = MLMModule(loaded.model, source.oracle(), suffixes=list(maskings), eval_oracles=sources.oracles())
     datamodule = MLMDataModule(
-        source, next(iter(maskings.values())), maskings, config["data"]["batch_size"], config["seed"], config["eval"]["seed"]
+        source,
+        next(iter(maskings.values())),
+        maskings,
+        config["data"]["batch_size"],
+        config["seed"],
+        config["eval"]["seed"],
+        eval_sources=sources.further,
     )
     settings = TrainerSettings(**config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"})
     trainer = build_trainer(settings, [], [])

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mlm_lightning.commands.arguments import Parser, see_own_packages
-from mlm_lightning.config import build_source, check
-from mlm_lightning.errors import UserError
+from mlm_lightning.config import check, eval_data_key, prepare_sources
+from mlm_lightning.data.source import Source
+from mlm_lightning.errors import mistakes
 
 HELP = """\
 mlm prepare [OVERRIDE…] [--config-dir DIR]
@@ -28,20 +29,24 @@ def main(arguments: list[str]) -> int:
     with composer(flags.config_dir) as hydra:
         config = to_plain(hydra.compose(hydra.plain(flags.overrides)))
     check(config)
-    source = build_source(config)
-    try:
-        source.prepare()
-    except (ValueError, FileNotFoundError) as error:  # documents, sizes or a tokenizer that will not do
-        raise UserError(str(error)) from error
+    with mistakes():  # documents, sizes or a tokenizer that will not do
+        sources = prepare_sources(config)
+    _show(sources.own)
+    for endings, source in sources.further.items():
+        print(f"\n{eval_data_key(endings)}")
+        _show(source)
+    return 0
+
+
+def _show(source: Source) -> None:
     summary = getattr(source, "summary", None)
     if summary is None:
         print(f"{type(source).__name__} makes its rows as they are asked for: nothing to prepare")
     else:
-        _show(summary())
-    return 0
+        _show_table(summary())
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def _show_table(rows: list[dict[str, Any]]) -> None:
     """One column a split: three of them fit 80 characters, nine quantities would not."""
     from rich.console import Console
     from rich.table import Table

@@ -1,19 +1,11 @@
 """One rank of several: `python -m mlm_lightning.commands.rank PARENT FOLDER [CHECKPOINT]`, started by `mlm train`."""
 
-import ctypes
 import os
 import signal
 import sys
 from pathlib import Path
 
-
-def _die_with_parent(parent: int) -> None:
-    """A rank whose `mlm train` was killed would go on alone, without its lock."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
-        os._exit(1)
+from mlm_lightning.commands.children import die_with_parent
 
 
 def main(folder: Path, checkpoint: Path | None) -> int:
@@ -37,7 +29,7 @@ def main(folder: Path, checkpoint: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    _die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]))  # a rank without its `mlm train` would go on alone, without its lock
     from mlm_lightning.errors import interruptible
 
     with interruptible():

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from mlm_lightning.config import Config, TrainerSettings, check
-from mlm_lightning.errors import Interrupted, UserError, mistakes, say
+from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes, say
 
 HELP = """\
 mlm train [OVERRIDE…] [-m] [--config-dir DIR] [--debug]
@@ -21,7 +21,9 @@ Trains one run, or a sweep with -m. The same command continues an unfinished run
   mlm train                                       the default: tree-structured data, a small transformer
   mlm train experiment=uniform_floor              a shipped experiment
   mlm train data.depth=5 model.num_layers=6       any key of the config
-  mlm train -m masking.rate=0.1,0.2,0.4 seed=0,1  a sweep: 6 runs
+  mlm train -m masking.rate=0.1,0.2,0.4 seed=0,1  a sweep: 6 runs; again: those that have no result yet
+  mlm train sweep=mask_rate sweep.jobs=2          a shipped sweep, two runs at a time
+  mlm train -m sweep.trials=30 'optim.lr=tag(log, interval(1e-4, 1e-2))'      a search
   mlm train data=text data.path='texts/*.txt' data.tokenizer=train
   mlm train --cfg job                             shows the composed config
 
@@ -47,7 +49,15 @@ def main(arguments: list[str]) -> int:
     with composer(flags.config_dir, flags.config_name) as hydra:
         overrides = hydra.plain(flags.overrides)
         if not any(getattr(flags, name, None) for name in _HYDRA_ONLY):
-            _check_jobs(hydra, overrides, flags.multirun)
+            several = any(override.is_sweep_override() for override in hydra.choices(overrides))
+            master = hydra.master(overrides)
+            if flags.multirun or str(master.hydra.mode) == "RunMode.MULTIRUN":
+                from mlm_lightning.commands.sweep import run_sweep
+
+                return run_sweep(hydra, overrides, master)
+            if several:
+                raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
+            check_job(hydra.compose(overrides))
     return _hydra_main([*_flags_only(arguments, flags.overrides), *overrides])
 
 
@@ -87,36 +97,34 @@ def _train(run: Any, nodes: Any) -> dict[str, Any]:
 
     parent = parent_of(run.config)
     again = run.config["resume"] == "never"
-    source = _prepared_source(run.config) if again or run.summary is None else None
+    sources = _prepared_sources(run.config) if again or run.summary is None else None
     if again:
         _restart(run)
     with run.locked():
-        if source is None or run.summary is not None:
+        if sources is None or run.summary is not None:
             say(f"complete: {run.folder} (resume=never runs it again)")
             return run.summary
         try:
-            position = begin(run, parent, source)
+            position = begin(run, parent, sources)
             if TrainerSettings(**run.config["trainer"]).world_size() > 1:
                 return launch.lead(run, position, nodes)
             from mlm_lightning.training import fit
 
-            return fit(run, position, source)
+            return fit(run, position, sources)
         except Exception as error:
-            if not isinstance(error, UserError):
+            if not isinstance(error, UserError | PrunedError):
                 run.fail(error)
             raise
 
 
-def _prepared_source(config: Config) -> Any:
+def _prepared_sources(config: Config) -> Any:
     """Downloads and builds caches, and finds what is wrong with the data, before a run has a folder."""
-    from mlm_lightning.config import build_source
+    from mlm_lightning.config import prepare_sources
 
     with mistakes():
-        source = build_source(config)
-        source.prepare()
-        source.rows("train")
-        source.rows("val")
-    return source
+        sources = prepare_sources(config, evaluated="val")
+        sources.own.rows("train")
+    return sources
 
 
 def _requeue() -> None:
@@ -142,8 +150,8 @@ def _restart(run: Any) -> None:
         say(f"starting again; the old run is in {aside}")
 
 
-def task(config: DictConfig) -> float | None:
-    """Hydra's task function: one job. Returns the objective of a search."""
+def _task(config: DictConfig) -> None:
+    """Hydra's task function."""
     from hydra.core.hydra_config import HydraConfig
 
     from mlm_lightning.commands.errors import report
@@ -153,11 +161,9 @@ def task(config: DictConfig) -> float | None:
     overrides = list(HydraConfig.get().overrides.task)
     try:
         summary = train(config, overrides)
-        _show(Run.find(to_plain(config), overrides).folder, summary)
+        show(Run.find(to_plain(config), overrides).folder, summary)
     except Exception as error:
         _outcomes.append(report(error))
-        return None
-    return summary.get("val/loss")
 
 
 def _hydra_main(arguments: list[str]) -> int:
@@ -169,32 +175,21 @@ def _hydra_main(arguments: list[str]) -> int:
     GlobalHydra.instance().clear()
     sys.argv = ["mlm train", *arguments]
     _outcomes.clear()
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)(task)()
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)(_task)()
     return max(_outcomes, default=0)
 
 
-def _check_jobs(hydra: Any, overrides: list[str], multirun: bool) -> None:
-    """Composes and checks every job; raises UserError with all problems before anything is created."""
+def check_job(config: DictConfig) -> None:
+    """Raises UserError with all problems, before anything is created."""
     from mlm_lightning.commands.launch import check_environment
     from mlm_lightning.compose import to_plain
     from mlm_lightning.runs import locate
 
-    found: dict[str, list[str]] = {}
-    jobs = hydra.jobs(overrides)
-    if len(jobs) > 1 and not multirun:
-        raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
-    for job in jobs:
-        try:
-            config = to_plain(hydra.compose(job))
-            check(config)
-            check_environment(TrainerSettings(**config["trainer"]))
-            if config["resume"] not in ("auto", "never"):
-                locate(config["resume"], "resume")
-        except UserError as error:
-            for problem in str(error).splitlines():
-                found.setdefault(problem, []).append(" ".join(each.lstrip("+") for each in job))
-    if found:
-        raise UserError("\n".join(found))
+    plain = to_plain(config)
+    check(plain)
+    check_environment(TrainerSettings(**plain["trainer"]))
+    if plain["resume"] not in ("auto", "never"):
+        locate(plain["resume"], "resume")
 
 
 def _flags_only(arguments: list[str], overrides: list[str]) -> list[str]:
@@ -208,7 +203,7 @@ def _flags_only(arguments: list[str], overrides: list[str]) -> list[str]:
     return flags
 
 
-def _show(folder: Path, summary: dict[str, Any]) -> None:
+def show(folder: Path, summary: dict[str, Any]) -> None:
     """The table at the end of a run."""
     from rich.console import Console
     from rich.table import Table

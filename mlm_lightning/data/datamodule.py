@@ -12,7 +12,7 @@ at batch `steps done x accumulation` without reading what came before.
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -111,7 +111,8 @@ class MLMDataModule(L.LightningDataModule):
     """Loaders over a source. `batch_size` is the number of rows of a micro-batch on one device.
 
     `eval_maskings` holds the conditions that val and test are evaluated under, by the endings of their metrics' names; each has
-    a loader of its own, with masks that are frozen: a function of (`eval_seed`, split, row, rate).
+    a loader of its own, with masks that are frozen: a function of (`eval_seed`, split, row, rate). The rows are those of
+    `source`, or, for the conditions in `eval_sources`, of another.
     """
 
     def __init__(
@@ -126,9 +127,11 @@ class MLMDataModule(L.LightningDataModule):
         accumulate_grad_batches: int = 1,
         rows_per_epoch: int | None = None,
         total_steps: int | None = None,
+        eval_sources: Mapping[tuple[str, ...], Source] | None = None,
     ) -> None:
         super().__init__()
         self.source, self.masking, self.eval_maskings = source, masking, eval_maskings
+        self.eval_sources = eval_sources or {}
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.eval_seed = seed, eval_seed
         self.accumulate_grad_batches, self.rows_per_epoch, self.total_steps = (
@@ -149,8 +152,9 @@ class MLMDataModule(L.LightningDataModule):
         )
 
     def eval_batches(self, split: Split, condition: tuple[str, ...], rank: int = 0, world_size: int = 1) -> EvalBatches:
-        mask = _Mask(self.eval_maskings[condition], self.source, key(self.eval_seed, SPLITS.index(split)))
-        return EvalBatches(self.source.rows(split), mask, self.batch_size, rank, world_size)
+        source = self.eval_sources.get(condition, self.source)
+        mask = _Mask(self.eval_maskings[condition], source, key(self.eval_seed, SPLITS.index(split)))
+        return EvalBatches(source.rows(split), mask, self.batch_size, rank, world_size)
 
     def train_dataloader(self) -> DataLoader[MLMBatch]:
         assert self.trainer is not None

@@ -8,6 +8,7 @@ A new dataset is one subclass and one YAML whose `_target_` names it; nothing el
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -66,3 +67,20 @@ class Source(ABC):
     def fingerprint(self) -> str | None:
         """Identifies the content of the data beyond the config, for a run's manifest; None where the config says it all."""
         return None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A run's own source, and the further ones that it is evaluated on, by the endings of their metrics' names."""
+
+    own: Source
+    further: dict[tuple[str, ...], Source] = field(default_factory=dict)
+
+    def oracles(self) -> dict[tuple[str, ...], Oracle | None]:
+        """Those of the further sources."""
+        return {endings: source.oracle() for endings, source in self.further.items()}
+
+    def fingerprint(self) -> str | None:
+        """Of all of them; that of the run's own alone where no other has one."""
+        found = [source.fingerprint() for source in (self.own, *self.further.values())]
+        return "+".join(filter(None, found)) or None

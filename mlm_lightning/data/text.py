@@ -196,6 +196,10 @@ class TextSource(Source):
             for split, counts in cache.splits.items()
         ]
 
+    def tokenizer_keys(self) -> dict[str, Any]:
+        """The keys that give another source the tokens of this one."""
+        return {"tokenizer": str(self.cache_folder / "tokenizer"), "vocab_size": None}
+
     def save_tokenizer(self, folder: str | Path) -> None:
         """Writes a folder that `load_tokenizer` and `AutoTokenizer.from_pretrained` open; imports neither's library."""
         cache = self._opened()

@@ -373,7 +373,7 @@ def _conditions(study: Study) -> list[Picture]:
 def _condition_lines(study: Study, conditions: list[str], excess: bool) -> Picture:
     (axis,) = study.axes
     figure, panels = _figure(_WIDTH, 3.3, ncols=1 + excess)
-    hues = _hues(conditions, ordered=len(conditions) > 4)
+    hues = _hues(conditions, ordered=False)
     for ax, base in zip(panels, ("val/loss", "val/excess_loss"), strict=False):
         across = Across(ax, axis, _WIDTH / len(panels))
         for condition, style in zip(conditions, hues, strict=True):

@@ -22,7 +22,8 @@ _UNSAID = ("resume", "logger", "sweep", "hydra")
 def command_of(result: Result) -> tuple[str, bool]:
     """The command, and whether it gives the run's config here."""
     flags, fixed = _of_sweep(result)
-    asked = [*fixed, *result.overrides]
+    # a sweep's own settings would make a sweep of the one run
+    asked = [*fixed, *(each for each in result.overrides if not _key(each).startswith(("sweep", "hydra")))]
     try:
         with composer(_flag(flags, "--config-dir"), _flag(flags, "--config-name")) as hydra:
             if result.sweep_command and _gives(hydra, asked, result):

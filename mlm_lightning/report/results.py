@@ -83,7 +83,7 @@ class Collection:
     swept: list[str] = field(default_factory=list)
     """Keys that a sweep says it changes."""
     objective: str | None = None
-    """What a search was asked to minimise, or to maximise."""
+    """What a sweep was asked to minimise, or to maximise."""
     maximize: bool = False
     unlisted: list[str] = field(default_factory=list)
     """Runs in a sweep's folder that are not the sweep's."""
@@ -141,13 +141,12 @@ def _open_sweep(path: Path, runs: list[Path]) -> Collection:
         ) from error
     results = [read_result(folder, overrides, command) for folder, overrides in jobs]
     listed = {folder.name for folder, _ in jobs}
-    searching = content.get("trials") is not None
     return Collection(
         title=path.resolve().name,
         results=results,
         home=path,
         swept=swept,
-        objective=content.get("objective") if searching else None,
+        objective=content.get("objective"),
         maximize=content.get("direction") == "maximize",
         unlisted=[run.name for run in runs if run.name not in listed],
     )

@@ -353,10 +353,13 @@ def study(collection: Collection, metric: str | None = None) -> Study:
 
 
 def _choose_metric(collection: Collection, axes: list[Axis], asked: str | None) -> Metric:
-    if name := asked or collection.objective:
-        _check_metric(name, collection.complete)
-        is_objective = name == collection.objective
-        return Metric((name,), collection.maximize if is_objective else "accuracy" in name)
+    if asked:
+        _check_metric(asked, collection.complete)
+        return Metric((asked,), "accuracy" in asked)
+    objective = collection.objective
+    # val/loss is the objective that nobody chose; and a grid can have been told one that its runs don't have
+    if objective and objective != DEFAULT and any(objective in result.summary for result in collection.complete):
+        return Metric((objective,), collection.maximize, "the sweep names it as its objective")
     groups = ("masking", "data", "eval")
     measures = [axis.name for axis in axes if axis.key.partition(".")[0] in groups and axis.key not in _TRAINING_ALONE]
     if not measures:

@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import composed
+from helpers import assert_equal_checkpoints
 from omegaconf import OmegaConf
 
 from mlm_lightning.__main__ import main
+from mlm_lightning.batch import IGNORE_INDEX
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.train import train
+from mlm_lightning.data.source import SPLITS
+from mlm_lightning.data.tree import TreeSource
 from mlm_lightning.errors import UserError
-from mlm_lightning.runs import Run
+from mlm_lightning.loggers import read_metrics
+from mlm_lightning.masking import Bernoulli
+from mlm_lightning.metrics import MetricSums
+from mlm_lightning.randomness import key
+from mlm_lightning.runs import Run, identity, load_run
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +107,95 @@ def test_other_data_has_another_oracle(run: Run, best: dict[str, Any]) -> None:
     assert other["step"] == best["step"]
 
 
+# further data
+
+
+def ending_with(ending: str, metrics: dict[str, Any]) -> dict[str, float]:
+    return {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
+
+
+@pytest.fixture(scope="module")
+def further(run: Run) -> dict[str, Any]:
+    return evaluate(str(run.folder), ["eval.data={k0: {filter_level: 0}, k2: {filter_level: 2, val_size: 40}}"])
+
+
+def test_further_data_gives_the_metrics_of_that_data_alone(run: Run, best: dict[str, Any], further: dict[str, Any]) -> None:
+    alone = evaluate(str(run.folder), ["data.filter_level=2", "data.val_size=40"])
+    assert ending_with("_k2", further) == metrics_of(alone)
+    plain = {name: value for name, value in metrics_of(further).items() if not name.endswith(("_k0", "_k2"))}
+    assert plain == metrics_of(best)
+
+
+def test_the_runs_own_data_is_not_evaluated_twice(
+    run: Run, best: dict[str, Any], further: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ending_with("_k0", further) == metrics_of(best)
+    rows: list[int] = []
+    update = MetricSums.update
+
+    def counted(self: MetricSums, logits_BKV: Any, batch: Any, oracle_probs_BKV: Any = None) -> None:
+        rows.append(len(batch.row_ids_B))
+        update(self, logits_BKV, batch, oracle_probs_BKV)
+
+    monkeypatch.setattr(MetricSums, "update", counted)
+    evaluate(str(run.folder), ["eval.data={k0: {filter_level: 0}, k2: {filter_level: 2, val_size: 40}}"])
+    assert sum(rows) == 64 + 40
+
+
+def test_further_data_counted_by_hand(run: Run, further: dict[str, Any]) -> None:
+    """Rows, masks, model and oracle put together without the loaders, the module or Lightning."""
+    source = TreeSource(depth=2, num_symbols=3, filter_level=2, grammar_seed=run.config["data"]["grammar_seed"], val_size=40)
+    tokens_BL = source.rows("val")[torch.arange(40)]
+    batch = Bernoulli(rate=0.15).frozen()(tokens_BL, torch.arange(40), vocab=source.vocab, key=key(0, SPLITS.index("val")))
+    predicted_BL = batch.labels_BL != IGNORE_INDEX
+    with torch.no_grad():
+        probs_BLV = load_run(run.folder).model(batch.input_ids_BL).softmax(-1)
+    posterior_BLV = source.oracle().posterior(tokens_BL, ~predicted_BL)
+    for name, each_BLV in (("val/loss_k2", probs_BLV), ("val/oracle_loss_k2", posterior_BLV)):
+        truth_BL = each_BLV.gather(-1, tokens_BL[..., None]).squeeze(-1)
+        assert further[name] == pytest.approx(-truth_BL[predicted_BL].log().mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_the_batch_size_does_not_matter_for_further_data_either(run: Run, batch_size: int) -> None:
+    overrides = ["trainer.precision=64-true", "eval.data={k2: {filter_level: 2, test_size: 41}}"]
+    one, other = (
+        metrics_of(evaluate(str(run.folder), [*overrides, f"data.batch_size={size}"], split="test"))
+        for size in (64, batch_size)
+    )
+    assert "test/excess_loss_se_k2" in one
+    assert other == pytest.approx(one, rel=1e-9)
+
+
+def test_further_data_while_training(tmp_path: Path) -> None:
+    """Every validation has it, monitors may watch it, and `mlm evaluate` adds to it."""
+    data = "eval.data={k2: {filter_level: 2}}"
+    monitors = ("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/loss_k2")
+    config = composed(f"output_dir={tmp_path}", data, *monitors, "callbacks.checkpoint.monitor=val/excess_loss_k2")
+    summary = train(config)
+    run = Run.find(config)
+    lines = [line for line in read_metrics(run.folder / "metrics.csv") if line["val/loss"]]
+    assert len(lines) == 2
+    assert float(lines[-1]["val/loss_k2"]) == summary["val/loss_k2"]
+    assert summary["best/val/loss"] == min(float(line["val/excess_loss_k2"]) for line in lines)
+    last = evaluate(str(run.checkpoints / "last.ckpt"), ["eval.data={k1: {filter_level: 1}}"])
+    assert ending_with("_k2", last) == pytest.approx(ending_with("_k2", summary), abs=1e-6)
+    assert ending_with("_k1", last).keys() == ending_with("_k2", last).keys()
+
+
+def test_further_data_leaves_the_training_as_it_was(tmp_path: Path, run: Run) -> None:
+    overrides = ("schedule=constant", "optim.lr=0.3", "eval.data={k2: {filter_level: 2}}")
+    config = composed(f"output_dir={tmp_path}", *overrides)
+    summary = train(config)
+    assert run.summary is not None
+    same = {name: value for name, value in run.summary.items() if name.startswith(("val/", "best/", "step"))}
+    assert {name: summary[name] for name in same} == same
+    assert identity(config) != identity(run.config)
+    assert_equal_checkpoints(
+        run.checkpoints / "last.ckpt", Run.find(config).checkpoints / "last.ckpt", only=("state_dict", "optimizer_states")
+    )
+
+
 def test_another_vocabulary_is_a_mistake(run: Run) -> None:
     with pytest.raises(UserError, match=r"5 tokens.*4 tokens"):
         evaluate(str(run.folder), ["data.num_symbols=4"])
@@ -119,6 +217,9 @@ def test_rows_longer_than_the_model_are_a_mistake(run: Run) -> None:
         ("data.depth", ["KEY=VALUE"]),
         ("masking.rate=0.1,0.2", ["masking.rate=0.1,0.2", "several values"]),
         ("eval.mask_rates=[2]", ["eval.mask_rates: 2"]),
+        ("eval.data={k0: {filtr_level: 0}}", ["eval.data.k0.filtr_level", "'filter_level'"]),
+        ("eval.data={k0: {num_symbols: 4}}", ["eval.data.k0", "5 tokens", "4 tokens"]),
+        ("eval.data={k0: {_target_: os.system}}", ["eval.data.k0._target_=os.system", "--trust"]),
     ],
 )
 def test_a_mistaken_override_is_named(run: Run, capsys: pytest.CaptureFixture[str], override: str, names: list[str]) -> None:
@@ -162,8 +263,8 @@ def planted(run: Run, folder: Path, **targets: str) -> Path:
     """A copy of the run whose config names other classes."""
     shutil.copytree(run.folder, folder)
     config = OmegaConf.load(folder / "config.yaml")
-    for key, target in targets.items():
-        OmegaConf.update(config, f"{key.replace('__', '.')}._target_", target, force_add=True)
+    for name, target in targets.items():
+        OmegaConf.update(config, f"{name.replace('__', '.')}._target_", target, force_add=True)
     OmegaConf.save(config, folder / "config.yaml")
     return folder
 

@@ -29,6 +29,17 @@ def test_the_second_time_everything_is_there(arguments: list[str], tmp_path: Pat
     assert state(tmp_path / "cache") == files
 
 
+def test_further_data_is_prepared_too(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_documents(tmp_path / "other.txt", seed=1)
+    assert main(arguments) == 0
+    files, alone = state(tmp_path / "cache"), capsys.readouterr().out
+    assert main([*arguments, f"eval.data={{other: {{path: '{other}'}}}}"]) == 0
+    assert capsys.readouterr().out.startswith(f"{alone}\neval.data.other\n")
+    both = state(tmp_path / "cache")
+    assert {path: both[path] for path in files} == files
+    assert len({path.parent for path in both if path.name == "meta.json"}) == 2
+
+
 def test_another_chunk_size_needs_no_new_cache(arguments: list[str], tmp_path: Path) -> None:
     assert main(arguments) == 0
     files = state(tmp_path / "cache")

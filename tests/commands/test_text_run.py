@@ -17,6 +17,7 @@ from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.export import export
 from mlm_lightning.commands.predict import predict
 from mlm_lightning.commands.train import train
+from mlm_lightning.errors import UserError
 from mlm_lightning.runs import Run, load_run
 
 VOCABULARY = "the a cat dog bird sees hears follows quiet loud old young river house garden and near of walking walked"
@@ -165,6 +166,39 @@ def test_other_documents_are_read_with_the_runs_own_tokens(either: TextRun, tmp_
     named = [f"data.path={other}", f"data.tokenizer={either.run.folder / 'tokenizer'}", "data.vocab_size=null"]
     assert loss == evaluate(either.folder, [*named, f"data.cache_dir={tmp_path / 'cache'}"])["val/loss"]
     assert loss != evaluate(either.folder)["val/loss"]
+
+
+def test_further_documents_are_read_with_the_runs_own_tokens(transformer: TextRun, tmp_path: Path) -> None:
+    # words of other letters: a tokenizer trained on these would be another one
+    other = write_documents(tmp_path / "other.txt", seed=1)
+    other.write_text(other.read_text() + "zebra xylophone quiz jazz\n" * 40)
+    further = f"eval.data={{other: {{path: '{other}'}}}}"
+    config = text_config(tmp_path, transformer.corpus, *TRANSFORMER, further)
+    summary = train(config)
+    assert transformer.run.summary is not None
+    assert summary["val/loss"] == transformer.run.summary["val/loss"]
+    last = str(transformer.run.checkpoints / "last.ckpt")
+    alone = evaluate(last, [f"data.path={other}"])
+    for name in ("val/loss", "val/accuracy"):
+        assert summary[f"{name}_other"] == pytest.approx(alone[name], abs=1e-6)
+    assert evaluate(last, [further])["val/loss_other"] == alone["val/loss"]
+
+    other.write_text(other.read_text() + "something else .\n")
+    (Run.find(config).folder / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"data files: .*→"):
+        train(config)
+
+
+def test_further_documents_with_other_tokens_leave_nothing(transformer: TextRun, tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
+    further = f"eval.data={{other: {{tokenizer: '{vocab}', vocab_size: null}}}}"
+    with pytest.raises(UserError, match=r"eval\.data\.other: its vocabulary \(6 tokens\)"):
+        train(text_config(tmp_path, transformer.corpus, *TRANSFORMER, further))
+    gone = f"eval.data={{other: {{path: '{tmp_path / 'gone.txt'}'}}}}"
+    with pytest.raises(UserError, match=r"eval\.data\.other\.path=.*gone\.txt"):
+        train(text_config(tmp_path, transformer.corpus, *TRANSFORMER, gone))
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_rows_longer_than_the_model_are_a_mistake(transformer: TextRun, capsys: pytest.CaptureFixture[str]) -> None:

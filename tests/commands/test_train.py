@@ -98,7 +98,7 @@ def test_identity_ignores_what_does_not_decide_the_result(toy: Toy) -> None:
 
 
 def test_slugs_are_readable_short_and_of_what_decides() -> None:
-    assert slug(["++optim.lr=0.1", "data=uniform", "name=x", "logger=csv"]) == "data=uniform,optim.lr=0.1"
+    assert slug(["++optim.lr=0.1", "data=uniform", "name=x", "logger=csv"]) == "optim.lr=0.1,data=uniform"
     assert slug([]) == "default"
     assert slug(["++optim.lr=1e+30"]) == "optim.lr=1e+30"  # not 1e-30
     assert len(slug([f"model.config.key_{i}={i}" for i in range(50)])) <= 80

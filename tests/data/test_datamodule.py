@@ -148,6 +148,28 @@ def test_padding_rows_have_no_labels() -> None:
     assert all((each == IGNORE_INDEX).all() for each in padding)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_a_further_source_is_read_once_with_the_masks_of_the_runs_own(batch_size: int, world_size: int) -> None:
+    masking = Bernoulli(rate=0.3)
+    module = MLMDataModule(
+        Counted(50),
+        masking,
+        {("",): masking.frozen(), ("_few",): masking.frozen()},
+        batch_size,
+        seed=0,
+        eval_sources={("_few",): Counted(20)},
+    )
+    ranks = [module.eval_batches("val", ("_few",), rank, world_size) for rank in range(world_size)]
+    found = masks([rank[i] for rank in ranks for i in range(len(rank))])
+    found.pop(PADDING_ROW, None)
+    assert sorted(found) == list(range(20))
+    own = masks([module.eval_batches("val", ("",))[i] for i in range(-(-50 // batch_size))])
+    for row, (inputs, labels) in found.items():
+        assert labels == own[row][1]
+        assert [each == 20 for each in inputs] == [each == 50 for each in own[row][0]]  # their [MASK]s
+
+
 def test_frozen_masks_are_the_same_whatever_the_training_seed() -> None:
     one, other = (masks([datamodule(seed=seed).eval_batches("val", ("",))[0]]) for seed in (0, 1))
     assert one == other

@@ -55,9 +55,12 @@ def test_of_a_job_of_a_sweep() -> None:
 
 def test_a_sweep_that_says_too_little_is_made_up_for() -> None:
     config = composed("masking.rate=0.2")  # the rest came from a file that only the sweep knows
-    result = result_of(config, overrides=["masking.rate=0.2"], sweep_command=["mlm", "train", "sweep=mask_rate"])
+    result = result_of(
+        config, overrides=["sweep=mask_rate", "masking.rate=0.2"], sweep_command=["mlm", "train", "sweep=mask_rate"]
+    )
     command, checked = command_of(result)
     assert checked
+    assert "sweep=" not in command  # which would run all of it
     assert identity(again(command)) == identity(config)
 
 

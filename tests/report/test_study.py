@@ -210,15 +210,18 @@ def test_without_them_the_excess_is_compared_where_the_question_changes(
     assert bool(found.metric.note) == (key == "data.filter_level")
 
 
-def test_a_search_is_judged_by_its_objective(tmp_path: Path) -> None:
+def test_a_sweep_is_judged_by_its_objective(tmp_path: Path) -> None:
     for n in range(3):
         make_run(tmp_path / str(n), {"masking.rate": 0.1 + n / 10}, summary_of(1.0 + n / 10))
     jobs = [(str(n), []) for n in range(3)]
-    make_sweep(tmp_path, jobs, ["masking.rate"], objective="val/accuracy", direction="maximize", trials=3)
+    make_sweep(tmp_path, jobs, ["masking.rate"], objective="val/accuracy", direction="maximize")
     found = opened(tmp_path)
-    assert found.metric == Metric(("val/accuracy",), maximize=True)
+    assert (found.metric.columns, found.metric.maximize) == (("val/accuracy",), True)
     assert found.best is not None
     assert found.best.name == "0"
+    assert opened(tmp_path, "val/loss").metric == Metric(("val/loss",))
+    make_sweep(tmp_path, jobs, ["masking.rate"], objective="val/loss_rate_0.15")
+    assert opened(tmp_path).metric.columns == ("val/excess_loss",)  # no run has the objective
 
 
 def test_numbers_beyond_all_bounds_are_no_error() -> None:

@@ -1,0 +1,158 @@
+"""Runs of a sweep on this machine, several at a time, each in a process of its own that starts at once.
+
+    mlm train -m ─► fork server: torch, Lightning and we are imported once
+                        ├ fork ─► a run ─► ends, and all its memory with it
+                        ├ fork ─► a run ✗ killed: its folder says so, the next one starts
+                        └ fork ─► …
+
+A fresh process for every run keeps it free of what the run before did; a fork from a server that has imported everything costs
+some milliseconds in place of seconds. The cores are divided among the runs that go on at the same time.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from mlm_lightning.config import Config
+from mlm_lightning.errors import Interrupted
+from mlm_lightning.sweeps import Job, Source
+
+_PRELOADED = ("mlm_lightning.training", "mlm_lightning.commands.sweep", "mlm_lightning.commands.pool")
+
+
+@dataclass
+class Slot:
+    """A place for one run at a time: with its share of the cores, and its accelerator."""
+
+    threads: int | None
+    visible_devices: str | None
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def slots(at_once: int, config: Config) -> list[Slot]:
+    """With several runs at once: an equal share of the cores each, and one of the GPUs each in turn. A single run at a time has
+    what `mlm train` has."""
+    if at_once == 1:
+        return [Slot(None, None)]
+    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores() // at_once)
+    devices = _gpus() if config["trainer"]["accelerator"] != "cpu" and config["trainer"]["devices"] == 1 else []
+    return [Slot(threads, devices[place % len(devices)] if devices else None) for place in range(at_once)]
+
+
+def _gpus() -> list[str]:
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return visible.split(",")
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def run_all(source: Source, places: list[Slot], started: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
+    """Runs what `source` hands out until nothing is left. On a signal all runs save and end, and Interrupted is raised; a
+    second Ctrl-C ends them at once."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(_PRELOADED))
+    free, running = list(places), dict[Any, tuple[BaseProcess, Job, Slot]]()
+    try:
+        while True:
+            while free and (job := source.next()) is not None:
+                slot = free.pop(0)
+                # with one run at a time its own words are what the user wants to see
+                log = None if len(places) == 1 else _log_of(job)
+                process: BaseProcess = server.Process(target=_work, args=(job.run.config, job.naming, slot, log))
+                started(job)
+                process.start()
+                running[process.sentinel] = (process, job, slot)
+            if not running:
+                return
+            for sentinel in wait(list(running)):
+                process, job, slot = running.pop(sentinel)
+                process.join()
+                free.append(slot)
+                _record_death(process, job)
+                source.ended(job)
+                ended(job)
+    except (Interrupted, KeyboardInterrupt) as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        _stop([process for process, _, _ in running.values()], signum)
+        raise Interrupted(signum) from error
+    finally:
+        for left, _, _ in running.values():
+            left.kill()
+
+
+def _stop(processes: list[BaseProcess], signum: int) -> None:
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signum)
+    with contextlib.suppress(KeyboardInterrupt, Interrupted):  # again: at once
+        for process in processes:
+            process.join()
+
+
+def _record_death(process: BaseProcess, job: Job) -> None:
+    """A run whose process was killed could not say so itself."""
+    code = process.exitcode or 0
+    if code < 0 and job.run.status not in ("complete", "pruned"):
+        name = signal.Signals(-code).name
+        hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
+        job.run.fail(RuntimeError(f"its process was ended by {name}{hint}"))
+
+
+def _log_of(job: Job) -> Path:
+    return job.run.folder.parent / ".logs" / f"{job.run.folder.name}.txt"
+
+
+def _work(config: Config, overrides: list[str], slot: Slot, log: Path | None) -> None:
+    """In the child process."""
+    Thread(target=_die_with_sweep, daemon=True).start()
+    os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the sweep, which hands it on once
+    if slot.visible_devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            os.dup2(file.fileno(), sys.stdout.fileno())
+            os.dup2(file.fileno(), sys.stderr.fileno())
+    import torch
+
+    from mlm_lightning.commands.sweep import attempt
+    from mlm_lightning.errors import interruptible
+
+    if slot.threads is not None:
+        torch.set_num_threads(slot.threads)
+        os.environ["OMP_NUM_THREADS"] = str(slot.threads)  # of its ranks and workers
+    with interruptible():
+        status = _attempt(attempt, config, overrides)
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _die_with_sweep() -> None:
+    """A run that outlived its sweep would keep the same command from continuing it."""
+    sweep = multiprocessing.parent_process()  # not the fork server
+    assert sweep is not None
+    wait([sweep.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _attempt(attempt: Callable[..., int], *arguments: Any) -> int:
+    from mlm_lightning.commands.errors import report
+
+    try:
+        return attempt(*arguments)
+    except (Interrupted, KeyboardInterrupt) as error:
+        return report(error)

@@ -1,0 +1,140 @@
+"""A search: Optuna proposes the next run from the results so far, and gives up on runs that fall behind.
+
+    choices, ranges, intervals ─► ask ─► a run ─► its objective ─► tell ─┐
+                                   ▲                                     │   outputs/<name>/search.log holds every trial:
+                                   └─────────────────────────────────────┘   the same command goes on where it was
+
+What is proposed is a function of (sweep.seed, number of the trial, results before it). Hydra's own plugin for Optuna is bound
+to version 2.10 of it and cannot prune, so we ask and tell ourselves.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Callback
+
+from mlm_lightning.errors import PrunedError, UserError
+from mlm_lightning.module import MLMModule
+from mlm_lightning.sweeps import Job
+
+if TYPE_CHECKING:
+    import optuna
+
+STORAGE = "search.log"
+
+
+def open_study(folder: Path, settings: dict[str, Any]) -> "optuna.Study":
+    """The study of a sweep's folder; made if it isn't there."""
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise UserError(f"sweep.trials={settings['trials']}: needs Optuna; pip install 'mlm-lightning[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / STORAGE)))
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if settings["prune"] else optuna.pruners.NopPruner()
+    return optuna.create_study(
+        study_name=folder.name, storage=storage, pruner=pruner, direction=settings["direction"], load_if_exists=True
+    )
+
+
+def distribution(override: Any) -> "optuna.distributions.BaseDistribution":
+    """Of a parsed override: a choice, a range, or an interval, which is logarithmic with `tag(log, …)`."""
+    import optuna
+
+    sweep = override.value()
+    if override.is_range_sweep():
+        ends = [float(sweep.start), float(sweep.stop), float(sweep.step)]
+        if all(end.is_integer() for end in ends):  # Hydra's ranges are half open
+            return optuna.distributions.IntDistribution(int(ends[0]), int(ends[1]) - 1, step=int(ends[2]))
+        return optuna.distributions.FloatDistribution(ends[0], ends[1] - ends[2], step=ends[2])
+    if override.is_interval_sweep():
+        log = "log" in sweep.tags
+        if "int" in sweep.tags or isinstance(sweep.start, int):  # int(interval(1, 8)); Hydra reads plain ends as floats
+            return optuna.distributions.IntDistribution(int(sweep.start), int(sweep.end), log=log)
+        return optuna.distributions.FloatDistribution(float(sweep.start), float(sweep.end), log=log)
+    return optuna.distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+class Search:
+    """Jobs that Optuna proposes: `trials` of them in all, those included that an earlier command has made.
+
+    `make(values, trial)` composes the job of some overrides.
+    """
+
+    def __init__(
+        self, study: "optuna.Study", choices: list[Any], trials: int, seed: int, objective: str, make: Callable[..., Job]
+    ) -> None:
+        import optuna
+
+        self._study, self._trials, self._seed, self._objective, self._make = study, trials, seed, objective, make
+        self._space = {override.get_key_element(): distribution(override) for override in choices}
+        begun = [trial for trial in study.trials if trial.state != optuna.trial.TrialState.WAITING]
+        self._jobs = [self._job(trial) for trial in begun]
+        left = (trial.state == optuna.trial.TrialState.RUNNING for trial in begun)
+        self._again = [job for job, is_left in zip(self._jobs, left, strict=True) if is_left]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return self._jobs
+
+    def next(self) -> Job | None:
+        if self._again:  # a command that was stopped left them behind
+            return self._again.pop(0)
+        if len(self._jobs) >= self._trials:
+            return None
+        import optuna
+
+        # a function of the trials so far, and not of how often the search was stopped
+        self._study.sampler = optuna.samplers.TPESampler(seed=self._seed + len(self._jobs))
+        job = self._job(self._study.ask(self._space))
+        self._jobs.append(job)
+        return job
+
+    def ended(self, job: Job) -> None:
+        import optuna
+
+        assert job.trial is not None
+        status, state = job.run.status, optuna.trial.TrialState
+        if status == "complete":
+            summary = job.run.summary or {}
+            if self._objective not in summary:
+                there = ", ".join(name for name in summary if "/" in name)
+                raise UserError(f"sweep.objective={self._objective}: is none of the results, which are {there}")
+            self._study.tell(job.trial, summary[self._objective], skip_if_finished=True)
+        elif status in ("failed", "pruned"):
+            self._study.tell(job.trial, state=state.FAIL if status == "failed" else state.PRUNED, skip_if_finished=True)
+
+    def _job(self, trial: Any) -> Job:
+        return self._make([f"{key}={value}" for key, value in trial.params.items()], trial.number)
+
+
+class Pruning(Callback):
+    """Reports each validation to the search, and ends a run that falls behind once its checkpoint is written."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = folder, settings
+        self._message = ""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        assert isinstance(pl_module, MLMModule)
+        if trainer.state.fn != "fit" or trainer.global_step >= pl_module.total_steps:
+            return
+        message = ""
+        if trainer.is_global_zero:
+            from optuna.trial import Trial
+
+            study = open_study(self._folder, self._settings)
+            trial = Trial(study, study.trials[self._settings["trial"]]._trial_id)
+            name, step = self._settings["objective"], trainer.global_step
+            trial.report(pl_module.last_metrics[name], step)
+            if trial.should_prune():
+                message = f"given up after step {step}: {name} {pl_module.last_metrics[name]:.4g} is worse than the median"
+        self._message = trainer.strategy.broadcast(message)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._message:
+            raise PrunedError(self._message)

@@ -1,0 +1,199 @@
+"""A sweep survives: what has a result is not run again, what failed says why, what was killed goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TOY, composed
+from helpers import assert_equal_results, wait_for
+
+from mlm_lightning.__main__ import main
+from mlm_lightning.commands.pool import Slot, slots
+from mlm_lightning.commands.train import train
+from mlm_lightning.runs import Run
+
+SEEDS = "seed=0,1,2,3"
+
+
+def sweep(folder: Path, *overrides: str) -> int:
+    return main(["train", "-m", *TOY, f"output_dir={folder}", *overrides])
+
+
+def failing(marker: Path, seeds: list[int], kill: bool = False) -> tuple[str, ...]:
+    node = f"{{_target_: helpers.Fails, marker: {marker}, seeds: {seeds}, kill: {str(kill).lower()}}}"
+    return (f"callbacks.fails={node}",)
+
+
+def runs_in(folder: Path) -> dict[int, Run]:
+    """The runs of a sweep by their seeds."""
+    expected = json.loads((folder / "default" / "sweep.json").read_text())["jobs"]
+    seeds = [next(int(each[5:]) for each in job["overrides"] if each.startswith("seed=")) for job in expected]
+    return {seed: Run(folder / "default" / job["folder"], {}) for seed, job in zip(seeds, expected, strict=True)}
+
+
+def steps_of(marker: Path) -> Counter[str]:
+    file = marker.with_suffix(".steps")
+    return Counter(line.split()[0] for line in file.read_text().splitlines()) if file.exists() else Counter()
+
+
+def test_the_runs_of_a_sweep_are_those_that_single_commands_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(tmp_path / "sweep", "seed=0,1", "model.dropout=0.1") == 0
+    out = capsys.readouterr().out
+    assert "2 complete" in out
+    for seed, run in runs_in(tmp_path / "sweep").items():
+        assert run.folder.name.startswith(f"seed={seed},")
+        single = composed(f"output_dir={tmp_path / 'single'}", f"seed={seed}", "model.dropout=0.1")
+        train(single)
+        assert_equal_results(run, Run.find(single))
+
+
+def test_two_at_a_time_give_the_same_and_write_down_what_they_say(tmp_path: Path) -> None:
+    assert sweep(tmp_path / "one", "seed=0,1,2") == 0
+    assert sweep(tmp_path / "two", "seed=0,1,2", "sweep.jobs=2") == 0
+    one, two = runs_in(tmp_path / "one"), runs_in(tmp_path / "two")
+    for seed in range(3):
+        assert_equal_results(one[seed], two[seed])
+        log = tmp_path / "two" / "default" / ".logs" / f"{two[seed].folder.name}.txt"
+        assert "step 8/8" in log.read_text()
+
+
+def test_failed_runs_stop_no_others_and_the_same_command_runs_just_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "marker"
+    marker.touch()
+    arguments = ("seed=range(0,6)", *failing(marker, [1, 4]))
+    assert sweep(tmp_path / "outputs", *arguments) == 1
+    shown = capsys.readouterr().out
+    assert "4 complete" in shown
+    assert "2 failed" in shown
+    runs = runs_in(tmp_path / "outputs")
+    assert [seed for seed, run in runs.items() if run.status == "complete"] == [0, 2, 3, 5]
+    for seed in (1, 4):
+        assert f"no luck with seed {seed}" in runs[seed].reason
+        assert f"seed={seed}: no luck with seed {seed}" in shown
+    before = steps_of(marker)
+    marker.unlink()
+    assert sweep(tmp_path / "outputs", *arguments) == 0
+    assert steps_of(marker) - before == Counter({"1": 8, "4": 8})
+    assert [run.status for run in runs.values()] == ["complete"] * 6
+    assert sweep(tmp_path / "outputs", *arguments) == 0
+    assert steps_of(marker).total() == 6 * 8
+
+
+def test_a_run_whose_process_dies_is_reported_and_retried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = tmp_path / "marker"
+    marker.touch()
+    arguments = ("seed=0,1,2", "sweep.jobs=2", "sweep.retries=2", *failing(marker, [1], kill=True))
+    assert sweep(tmp_path / "outputs", *arguments) == 1
+    captured = capsys.readouterr()
+    assert "ended by SIGKILL" in captured.out
+    assert captured.err.count("seed=1\n") == 3  # started once, and two retries
+    assert [run.status for run in runs_in(tmp_path / "outputs").values()] == ["complete", "failed", "complete"]
+
+
+def test_a_mistake_in_any_job_is_found_before_the_first_one_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(tmp_path / "outputs", "model.nhead=2,3,5", "seed=0,1") == 2
+    message = capsys.readouterr().err
+    assert "nhead" in message
+    assert "model.nhead=3 seed=0 and 1 more" in message
+    assert sweep(tmp_path / "outputs", "optim.lrr=0.1", SEEDS) == 2
+    assert capsys.readouterr().err.count("optim.lrr") == 1
+    assert sweep(tmp_path / "outputs", "name=a,b") == 2
+    assert "name: can't be swept" in capsys.readouterr().err
+    assert sweep(tmp_path / "outputs", "optim.lr=interval(0.1,0.2)") == 2
+    assert "sweep.trials=N" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mlm_lightning", "train", "-m", *TOY, f"output_dir={folder}", *overrides]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
+    )
+
+
+LONG = ("trainer.max_steps=300", "trainer.val_check_interval=100", "callbacks.checkpoint.every_n_train_steps=25")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_sweep_goes_on_where_its_runs_were(tmp_path: Path, signum: signal.Signals) -> None:
+    marker = tmp_path / "marker"
+    arguments = ("seed=0,1,2", *LONG, "sweep.jobs=2", *failing(marker, []))
+    process = start(tmp_path / "cut", *arguments)
+    wait_for(tmp_path / "cut", "metrics.csv", lines=60)
+    os.killpg(process.pid, signum) if signum == signal.SIGINT else process.kill()
+    _, stderr = process.communicate(timeout=60)
+    if signum == signal.SIGINT:
+        assert process.returncode == 130, stderr
+        assert "Traceback" not in stderr
+    before, statuses = steps_of(marker), [run.status for run in runs_in(tmp_path / "cut").values()]
+    assert "complete" not in statuses
+    assert before.total() < 900
+    assert sweep(tmp_path / "cut", *arguments) == 0
+    again = steps_of(marker).total() - 900
+    # what was killed repeats the steps after its last checkpoint; what was stopped repeats none
+    assert again == 0 if signum == signal.SIGINT else 0 <= again <= 2 * 25
+    assert sweep(tmp_path / "whole", "seed=0,1,2", *LONG, *failing(marker, [])) == 0
+    cut, whole = runs_in(tmp_path / "cut"), runs_in(tmp_path / "whole")
+    for seed in range(3):
+        assert_equal_results(cut[seed], whole[seed])
+
+
+def test_two_commands_share_the_work_of_one_sweep(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    arguments = (SEEDS, *LONG, *failing(marker, []))
+    commands = [start(tmp_path / "outputs", *arguments) for _ in range(2)]
+    for command in commands:
+        _, stderr = command.communicate(timeout=120)
+        assert command.returncode == 0, stderr
+    assert [run.status for run in runs_in(tmp_path / "outputs").values()] == ["complete"] * 4
+    assert steps_of(marker) == Counter({str(seed): 300 for seed in range(4)})
+
+
+def test_several_ranks_in_a_sweep(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "seed=0,1", "trainer.devices=2", "trainer.strategy=ddp") == 0
+    folders = [path for path in (tmp_path / "default").iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    assert [run.status for run in runs_in(tmp_path).values()] == ["complete"] * 2
+
+
+def test_runs_at_the_same_time_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: dict[str, Any] = {"trainer": {"accelerator": "auto", "devices": 1}}
+    assert slots(1, config) == [Slot(None, None)]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("mlm_lightning.commands.pool.cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert slots(3, config) == [Slot(2, "4"), Slot(2, "6"), Slot(2, "4")]
+    config["trainer"]["accelerator"] = "cpu"
+    assert slots(2, config) == [Slot(4, None), Slot(4, None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local"])
+def test_hydra_s_launchers_survive_failures_and_skip_what_is_done(tmp_path: Path, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    marker = tmp_path / "marker"
+    marker.touch()
+    arguments = ("seed=0,1,2", f"launcher={launcher}", *failing(marker, [1]))
+    command = start(tmp_path / "outputs", *arguments)
+    _, stderr = command.communicate(timeout=240)
+    assert command.returncode == 1, stderr
+    runs = runs_in(tmp_path / "outputs")
+    assert [run.status for run in runs.values()] == ["complete", "failed", "complete"]
+    assert "no luck with seed 1" in runs[1].reason
+    marker.unlink()
+    command = start(tmp_path / "outputs", *arguments)
+    _, stderr = command.communicate(timeout=240)
+    assert command.returncode == 0, stderr
+    assert steps_of(marker) == Counter({"0": 8, "1": 8, "2": 8})
+    single = composed(f"output_dir={tmp_path / 'single'}", "seed=1", *failing(marker, [1]))
+    train(single)
+    assert_equal_results(runs[1], Run.find(single))
