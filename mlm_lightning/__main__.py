@@ -12,10 +12,11 @@ mlm COMMAND …
   predict    fills [MASK] in a text
   export     a Hugging Face folder of a run
   prepare    builds the token cache of the chosen data
+  report     tables and plots of a sweep, or of some runs
 
 `mlm COMMAND --help` shows examples. --debug shows the traceback of an error.
 """
-COMMANDS = ("train", "evaluate", "predict", "export", "prepare")
+COMMANDS = ("train", "evaluate", "predict", "export", "prepare", "report")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -141,15 +141,16 @@ class Composer:
         if not self._is_group(key):
             return f"++{override}"
         if key in GROUPS and re.fullmatch(r"true|false|[-+.\d]+", value):
-            raise UserError(f"{override}: is no name of an option. There are: {', '.join(self._options(key))}")
+            raise UserError(f"{override}: is no name of an option. There are: {', '.join(self.options(key))}")
         return f"{key}=[]" if value == "null" else override  # no option: for Hydra an empty list of them
 
     def _is_group(self, key: str) -> bool:
         if key.startswith("hydra/"):
             return True
-        return key in GROUPS or ("." not in key and bool(self._options(key)))
+        return key in GROUPS or ("." not in key and bool(self.options(key)))
 
-    def _options(self, group: str) -> list[str]:
+    def options(self, group: str) -> list[str]:
+        """What may be chosen for a group."""
         from hydra.core.object_type import ObjectType
 
         return sorted(self.loader.get_group_options(group, ObjectType.CONFIG))
@@ -159,7 +160,7 @@ class Composer:
 
         if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
             group, _, choice = str(error.missing_cfg_file).rpartition("/")
-            options = self._options(group)
+            options = self.options(group)
             return f"{group}={choice}: no such option{suggestion(choice, options)} There are: {', '.join(options)}"
         if isinstance(error, OverrideParseException):
             return self._no_key_value(error.override)

@@ -22,7 +22,7 @@ LAYERS = (
     ("compose", "callbacks", "runs"),
     ("sweeps", "resume"),
     ("search",),
-    ("training",),
+    ("training", "report", "report.*"),
     ("commands.errors", "commands.arguments", "commands.children"),
     ("commands", "commands.*"),
     ("__main__", ""),

@@ -1,0 +1,220 @@
+"""Runs become rows: what a folder says of a run, whatever state it is in.
+
+    outputs/mask_rate/
+        sweep.json                        the jobs that were asked for
+        masking.rate=0.1,seed=0-3f…/      config, summary, curves        ─►  Result(status="complete", …)
+        masking.rate=0.1,seed=1-9c…/      being written right now        ─►  Result(status="running", …)
+        masking.rate=0.2,seed=0-77…/      (a job without a folder)       ─►  Result(status="missing", …)
+
+Nothing here fails on a run that is half-written or damaged: the row says what is wrong with it.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlm_lightning.checkpoints import flat
+from mlm_lightning.errors import UserError
+from mlm_lightning.loggers import read_metrics
+from mlm_lightning.runs import Run, deciding, read_config
+
+STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
+"""Those of `Run`, and `damaged`: a file of the run can't be read."""
+
+Curve = list[tuple[int, float]]
+
+
+@dataclass
+class Result:
+    """One run, or one job of a sweep that has no run yet."""
+
+    folder: Path
+    name: str
+    status: str
+    reason: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    """As in config.yaml; empty where there is none."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What decides the result, flat: `{"masking.rate": 0.1}`. Of a missing run: its job's overrides."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    """Of its job, where sweep.json lists it …"""
+    sweep_command: list[str] = field(default_factory=list)
+    """… and the command that started the sweep."""
+
+    def value(self, metric: str) -> float:
+        """A number of the summary; NaN where it has none."""
+        value = self.summary.get(metric)
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    @property
+    def step(self) -> int:
+        """How far it is known to have come."""
+        logged = [curve[-1][0] for curve in self.curves.values() if curve]
+        return int(self.summary.get("steps") or max(logged, default=0))
+
+    @property
+    def detail(self) -> str:
+        """What a table says of a run beside its metrics: its reason, or how far it is."""
+        if self.reason:
+            return " ".join(self.reason.split())
+        if self.status in ("running", "interrupted"):
+            total = self.settings.get("trainer.max_steps")
+            return f"step {self.step:,}" + (f" of {total:,}" if isinstance(total, int) else "")
+        if self.status == "missing":
+            return "not started"
+        return f"step {self.step:,}" if self.step else ""
+
+
+@dataclass
+class Collection:
+    """All that a report is about."""
+
+    title: str
+    results: list[Result]
+    home: Path | None = None
+    """The folder of the one sweep, or folder of runs, that it is about."""
+    swept: list[str] = field(default_factory=list)
+    """Keys that a sweep says it changes."""
+    objective: str | None = None
+    """What a sweep was asked to minimise, or to maximise."""
+    maximize: bool = False
+    unlisted: list[str] = field(default_factory=list)
+    """Runs in a sweep's folder that are not the sweep's."""
+
+    @property
+    def complete(self) -> list[Result]:
+        return [result for result in self.results if result.status == "complete"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counts = Counter(result.status for result in self.results)
+        return {status: counts[status] for status in STATUSES if counts[status]}
+
+
+def collect(paths: Sequence[str]) -> Collection:
+    """Reads sweeps' folders, folders of runs and runs. Raises UserError for a path that is none of them."""
+    parts = [_open(Path(path)) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    results = {result.folder.resolve(): result for part in parts for result in part.results}
+    names = [result.name for result in results.values()]
+    for result in results.values():
+        if names.count(result.name) > 1:
+            result.name = f"{result.folder.parent.name}/{result.name}"
+    return Collection(
+        title=f"{len(results)} runs",
+        results=list(results.values()),
+        swept=list(dict.fromkeys(key for part in parts for key in part.swept)),
+        unlisted=[name for part in parts for name in part.unlisted],
+    )
+
+
+def _open(path: Path) -> Collection:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a sweep's folder (outputs/NAME) or runs' folders (outputs/NAME/…)")
+    if (path / "config.yaml").is_file():
+        return Collection(path.name, [read_result(path)])
+    runs = sorted(each.parent for each in path.glob("*/config.yaml") if not each.parent.name.startswith("."))
+    if (path / "sweep.json").is_file():
+        return _open_sweep(path, runs)
+    if not runs:
+        raise UserError(f"{path}: is no run, and there is none in it (no config.yaml, no sweep.json)")
+    return Collection(path.resolve().name, [read_result(run) for run in runs], home=path)
+
+
+def _open_sweep(path: Path, runs: list[Path]) -> Collection:
+    content = _read(path / "sweep.json")
+    try:
+        jobs = [(path / str(job["folder"]), [str(each) for each in job["overrides"]]) for job in content["jobs"]]
+        command, swept = ([str(each) for each in content.get(name) or []] for name in ("command", "swept"))
+    except (KeyError, TypeError) as error:
+        reason = content.get("unreadable") or f"an entry is not as expected: {error!r}"
+        raise UserError(
+            f"{path / 'sweep.json'}: doesn't list a sweep's jobs ({reason}); without this file, the report is of the runs there"
+        ) from error
+    results = [read_result(folder, overrides, command) for folder, overrides in jobs]
+    listed = {folder.name for folder, _ in jobs}
+    return Collection(
+        title=path.resolve().name,
+        results=results,
+        home=path,
+        swept=swept,
+        objective=content.get("objective"),
+        maximize=content.get("direction") == "maximize",
+        unlisted=[run.name for run in runs if run.name not in listed],
+    )
+
+
+def read_result(folder: Path, overrides: Sequence[str] = (), sweep_command: Sequence[str] = ()) -> Result:
+    """What a run's folder says."""
+    result = Result(folder, folder.resolve().name, "missing", overrides=list(overrides), sweep_command=list(sweep_command))
+    result.settings = dict(setting(override) for override in overrides)
+    if not (folder / "config.yaml").is_file():
+        # a run whose process has only just begun holds its lock before it has a config
+        run = Run(folder, {})
+        result.status, result.reason = run.status, run.reason
+        return result
+    try:
+        result.config = read_config(folder)
+        result.settings = flat(deciding(result.config))
+    except Exception as error:  # OmegaConf and YAML have errors of many kinds
+        return _damaged(result, "config.yaml", error)
+    run = Run(folder, result.config)
+    result.status, result.reason = run.status, run.reason
+    result.manifest = _read(folder / "manifest.json")
+    result.manifest.pop("unreadable", None)
+    try:
+        result.curves = read_curves(folder / "metrics.csv")
+    except Exception as error:  # whatever was written there: a report shows the rest
+        result.reason = result.reason or f"metrics.csv can't be read: {_one_line(error)}"
+    if result.status == "complete":
+        result.reason = ""
+        summary = _read(folder / "summary.json")
+        if reason := summary.pop("unreadable", None):
+            return _damaged(result, "summary.json", reason)
+        result.summary = summary
+    return result
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """The columns of a metrics.csv: `{"val/loss": [(50, 1.25), …]}`; none where it isn't there yet."""
+    curves: dict[str, Curve] = {}
+    for line in read_metrics(path) if path.is_file() else []:
+        for name, value in line.items():
+            if name != "step" and value:
+                curves.setdefault(name, []).append((int(line["step"]), float(value)))
+    return curves
+
+
+def setting(override: str) -> tuple[str, Any]:
+    """`++masking.rate=0.1` as ("masking.rate", 0.1)."""
+    key, _, text = override.lstrip("+~").partition("=")
+    try:
+        return key, json.loads(text)
+    except ValueError:
+        return key, text
+
+
+def _damaged(result: Result, name: str, error: object) -> Result:
+    result.status, result.reason = "damaged", f"{name} can't be read: {_one_line(error)}"
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file's dict, or `{"unreadable": why}`."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        return {"unreadable": _one_line(error)}
+    return content if isinstance(content, dict) else {"unreadable": "it holds no dict"}
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,146 @@
+"""The tables of a report, as plain cells: for the terminal, for `results.csv` and for the page."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from mlm_lightning.checkpoints import flat
+from mlm_lightning.report.results import Collection, Result
+from mlm_lightning.report.study import NOT_SET, Interval, Metric, Study, condition_name, differing, shown
+
+_SHOWN = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy")
+# They name a run, or follow from its config.
+_NOT_COMPARED = ("kinship", "parent", "num_parameters")
+
+
+def number(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def with_interval(found: Interval | None) -> str:
+    if found is None:
+        return "–"
+    alike = math.isnan(found.half) or found.half < 1e-9  # the oracle's, on frozen masks
+    return number(found.mean) + ("" if alike else f" ± {number(found.half)}")
+
+
+def metric_columns(study: Study) -> list[str]:
+    """The metrics that a table of runs shows."""
+    own = [column for column in study.metric.columns if len(study.metric.columns) == 1]
+    wanted = dict.fromkeys([*own, *_SHOWN])
+    return [name for name in wanted if any(math.isfinite(result.value(name)) for result in study.complete)]
+
+
+def run_table(study: Study) -> tuple[list[str], list[list[str]]]:
+    """A line a run: what was swept, its status, the main metrics, and its step or what went wrong."""
+    metrics = metric_columns(study)
+    several = len(study.metric.columns) > 1
+    keys = [*(axis.key for axis in study.axes), *study.replicates]
+    names = [*(axis.name for axis in study.axes), *study.replicates]
+    named = study.collection.home is None or not keys
+    header = ["run"] * named + names + ["status"] + ["mean over conditions"] * several + metrics + ["step or reason"]
+    lines = []
+    for result in study.collection.results:
+        values = [result.name] * named + [setting_of(result, key) for key in keys]
+        mean = [number(study.metric.of(result))] * several
+        lines.append([*values, result.status, *mean, *(number(result.value(name)) for name in metrics), result.detail])
+    return header, lines
+
+
+def setting_of(result: Result, key: str) -> str:
+    """A run's value of a key; of a missing run, its job's."""
+    default = NOT_SET if result.config else result.settings.get(key.removesuffix("._target_"), "")
+    return shown(result.settings.get(key, default))
+
+
+def group_table(study: Study) -> tuple[list[str], list[list[str]]]:
+    """A line a group, the best one first."""
+    several = len(study.metric.columns) > 1
+    metrics = metric_columns(study)
+    header = [*(axis.name for axis in study.axes), "n"] + ["mean over conditions"] * several + metrics
+    lines = []
+    for group in study.ranked:
+        mean = [with_interval(group.interval(study.metric))] * several
+        values = [shown(group.values[axis.key]) for axis in study.axes]
+        lines.append([*values, str(len(group.results)), *mean, *(with_interval(group.interval(name)) for name in metrics)])
+    return header, lines
+
+
+def condition_table(study: Study) -> tuple[list[str], list[list[str]]]:
+    """The best group under each evaluation condition."""
+    header = ["evaluated at", "best group", "val/loss", "best possible", "excess"]
+    lines = []
+    for condition in study.conditions:
+        metric = Metric((f"val/loss_{condition}",))
+        best = next(iter(study.rank(metric)), None)
+        if best is None:  # not a number in any run
+            continue
+        excess = with_interval(best.interval(f"val/excess_loss_{condition}"))
+        found = with_interval(best.interval(metric))
+        lines.append([condition_name(condition), study.name(best), found, number(best.limit(metric)), excess])
+    return header, lines
+
+
+def difference_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Every key in which some runs differ, and its value in each."""
+    read = [result for result in results if result.config]
+    rows = [[key, *map(shown, column)] for key, column in sorted(differing(read).items())]
+    return ["key", *(result.name for result in read)], rows
+
+
+def metric_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Every metric of some complete runs, side by side."""
+    complete = [result for result in results if result.status == "complete"]
+    names = dict.fromkeys(name for result in complete for name in result.summary)
+    return ["metric", *(result.name for result in complete)], [
+        [name, *(number(result.value(name)) for result in complete)] for name in names
+    ]
+
+
+def manifest_table(study: Study) -> tuple[list[list[str]], list[list[str]]]:
+    """What the runs' manifests agree on, and what not: `[key, value]` and `[key, "value (3 runs), other (1 run)"]`."""
+    manifests = [flat(result.manifest) for result in study.collection.results if result.manifest]
+    keys = dict.fromkeys(key for manifest in manifests for key in manifest if key.partition(".")[0] not in _NOT_COMPARED)
+    equal, unequal = [], []
+    for key in keys:
+        counts = Counter("none" if manifest.get(key) is None else str(manifest[key]) for manifest in manifests)
+        if len(counts) == 1:
+            equal.append([key, next(iter(counts))])
+        else:
+            shares = (f"{value} ({count} run{'s' * (count > 1)})" for value, count in counts.most_common())
+            unequal.append([key, ", ".join(shares)])
+    packages = [f"{key.partition('.')[2]} {version}" for key, version in equal if key.startswith("packages.")]
+    equal = [row for row in equal if not row[0].startswith("packages.")] + [["packages", ", ".join(packages)]] * bool(packages)
+    return equal, unequal
+
+
+def results_csv(collection: Collection) -> str:
+    """A line a run: folder, status, step, every key that differs, every metric of the summaries, reason."""
+    results = collection.results
+    keys = sorted(differing([result for result in results if result.config]))
+    asked = (key for result in results if not result.config for key in result.settings)
+    keys += [key for key in dict.fromkeys(asked) if key not in keys]
+    metrics = list(dict.fromkeys(name for result in results for name in result.summary))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["folder", "status", "step", *keys, *metrics, "reason"])
+    for result in results:
+        settings, summary = (
+            [_cell(of[key]) if key in of else "" for key in names] for of, names in _parts(result, keys, metrics)
+        )
+        writer.writerow([str(result.folder), result.status, result.step, *settings, *summary, " ".join(result.reason.split())])
+    return text.getvalue()
+
+
+def _parts(result: Result, keys: list[str], metrics: list[str]) -> list[tuple[dict[str, Any], list[str]]]:
+    return [(result.settings, keys), (result.summary, metrics)]
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
