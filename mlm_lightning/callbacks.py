@@ -371,8 +371,11 @@ class Progress(Callback):
 
 
 class Samples(Callback):
-    """Shows the first `num_rows` validation rows as text after each validation: masked input, predictions, truth, and the
-    probability that the model gave to the truth."""
+    """Shows the first `num_rows` validation rows in TensorBoard after each validation: as text the masked input, predictions,
+    truth, and the probability that the model gave to the truth; with an oracle and a small vocabulary also as an image, the
+    model's probabilities beside the exact ones."""
+
+    LARGEST_VOCABULARY = 64  # of the image: a row of it is a token
 
     def __init__(self, num_rows: int = 4) -> None:
         if num_rows < 1:
@@ -388,10 +391,13 @@ class Samples(Callback):
         batches = datamodule.eval_batches("val", next(iter(datamodule.eval_maskings)))
         batches.batch_size = min(self.num_rows, len(batches.rows))
         batch = batches[0]
-        probs_BKV = _probabilities(pl_module, batch)
+        probs_BKV, oracle_BKV = _probabilities(pl_module, batch), pl_module.oracle_probs(batch, pl_module.oracles[0])
         text = samples_as_markdown(batch, probs_BKV, datamodule.source.vocab.token)
         for board in boards:
             board.experiment.add_text("val/samples", text, trainer.global_step)
+            if oracle_BKV is not None and oracle_BKV.shape[-1] <= self.LARGEST_VOCABULARY:
+                image_HW = posteriors_as_image(batch, probs_BKV, oracle_BKV)
+                board.experiment.add_image("val/model_left_oracle_right", image_HW, trainer.global_step, dataformats="HW")
 
 
 @torch.no_grad()
@@ -420,3 +426,17 @@ def samples_as_markdown(batch: Any, probs_BKV: Tensor, token: Callable[[int], st
             lines.append(f"| {position} | `{token(label)}` | {p_truth:.3f} | `{token(int(best))}` | {probability:.3f} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def posteriors_as_image(batch: Any, probs_BKV: Tensor, oracle_BKV: Tensor, size: int = 16) -> Tensor:
+    """The probabilities of the predicted tokens, black for 0 and white for 1, `image_HW`: the model's left, the oracle's right.
+
+    A line of squares is a masked position, a square a token; a grey bar lies between two rows.
+    """
+    grey, parts = 0.5, []
+    for row, labels_K in enumerate(batch.labels_BK):
+        used_K = labels_K != IGNORE_INDEX
+        panels = [probs_BKV[row, used_K].cpu(), oracle_BKV[row, used_K].cpu().to(probs_BKV.dtype)]
+        squares = torch.cat([panels[0], torch.full((len(panels[0]), 1), grey), panels[1]], dim=1)
+        parts += [squares, torch.full((1, squares.shape[1]), grey)]
+    return torch.cat(parts[:-1]).repeat_interleave(size, dim=0).repeat_interleave(size, dim=1)

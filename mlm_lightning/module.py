@@ -188,7 +188,7 @@ class MLMModule(L.LightningModule):
 
     def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
-        self._eval_sums[dataloader_idx].update(self(batch), batch, self._oracle_probs(batch, self.oracles[dataloader_idx]))
+        self._eval_sums[dataloader_idx].update(self(batch), batch, self.oracle_probs(batch, self.oracles[dataloader_idx]))
 
     def on_validation_epoch_end(self) -> None:
         self._finish_evaluation("val")
@@ -202,7 +202,7 @@ class MLMModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._finish_evaluation("test")
 
-    def _oracle_probs(self, batch: MLMBatch, oracle: Oracle | None) -> Tensor | None:
+    def oracle_probs(self, batch: MLMBatch, oracle: Oracle | None) -> Tensor | None:
         """The oracle's posterior at the predicted positions: exact where each of them holds [MASK], as frozen masks do."""
         if oracle is None:
             return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlm_lightning.checkpoints import flat
 from mlm_lightning.config import Config
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs import Run
@@ -131,3 +132,15 @@ class Sweep:
 def settings_of(config: Config) -> dict[str, Any]:
     """The sweep's settings in a config; those that an older run's config lacks are null."""
     return {"jobs": 1, "retries": 0, "objective": "val/loss", "direction": "minimize", "trials": None} | (config["sweep"] or {})
+
+
+def swept_values(run: Run) -> dict[str, Any]:
+    """What a run's sweep gives several values, with those of this run; empty for a run of no sweep."""
+    try:
+        content = json.loads((run.folder.parent / "sweep.json").read_text())
+        overrides = next(job["overrides"] for job in content["jobs"] if job["folder"] == run.folder.name)
+    except (OSError, ValueError, StopIteration):
+        return {}
+    values = dict(override.partition("=")[::2] for override in own(overrides, content["swept"]))
+    settings = flat(run.config)
+    return {key: settings.get(key, value) for key, value in values.items()}

@@ -22,7 +22,6 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from mlm_lightning.callbacks import AtomicCheckpointIO, Checkpoint, CheckpointError, Progress, Throughput
 from mlm_lightning.checkpoints import differences, flat, read_checkpoint
 from mlm_lightning.config import (
-    Config,
     TrainerSettings,
     build_each,
     build_eval_maskings,
@@ -37,7 +36,8 @@ from mlm_lightning.data.source import Sources
 from mlm_lightning.errors import UserError, mistakes, say
 from mlm_lightning.files import UNWRITABLE
 from mlm_lightning.module import MLMModule
-from mlm_lightning.runs import Position, Run, describe_model, kinship, record_of
+from mlm_lightning.runs import Position, Run, deciding, describe_model, kinship, record_of
+from mlm_lightning.sweeps import swept_values
 
 
 def fit(run: Run, position: Position | None = None, sources: Sources | None = None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def fit(run: Run, position: Position | None = None, sources: Sources | None = No
             trainer.validate(module, datamodule, verbose=False)
         summary = _summary(trainer, module)
         if trainer.is_global_zero:
-            _log_hyperparameters(loggers, run.config, summary)
+            _log_hyperparameters(loggers, run, summary)
             for logger in loggers:
                 logger.finalize("success")
             run.write_json("summary.json", summary)
@@ -221,21 +221,17 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
     )
 
 
-def _log_hyperparameters(loggers: list[Any], config: Config, summary: dict[str, Any]) -> None:
-    """Fills TensorBoard's HParams tab: the settings, beside the last values of curves that are there already. Lightning's own
-    way shows -1, or draws a further one-point curve for each metric."""
+def _log_hyperparameters(loggers: list[Any], run: Run, summary: dict[str, Any]) -> None:
+    """Fills TensorBoard's HParams tab: the settings (of a sweep's run: those that the sweep varies), beside the last values of
+    curves that are there already. Lightning's own way shows -1, or draws a further one-point curve for each metric."""
     from torch.utils.tensorboard.summary import hparams
 
-    skip = ("callbacks", "logger", "output_dir", "resume", "name", "sweep")
-    settings = {
-        key: value if isinstance(value, int | float | str | bool) else str(value)
-        for key, value in flat(config).items()
-        if key.split(".")[0] not in skip
-    }
+    settings = swept_values(run) or flat(deciding(run.config, without=frozenset({"callbacks"})))
+    plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in settings.items()}
     metrics = {name: value for name, value in summary.items() if name.startswith("val/")}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            for part in hparams(settings, metrics):
+            for part in hparams(plain, metrics):
                 logger.experiment._get_file_writer().add_summary(part)
 
 

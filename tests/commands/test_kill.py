@@ -49,7 +49,11 @@ def killed_until_complete(arguments: list[str], folder: Path, kills: int, seed: 
 
 
 @pytest.mark.parametrize(
-    ("kills", "options"), [(3, ()), (2, ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8"))]
+    ("kills", "options"),
+    [
+        (5, ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8")),
+        pytest.param(3, (), marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path, kills: int, options: tuple[str, ...]) -> None:
     whole = toy(f"output_dir={tmp_path / 'whole'}", *STEPS, *options)

@@ -110,7 +110,8 @@ def assert_saved(process: "subprocess.Popen[str]", status: int) -> None:
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("stops", [(kill, stop_one_rank), pytest.param((press_ctrl_c,), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [(kill, stop_one_rank), (press_ctrl_c,)])
 def test_two_ranks_that_are_stopped_go_on_to_the_same_result(
     toy: Toy, whole: Run, tmp_path: Path, stops: tuple[Callable[["subprocess.Popen[str]"], None], ...]
 ) -> None:

@@ -78,6 +78,21 @@ def test_a_run_whose_process_dies_is_reported_and_retried(tmp_path: Path, capsys
     assert [run.status for run in runs_in(tmp_path / "outputs").values()] == ["complete", "failed", "complete"]
 
 
+def test_hparams_shows_what_the_sweep_varies(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    assert sweep(tmp_path, "optim.lr=1e-3,2e-3", "data=tree,uniform", "~data.num_symbols", "~data.depth") == 0
+    found = []
+    for run in (path for path in (tmp_path / "default").iterdir() if (path / "tensorboard").is_dir()):
+        events = EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+        found.append((values["optim.lr"].number_value, values["data"].string_value, len(values)))
+    assert sorted(found) == [(lr, data, 2) for lr in (1e-3, 2e-3) for data in ("tree", "uniform")]
+
+
 def test_a_mistake_in_any_job_is_found_before_the_first_one_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(tmp_path / "outputs", "model.nhead=2,3,5", "seed=0,1") == 2
     message = capsys.readouterr().err
@@ -95,7 +110,7 @@ def test_a_mistake_in_any_job_is_found_before_the_first_one_starts(tmp_path: Pat
 LONG = ("trainer.max_steps=300", "trainer.val_check_interval=100", "callbacks.checkpoint.every_n_train_steps=25")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_stopped_sweep_goes_on_where_its_runs_were(tmp_path: Path, signum: signal.Signals) -> None:
     marker = tmp_path / "marker"
     arguments = ("seed=0,1,2", *LONG, "sweep.jobs=2", *failing(marker, []))
@@ -119,6 +134,7 @@ def test_a_stopped_sweep_goes_on_where_its_runs_were(tmp_path: Path, signum: sig
         assert_equal_results(cut[seed], whole[seed])
 
 
+@pytest.mark.slow
 def test_two_commands_share_the_work_of_one_sweep(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     arguments = (SEEDS, *LONG, *failing(marker, []))

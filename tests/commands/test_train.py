@@ -58,6 +58,7 @@ def test_tensorboard_has_the_curves_the_samples_and_the_final_metrics(toy: Toy) 
     tags = events.Tags()
     assert {"train/loss", "train/grad_norm", "lr", "val/loss", "val/excess_loss"} <= set(tags["scalars"])
     assert "val/samples/text_summary" in tags["tensors"]
+    assert tags["images"] == ["val/model_left_oracle_right"]
     assert [event.step for event in events.Scalars("val/loss")] == [4, 8]
     hyperparameters = events.SummaryMetadata("_hparams_/session_start_info")
     assert b"masking.rate" in hyperparameters.plugin_data.content
@@ -105,7 +106,14 @@ def test_slugs_are_readable_short_and_of_what_decides() -> None:
     assert "/" not in slug(["data.path=../texts/*.txt"])
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "signum",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_continues_to_the_same_result(toy: Toy, tmp_path: Path, signum: signal.Signals) -> None:
     from conftest import TOY
 
