@@ -439,4 +439,4 @@ def posteriors_as_image(batch: Any, probs_BKV: Tensor, oracle_BKV: Tensor, size:
         panels = [probs_BKV[row, used_K].cpu(), oracle_BKV[row, used_K].cpu().to(probs_BKV.dtype)]
         squares = torch.cat([panels[0], torch.full((len(panels[0]), 1), grey), panels[1]], dim=1)
         parts += [squares, torch.full((1, squares.shape[1]), grey)]
-    return torch.cat(parts[:-1]).repeat_interleave(size, dim=0).repeat_interleave(size, dim=1)
+    return torch.cat(parts[:-1]).nan_to_num().repeat_interleave(size, dim=0).repeat_interleave(size, dim=1)
