@@ -47,10 +47,11 @@ def distribution(override: Any) -> "optuna.distributions.BaseDistribution":
 
     sweep = override.value()
     if override.is_range_sweep():
-        ends = [float(sweep.start), float(sweep.stop), float(sweep.step)]
-        if all(end.is_integer() for end in ends):  # Hydra's ranges are half open
-            return optuna.distributions.IntDistribution(int(ends[0]), int(ends[1]) - 1, step=int(ends[2]))
-        return optuna.distributions.FloatDistribution(ends[0], ends[1] - ends[2], step=ends[2])
+        values = [float(value) for value in sweep.range()]
+        low, high, step = min(values), max(values), abs(float(sweep.step))
+        if all(value.is_integer() for value in (low, high, step)):
+            return optuna.distributions.IntDistribution(int(low), int(high), step=int(step))
+        return optuna.distributions.FloatDistribution(low, high, step=step)
     if override.is_interval_sweep():
         log = "log" in sweep.tags
         if "int" in sweep.tags or isinstance(sweep.start, int):  # int(interval(1, 8)); Hydra reads plain ends as floats

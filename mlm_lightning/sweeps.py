@@ -8,7 +8,7 @@ A grid knows all its runs beforehand; a search (`search.py`) makes the next one 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,12 @@ class Job:
     @property
     def naming(self) -> list[str]:
         return naming(self.overrides, [each.partition("=")[0] for each in self.swept])
+
+    @property
+    def repeatable(self) -> list[str]:
+        """The overrides of a command that makes this run by itself: without its number in a search, which has ended there."""
+        plain = (override.lstrip("+") for override in self.overrides)
+        return [override for override in plain if not override.startswith("sweep.trial=")]
 
     @property
     def is_done(self) -> bool:
@@ -77,8 +83,7 @@ class Grid:
 
     def __init__(self, jobs: Sequence[Job], retries: int = 0) -> None:
         self._jobs, self._retries = list(jobs), retries
-        again = [job for job in jobs if job.run.config["resume"] == "never" or not job.is_done]
-        self._waiting = again
+        self._waiting = [job for job in jobs if job.run.config["resume"] == "never" or not job.is_done]
         self._failures: dict[Job, int] = {}
 
     @property
@@ -102,7 +107,7 @@ class Sweep:
     folder: Path
     command: list[str]
     swept: list[str]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
     def write(self, jobs: Sequence[Job]) -> None:
         """Writes sweep.json: the jobs that are expected."""
@@ -112,9 +117,7 @@ class Sweep:
             "objective": self.settings["objective"],
             "direction": self.settings["direction"],
             "trials": self.settings["trials"],
-            "jobs": [
-                {"folder": job.run.folder.name, "overrides": [each.lstrip("+") for each in job.overrides]} for job in jobs
-            ],
+            "jobs": [{"folder": job.run.folder.name, "overrides": job.repeatable} for job in jobs],
         }
         write_atomically(self.folder / "sweep.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
@@ -127,11 +130,6 @@ class Sweep:
         values = {job: value for job in jobs if (value := self.value(job)) is not None}
         choose = min if self.settings["direction"] == "minimize" else max
         return choose(values, key=lambda job: values[job]) if values else None
-
-
-def settings_of(config: Config) -> dict[str, Any]:
-    """The sweep's settings in a config; those that an older run's config lacks are null."""
-    return {"jobs": 1, "retries": 0, "objective": "val/loss", "direction": "minimize", "trials": None} | (config["sweep"] or {})
 
 
 def swept_values(run: Run) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def fit(run: Run, position: Position | None = None, sources: Sources | None = No
     if from_parent:
         assert position is not None
         _check_weights(module, position)
-    if _is_first_process():
+    if TrainerSettings(**run.config["trainer"]).world_size() == 1 or _is_first_rank():
         _describe(run, module, sources, position)
     step = 0 if position is None else position.step
     # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
@@ -96,7 +96,7 @@ def _disk_named(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _is_first_process() -> bool:
+def _is_first_rank() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
 
 

@@ -34,6 +34,8 @@ def test_what_an_override_means_for_a_search() -> None:
     meaning = {
         "a=1,2,x": CategoricalDistribution(["1", "2", "x"]),
         "a=range(2,9,2)": IntDistribution(2, 8, step=2),
+        "a=range(0,1,0.25)": FloatDistribution(0.0, 0.75, step=0.25),
+        "a=range(0.5,2.25,0.5)": FloatDistribution(0.5, 2.0, step=0.5),
         "a=interval(0.5,2)": FloatDistribution(0.5, 2.0),
         "a=int(interval(1,8))": IntDistribution(1, 8),
         "a=tag(int, log, interval(1,8))": IntDistribution(1, 8, log=True),

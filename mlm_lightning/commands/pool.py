@@ -129,6 +129,7 @@ def _work(config: Config, overrides: list[str], slot: Slot, log: Path | None) ->
             os.dup2(file.fileno(), sys.stderr.fileno())
     import torch
 
+    from mlm_lightning.commands.errors import report
     from mlm_lightning.commands.sweep import attempt
     from mlm_lightning.errors import interruptible
 
@@ -136,7 +137,10 @@ def _work(config: Config, overrides: list[str], slot: Slot, log: Path | None) ->
         torch.set_num_threads(slot.threads)
         os.environ["OMP_NUM_THREADS"] = str(slot.threads)  # of its ranks and workers
     with interruptible():
-        status = _attempt(attempt, config, overrides)
+        try:
+            status = attempt(config, overrides)
+        except (Interrupted, KeyboardInterrupt) as error:
+            status = report(error)
     sys.stdout.flush()
     sys.exit(status)
 
@@ -147,12 +151,3 @@ def _die_with_sweep() -> None:
     assert sweep is not None
     wait([sweep.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _attempt(attempt: Callable[..., int], *arguments: Any) -> int:
-    from mlm_lightning.commands.errors import report
-
-    try:
-        return attempt(*arguments)
-    except (Interrupted, KeyboardInterrupt) as error:
-        return report(error)

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mlm_lightning.compose import Composer, to_plain
 from mlm_lightning.config import Config
 from mlm_lightning.errors import BusyError, Interrupted, PrunedError, UserError, say
 from mlm_lightning.runs import Run
-from mlm_lightning.sweeps import Grid, Job, Source, Sweep, own, settings_of
+from mlm_lightning.sweeps import Grid, Job, Source, Sweep, own
 
 _SHOWN = 40  # rows of the table
 
@@ -26,7 +27,8 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     overrides = hydra.with_params(overrides, master)
     choices = [override for override in hydra.choices(overrides) if override.is_sweep_override()]
     swept = [override.get_key_element().lstrip("+") for override in choices]
-    settings = settings_of(to_plain(master))
+    config = to_plain(master)
+    settings = config["sweep"]
     _check_swept(swept, settings)
     source: Source
     if settings["trials"] is None:
@@ -35,7 +37,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
         source = Grid(jobs, settings["retries"])
     else:
         fixed = [each.input_line for each in hydra.choices(overrides) if not each.is_sweep_override()]
-        folder = Path(to_plain(master)["output_dir"]) / to_plain(master)["name"]
+        folder = Path(config["output_dir"]) / config["name"]
         source = _search(hydra, choices, fixed, folder, settings)
     expected = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings)
     expected.write(source.jobs)
@@ -116,13 +118,12 @@ def _run(hydra: Composer, master: DictConfig, source: Source, expected: Sweep) -
     total = expected.settings["trials"] or known
     if done:
         say(f"{done} of {total} runs have a result already")
-    counted = {"started": done, "ended": done}
+    number = count(done + 1)
 
     def started(job: Job) -> None:
-        counted["started"] += 1
         if len(source.jobs) != known:
             expected.write(source.jobs)
-        say(f"[{counted['started']}/{total}] {job.difference}")
+        say(f"[{next(number)}/{total}] {job.difference}")
 
     def ended(job: Job) -> None:
         value, status = expected.value(job), job.run.status
@@ -195,7 +196,7 @@ def _show(expected: Sweep, jobs: Sequence[Job], seconds: float) -> None:
     for job in jobs:
         counts[job.run.status] = counts.get(job.run.status, 0) + 1
     console.print(
-        "\n" + ", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {seconds:.0f} s", highlight=False
+        "\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s", highlight=False
     )
     for job in jobs:
         if job.run.status == "failed":

@@ -50,14 +50,14 @@ def main(arguments: list[str]) -> int:
         overrides = hydra.plain(flags.overrides)
         if not any(getattr(flags, name, None) for name in _HYDRA_ONLY):
             several = any(override.is_sweep_override() for override in hydra.choices(overrides))
-            master = hydra.master(overrides)
-            if flags.multirun or str(master.hydra.mode) == "RunMode.MULTIRUN":
+            config = hydra.master(overrides) if several else hydra.compose(overrides)
+            if flags.multirun or str(config.hydra.mode) == "RunMode.MULTIRUN":
                 from mlm_lightning.commands.sweep import run_sweep
 
-                return run_sweep(hydra, overrides, master)
+                return run_sweep(hydra, overrides, hydra.master(overrides))
             if several:
                 raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
-            check_job(hydra.compose(overrides))
+            check_job(config)
     return _hydra_main([*_flags_only(arguments, flags.overrides), *overrides])
 
 
