@@ -1,4 +1,4 @@
-"""Reads documents one after the other, whatever they are stored in, and never holds more than a few of them in memory.
+"""Reads documents, whatever they are stored in, a shard at a time, and never holds more than a few of them in memory.
 
     speeches/*.txt   one document a line, a paragraph or a file ┐
     news.jsonl       {"text": "…"}                              ├─►  "Fellow citizens …", "The full cost …", …
@@ -6,15 +6,20 @@
     news.parquet     a column                                   │
     the hub          a column of a dataset's split              ┘
 
-Documents have numbers, 0 … N - 1 in the order of the files, so that a split can be a set of numbers. Bad input is either an
-error that names what to do, or a `Problem`: counted, with the file and the line of the first few.
+Documents have numbers, 0 … N - 1 in the order of the files, so that a split can be a set of numbers. A shard is a part that any
+process can read on its own: some small files, or a piece of a large one. A document belongs to the piece that it starts in:
+
+    bytes      0              8 MB             16 MB
+    lines      ────┃──────┃─────┃──┃────────┃────┃──────
+    shards     └──── shard 0 ───┘└─── shard 1 ───┘└─ …
+
+Bad input is either an error that names what to do, or a `Problem`: counted, with the file and the line of the first few.
 """
 
 import csv
 import gzip
 import io
 import json
-import logging
 import re
 import sys
 import zlib
@@ -22,41 +27,83 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import glob, has_magic
-from hashlib import file_digest
+from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import numpy as np
 
-log = logging.getLogger(__name__)
+from mlm_lightning.data.splits import SPLITS, Split
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 TXT_DOCUMENTS = ("line", "file", "paragraph")
 
+SHARD_BYTES = 8_000_000
+UNUSED = 255
+"""In place of the index of a document's split."""
+
 _SHOWN = 3  # places named in a warning
 
 
+class Place(NamedTuple):
+    """Where something is: `number` counts the lines or rows of `file`, from 1; without it, it is the file itself."""
+
+    file: str
+    unit: str = ""
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.unit} {self.number}" if self.unit else self.file
+
+
 class Problems:
-    """What was wrong with the input but did not stop the reading: how often, and where first."""
+    """What was wrong with the input but did not stop the reading: how often, and where first. Those of shards that follow one
+    another are added up by `extend`."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._places: dict[str, list[str]] = {}
+        self.places: dict[str, list[Place]] = {}
+        self.read: Counter[str] = Counter()
+        """Lines or rows read so far of each file."""
+        self.lacking: dict[str, list[str]] = {}
+        """Of the .jsonl files in which an object lacks the column: the keys that it has."""
+        self.having: set[str] = set()
+        """The .jsonl files in which an object has the column."""
 
-    def add(self, what: str, where: str) -> None:
+    def add(self, what: str, where: Place) -> None:
         self.counts[what] += 1
-        places = self._places.setdefault(what, [])
+        places = self.places.setdefault(what, [])
         if len(places) < _SHOWN:
             places.append(where)
+
+    def extend(self, later: "Problems") -> None:
+        for what, places in later.places.items():
+            moved = [place._replace(number=place.number + self.read[place.file]) for place in places]
+            self.places[what] = [*self.places.get(what, []), *moved][:_SHOWN]
+        self.counts += later.counts
+        self.read += later.read
+        self.lacking = later.lacking | self.lacking
+        self.having |= later.having
 
     def messages(self) -> list[str]:
         """One sentence a kind of problem, such as "2 lines that are not JSON were skipped: a.jsonl line 3, b.jsonl line 9"."""
         messages = []
         for what, count in self.counts.items():
             more = f" and {count - _SHOWN:,} more" if count > _SHOWN else ""
-            messages.append(f"{count:,} {what}: {', '.join(self._places[what])}{more}")
+            messages.append(f"{count:,} {what}: {', '.join(map(str, self.places[what]))}{more}")
         return messages
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "having": sorted(self.having)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Problems":
+        problems = cls()
+        problems.counts, problems.read = Counter(values["counts"]), Counter(values["read"])
+        problems.places = {what: [Place(*place) for place in places] for what, places in values["places"].items()}
+        problems.lacking, problems.having = values["lacking"], set(values["having"])
+        return problems
 
 
 EMPTY = "empty document(s) skipped"
@@ -68,20 +115,42 @@ NOT_CSV = "row(s) skipped that are not valid CSV"
 
 
 class Documents(Protocol):
-    """The documents of one origin."""
+    """The documents of one origin. Travels to worker processes as names of files."""
 
-    def count(self, problems: Problems) -> int:
-        """How many documents there are, N; notes what is wrong with them."""
+    def shards(self) -> list[Any]:
+        """All of it, in order. The same input gives the same shards."""
         ...
 
-    def texts(self, numbers: np.ndarray) -> Iterator[str]:
-        """The documents with these numbers. Files are read from front to back, so theirs come in ascending order; a dataset's
-        come in the order of `numbers`."""
+    def size(self, shard: Any) -> int:
+        """Bytes of input, about."""
         ...
 
-    def content(self) -> Any:
-        """Identifies the content; JSON."""
+    def read(self, shard: Any, problems: Problems) -> Iterator[str]:
+        """The documents of a shard; notes what is wrong with them."""
         ...
+
+    def chosen(self, numbers: dict[Split, np.ndarray], counts: list[int]) -> list[tuple[Any, np.ndarray]]:
+        """Shards that hold the documents with these numbers, in the order in which the splits want them, and for each document
+        of a shard the index of its split in SPLITS, or UNUSED. `counts` are those of `shards()`."""
+        ...
+
+    def check(self, problems: Problems) -> None:
+        """Raises ValueError where `problems`, those of all shards, say that a column is missing."""
+        ...
+
+
+class Segment(NamedTuple):
+    """Of a file: the documents that start in its bytes `start … stop - 1`; of a .parquet, those of its row groups."""
+
+    file: Path
+    start: int
+    stop: int
+    size: int
+    is_last: bool = True
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.is_last
 
 
 def find_files(patterns: Sequence[str], key: str) -> list[Path]:
@@ -110,13 +179,9 @@ def find_files(patterns: Sequence[str], key: str) -> list[Path]:
     return list(files)
 
 
-def digest_files(files: Sequence[Path], key: str) -> list[str]:
-    """The SHA-256 of each file's bytes, with its format."""
-    digests = []
-    for file in files:
-        with _file_errors(file, key), file.open("rb") as stream:
-            digests.append(file_digest(stream, "sha256").hexdigest() + "".join(_suffixes(file)))
-    return digests
+def format_of(file: Path) -> str:
+    """Its endings: .txt.gz of a.txt.gz."""
+    return "".join(_suffixes(file))
 
 
 class FileDocuments:
@@ -128,44 +193,74 @@ class FileDocuments:
         self.txt_documents = txt_documents
         self.key = key
 
-    def content(self) -> list[str]:
-        return digest_files(self.files, self.key)
+    def shards(self) -> list[tuple[Segment, ...]]:
+        shards: list[list[Segment]] = [[]]
+        size = 0
+        for segment in self._segments():
+            if shards[-1] and size + segment.size > SHARD_BYTES:
+                shards.append([])
+                size = 0
+            shards[-1].append(segment)
+            size += segment.size
+        return [tuple(shard) for shard in shards]
 
-    def count(self, problems: Problems) -> int:
-        return sum(1 for _ in self._read(problems))
+    def size(self, shard: tuple[Segment, ...]) -> int:
+        return sum(segment.size for segment in shard)
 
-    def texts(self, numbers: np.ndarray) -> Iterator[str]:
-        wanted = iter(np.sort(numbers).tolist())
-        next_wanted = next(wanted, None)
-        for number, text in enumerate(self._read(Problems())):
-            if next_wanted is None:
-                return
-            if number == next_wanted:
-                yield text
-                next_wanted = next(wanted, None)
-        if next_wanted is not None:
-            raise ValueError(f"{self.key}: document {next_wanted} is gone; the files changed while they were read, try again")
-
-    def _read(self, problems: Problems) -> Iterator[str]:
-        for file in self.files:
-            with _file_errors(file, self.key):
+    def read(self, shard: tuple[Segment, ...], problems: Problems) -> Iterator[str]:
+        for segment in shard:
+            file, own = segment.file, Problems()
+            with file_errors(file, self.key):
                 if _suffixes(file)[0] == ".parquet":
-                    yield from self._read_parquet(file, problems)
+                    yield from self._read_parquet(segment, own)
                 else:
                     with _open(file) as stream:
-                        yield from self._readers()[_suffixes(file)[0]](stream, file, problems)
+                        yield from self._readers()[_suffixes(file)[0]](stream, segment, own)
+            problems.extend(own)
 
-    def _readers(self) -> dict[str, Callable[[BinaryIO, Path, Problems], Iterator[str]]]:
+    def chosen(self, numbers: dict[Split, np.ndarray], counts: list[int]) -> list[tuple[tuple[Segment, ...], np.ndarray]]:
+        """In the order of the files: neighbours stay neighbours."""
+        split_N = np.full(sum(counts), UNUSED, dtype=np.uint8)
+        for split, chosen in numbers.items():
+            split_N[chosen] = SPLITS.index(split)
+        parts = np.split(split_N, np.cumsum(counts)[:-1])
+        return [(shard, part) for shard, part in zip(self.shards(), parts, strict=True) if (part != UNUSED).any()]
+
+    def check(self, problems: Problems) -> None:
+        for file, columns in problems.lacking.items():
+            if file not in problems.having:
+                raise self._missing_column(Path(file), columns)
+
+    def _segments(self) -> Iterator[Segment]:
+        for file in self.files:
+            with file_errors(file, self.key):
+                cuts = self._cuts(file)
+            last = len(cuts) - 2
+            for number, ((start, _), (stop, size)) in enumerate(pairwise(cuts)):
+                yield Segment(file, start, stop, size, is_last=number == last)
+
+    def _cuts(self, file: Path) -> list[tuple[int, int]]:
+        """Where a file may be cut, its beginning and its end too, with the size of what lies before each."""
+        size = file.stat().st_size
+        format_, compression = _suffixes(file)
+        if format_ == ".parquet":
+            return [(0, 0), *enumerate(_row_group_sizes(file), start=1)]
+        by_line = format_ == ".jsonl" or (format_ == ".txt" and self.txt_documents != "file")
+        if compression or not by_line:  # the value of a .csv may go on for lines
+            return [(0, 0), (size, size)]
+        places = [*range(0, size, SHARD_BYTES), size] if size else [0, 0]
+        return [(0, 0), *((stop, stop - start) for start, stop in pairwise(places))]
+
+    def _readers(self) -> dict[str, Callable[[BinaryIO, Segment, Problems], Iterator[str]]]:
         return {".txt": self._read_txt, ".jsonl": self._read_jsonl, ".csv": self._read_csv}
 
-    def _read_txt(self, stream: BinaryIO, file: Path, problems: Problems) -> Iterator[str]:
-        lines = _decode(stream, file, problems)
+    def _read_txt(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         if self.txt_documents == "line":
             # blank lines separate; they are no documents that could be missed
-            yield from (line for line in lines if not _is_blank(line))
+            yield from (line for line in _decode(_lines(stream, segment), segment, problems) if not _is_blank(line))
         elif self.txt_documents == "paragraph":
             paragraph: list[str] = []
-            for line in lines:
+            for line in _decode(_paragraph_lines(stream, segment), segment, problems):
                 if not _is_blank(line):
                     paragraph.append(line)
                 elif paragraph:
@@ -174,42 +269,38 @@ class FileDocuments:
             if paragraph:
                 yield "\n".join(paragraph)
         else:
-            text = "\n".join(lines)
+            text = "\n".join(_decode(_lines(stream, segment), segment, problems))
             if _is_blank(text):
-                problems.add(EMPTY, str(file))
+                problems.add(EMPTY, Place(str(segment.file)))
             else:
                 yield text
 
-    def _read_jsonl(self, stream: BinaryIO, file: Path, problems: Problems) -> Iterator[str]:
-        other_columns: list[str] | None = None
-        found = False
-        for line_number, line in enumerate(_decode(stream, file, problems), start=1):
+    def _read_jsonl(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
+        file = str(segment.file)
+        for number, line in enumerate(_decode(_lines(stream, segment), segment, problems), start=1):
             if _is_blank(line):
                 continue
-            where = f"{file} line {line_number}"
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
-                problems.add(NOT_JSON, where)
+                problems.add(NOT_JSON, Place(file, "line", number))
             elif self.text_column not in record:
-                problems.add(f"{NO_COLUMN} {self.text_column!r}", where)
-                other_columns = other_columns or list(record)
+                problems.add(f"{NO_COLUMN} {self.text_column!r}", Place(file, "line", number))
+                problems.lacking.setdefault(file, list(record))
             else:
-                found = True
-                yield from self._value(record[self.text_column], where, problems)
-        if other_columns and not found:
-            raise self._missing_column(file, other_columns)
+                problems.having.add(file)
+                yield from self._value(record[self.text_column], Place(file, "line", number), problems)
 
-    def _read_csv(self, stream: BinaryIO, file: Path, problems: Problems) -> Iterator[str]:
+    def _read_csv(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         csv.field_size_limit(sys.maxsize)  # the default, 128 KiB a field, is less than a long document
-        rows = csv.reader(line + "\n" for line in _decode(stream, file, problems))
+        rows = csv.reader(line + "\n" for line in _decode(_lines(stream, segment), segment, problems))
         header = next(rows, None)
         if header is None:
             return
         if self.text_column not in header:
-            raise self._missing_column(file, header)
+            raise self._missing_column(segment.file, header)
         column = header.index(self.text_column)
         while True:
             try:
@@ -217,18 +308,19 @@ class FileDocuments:
             except StopIteration:
                 return
             except csv.Error:
-                problems.add(NOT_CSV, f"{file} line {rows.line_num}")
+                problems.add(NOT_CSV, Place(str(segment.file), "line", rows.line_num))
                 continue
-            where = f"{file} line {rows.line_num}"
+            where = Place(str(segment.file), "line", rows.line_num)
             if len(row) > column:
                 yield from self._value(row[column], where, problems)
             elif row:
                 problems.add(f"{NO_COLUMN} {self.text_column!r}", where)
 
-    def _read_parquet(self, file: Path, problems: Problems) -> Iterator[str]:
+    def _read_parquet(self, segment: Segment, problems: Problems) -> Iterator[str]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        file = segment.file
         with pq.ParquetFile(file) as table:
             if self.text_column not in table.schema_arrow.names:
                 raise self._missing_column(file, table.schema_arrow.names)
@@ -236,13 +328,13 @@ class FileDocuments:
             value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
             if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or value_type == pa.string_view()):
                 raise ValueError(f"data.text_column={self.text_column}: the column of {file} holds {type_}, not strings")
-            row = 0
-            for batch in table.iter_batches(batch_size=256, columns=[self.text_column]):
+            groups = range(segment.start, segment.stop)
+            for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=[self.text_column]):
                 for value in batch.column(0).to_pylist():
-                    row += 1
-                    yield from self._value(value, f"{file} row {row}", problems)
+                    problems.read[str(file)] += 1
+                    yield from self._value(value, Place(str(file), "row", problems.read[str(file)]), problems)
 
-    def _value(self, value: object, where: str, problems: Problems) -> Iterator[str]:
+    def _value(self, value: object, where: Place, problems: Problems) -> Iterator[str]:
         if isinstance(value, str) and not _is_blank(value):
             # JSON can spell half a surrogate pair ("\ud800"), which is no character and which no tokenizer takes
             yield value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
@@ -254,72 +346,51 @@ class FileDocuments:
         return ValueError(f"data.text_column={self.text_column}: {file} has no such column; it has {names}")
 
 
-class HubDocuments:
-    """The documents of a split of a `datasets.Dataset`. Their numbers are its row numbers, empty rows included, so that a
-    choice of rows is the one that `datasets` would make."""
-
-    def __init__(self, dataset: Any, text_column: str, name: str):
-        self.dataset = dataset
-        self.text_column = text_column
-        self.name = name
-        if text_column not in dataset.column_names:
-            names = ", ".join(map(repr, dataset.column_names))
-            raise ValueError(f"data.text_column={text_column}: {name} has no such column; it has {names}")
-        dtype = getattr(dataset.features[text_column], "dtype", None)
-        if dtype not in ("string", "large_string"):
-            raise ValueError(f"data.text_column={text_column}: the column of {name} holds {dtype}, not strings")
-
-    def content(self) -> str:
-        return str(self.dataset._fingerprint)
-
-    def count(self, problems: Problems) -> int:
-        return len(self.dataset)
-
-    def texts(self, numbers: np.ndarray) -> Iterator[str]:
-        column = self.dataset.select_columns([self.text_column])
-        for start in range(0, len(numbers), 256):
-            for text in column[numbers[start : start + 256]][self.text_column]:
-                # an empty row yields "", for the caller to count: it has a number and may be among those asked for
-                yield text or ""
+def _lines(stream: BinaryIO, segment: Segment) -> Iterator[bytes]:
+    """The lines that start in the segment."""
+    if segment.is_whole:
+        return iter(stream)
+    return (line for _, line in takewhile(lambda each: each[0] < segment.stop, _lines_from(stream, segment.start)))
 
 
-def open_hub(name: str, config: str | None, revision: str | None) -> Any:
-    """A `datasets.DatasetDict` from the hub or from a local folder; never runs a dataset's own code.
-
-    Raises ValueError where it cannot be had.
-    """
-    from datasets import load_dataset
-
-    local = Path(name).expanduser().exists()
-    try:
-        try:
-            return load_dataset(str(Path(name).expanduser()) if local else name, config, revision=revision)
-        except RuntimeError as error:
-            if local or "scripts are no longer supported" not in str(error):
-                raise
-            log.info("data.dataset=%s is a script; taking the copy that the hub converted to parquet", name)
-            return load_dataset(name, config, revision="refs/convert/parquet")
-    except Exception as error:  # the hub's errors have no common ancestor
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
-            f"data.dataset={name}: cannot be opened ({type(error).__name__}: {reason}); check the name, data.dataset_config, "
-            "data.revision and the connection, or give data.path"
-        ) from error
+def _paragraph_lines(stream: BinaryIO, segment: Segment) -> Iterator[bytes]:
+    """The lines from the first blank one that starts in the segment to the first blank one that starts after it."""
+    started = segment.start == 0
+    for position, line in _lines_from(stream, segment.start):
+        is_blank = not line.strip()
+        if is_blank and position >= segment.stop and not segment.is_last:
+            return
+        started = started or is_blank
+        if started:
+            yield line
 
 
-def _decode(stream: BinaryIO, file: Path, problems: Problems) -> Iterator[str]:
+def _lines_from(stream: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that start at byte `start` or later, each with the byte where it starts."""
+    position = start
+    if start:
+        stream.seek(start - 1)
+        position = start - 1 + len(stream.readline())  # the end of the line before
+    for line in stream:
+        yield position, line
+        position += len(line)
+
+
+def _decode(lines: Iterable[bytes], segment: Segment, problems: Problems) -> Iterator[str]:
     """The lines without their ends (\\n or \\r\\n), the byte-order mark removed. Lines end at \\n alone, unlike with
     `str.splitlines`, which would also cut at form feeds and U+2028."""
-    for number, line in enumerate(stream, start=1):
-        if number == 1:
+    file = str(segment.file)
+    for number, line in enumerate(lines, start=1):
+        if number == 1 and segment.start == 0:
             if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise ValueError(f"{file} is UTF-16; convert it to UTF-8, for instance with iconv")
             line = line.removeprefix(b"\xef\xbb\xbf")
         line = line.removesuffix(b"\n").removesuffix(b"\r")
+        problems.read[file] = number
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError:
-            problems.add(NOT_UTF8, f"{file} line {number}")
+            problems.add(NOT_UTF8, Place(file, "line", number))
             yield _replace_bad_bytes(line)
 
 
@@ -330,6 +401,13 @@ def _replace_bad_bytes(line: bytes) -> str:
 
 def _is_blank(text: str) -> bool:
     return not text or text.isspace()
+
+
+def _row_group_sizes(file: Path) -> list[int]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as table:
+        return [table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups)]
 
 
 def _open(file: Path) -> BinaryIO:
@@ -343,7 +421,7 @@ def _open(file: Path) -> BinaryIO:
 
 
 @contextmanager
-def _file_errors(file: Path, key: str) -> Iterator[None]:
+def file_errors(file: Path, key: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:

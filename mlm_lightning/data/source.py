@@ -9,14 +9,14 @@ A new dataset is one subclass and one YAML whose `_target_` names it; nothing el
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.data.splits import SPLITS, Split
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+__all__ = ["SPLITS", "Oracle", "Rows", "Source", "Sources", "Split"]
 
 
 class Rows(Protocol):

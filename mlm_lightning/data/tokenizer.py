@@ -254,7 +254,7 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._dtype = dtype
-        self._prefix, self._suffix = self._special_tokens()
+        self.prefix, self.suffix = self._special_tokens()
         self._words: dict[str, Sequence[int]] | None = {} if _is_word_by_word(self._backend) else None
         self._cached_chars = 0
         added = "".join(token.content for token in self._backend.get_added_tokens_decoder().values())
@@ -281,10 +281,10 @@ class Encoder:
         encoded = self._encode_texts(texts) if self._words is None else self._encode_words(texts, self._words)
         for (_, is_first, is_last), ids in zip(batch, encoded, strict=True):
             if is_first:
-                tokens += self._prefix
+                tokens += self.prefix
             tokens += ids
             if is_last:
-                tokens += self._suffix
+                tokens += self.suffix
                 ends.append(len(tokens))
         return Encoded(np.array(tokens, dtype=self._dtype), np.array(ends, dtype=np.int64))
 

@@ -12,15 +12,17 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from mlm_lightning.data.documents import FileDocuments, Problems, find_files
+from mlm_lightning.data import documents as documents_module
+from mlm_lightning.data.documents import UNUSED, FileDocuments, Problems, find_files
 
 
 def read(*files: Path, column: str = "text", txt_documents: str = "line") -> tuple[list[str], list[str]]:
     """All documents of the files and the messages about them."""
     documents = FileDocuments(files, column, txt_documents, "data.path")
     problems = Problems()
-    count = documents.count(problems)
-    return list(documents.texts(np.arange(count))), problems.messages()
+    texts = [text for shard in documents.shards() for text in documents.read(shard, problems)]
+    documents.check(problems)
+    return texts, problems.messages()
 
 
 def write(file: Path, content: bytes | str) -> Path:
@@ -148,10 +150,64 @@ def test_a_missing_column_names_the_file_and_the_columns_there_are(tmp_path, for
         read(file)
 
 
-def test_documents_are_numbered_through_all_files_and_any_choice_can_be_read(tmp_path):
+def test_documents_are_numbered_through_all_files_and_any_choice_has_its_split(tmp_path):
     files = [write(tmp_path / f"{name}.txt", f"{name}0\n{name}1\n{name}2\n") for name in "abc"]
     documents = FileDocuments(files, "text", "line", "data.path")
-    assert list(documents.texts(np.array([8, 0, 4]))) == ["a0", "b1", "c2"]
+    [(shard, split_D)] = documents.chosen({"train": np.array([8, 0]), "val": np.array([4])}, [9])
+    chosen = dict(zip(documents.read(shard, Problems()), split_D.tolist(), strict=True))
+    assert {text: split for text, split in chosen.items() if split != UNUSED} == {"a0": 0, "c2": 0, "b1": 1}
+
+
+class TestShards:
+    """Wherever a file is cut, the shards hold its documents, each once, and say the same about them."""
+
+    LINES = (
+        b"\xef\xbb\xbf" + b'{"text": "one"}\n\n\n{oops\n{"text": "a longer one, over some bytes"}\r\n'
+        b'   \n{"other": 1}\n{"text": "caf\xe9"}\n\n{"text": "\xe3\x80\x80 three"}\n\xe3\x80\x80\n{"text": ""}\n{"text": "last"}'
+    )
+
+    def read_in_shards(self, shard_bytes, monkeypatch, *files, txt_documents):
+        monkeypatch.setattr(documents_module, "SHARD_BYTES", shard_bytes)
+        documents = FileDocuments(files, "text", txt_documents, "data.path")
+        problems, texts = Problems(), []
+        for shard in documents.shards():
+            of_shard = Problems()
+            texts += documents.read(shard, of_shard)
+            problems.extend(Problems.from_json(json.loads(json.dumps(of_shard.to_json()))))
+        return len(documents.shards()), texts, problems.messages()
+
+    @pytest.mark.parametrize("ending", ["", "\n", "\n\n\n"])
+    @pytest.mark.parametrize(("name", "txt_documents"), [("a.txt", "line"), ("a.txt", "paragraph"), ("a.jsonl", "line")])
+    def test_of_lines_and_paragraphs(self, tmp_path, monkeypatch, name, txt_documents, ending):
+        file = write(tmp_path / name, self.LINES + ending.encode())
+        whole = read(file, txt_documents=txt_documents)
+        assert len(whole[0]) >= 4
+        assert whole[1]
+        for shard_bytes in range(1, len(self.LINES) + 5):
+            num_shards, *cut = self.read_in_shards(shard_bytes, monkeypatch, file, txt_documents=txt_documents)
+            assert num_shards >= len(self.LINES) // shard_bytes
+            assert tuple(cut) == whole
+
+    def test_of_row_groups(self, tmp_path, monkeypatch):
+        table = pa.table({"text": ["one", None, "two", "", "three", "four", None]})
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+        num_shards, *cut = self.read_in_shards(1, monkeypatch, tmp_path / "a.parquet", txt_documents="line")
+        assert num_shards == 4
+        assert tuple(cut) == read(tmp_path / "a.parquet")
+        assert "row 2" in cut[1][0]
+        assert "row 7" in cut[1][0]
+
+    def test_small_files_share_one(self, tmp_path, monkeypatch):
+        files = [write(tmp_path / f"{number}.txt", f"document {number}\n") for number in range(100)]
+        num_shards, texts, _ = self.read_in_shards(130, monkeypatch, *files, txt_documents="file")
+        assert texts == [f"document {number}" for number in range(100)]
+        assert num_shards == 10
+
+    def test_a_column_that_only_some_shards_have_is_no_error(self, tmp_path, monkeypatch):
+        file = write(tmp_path / "a.jsonl", '{"other": 1}\n' * 10 + '{"text": "one"}\n')
+        _, texts, messages = self.read_in_shards(13, monkeypatch, file, txt_documents="line")
+        assert texts == ["one"]
+        assert messages[0].startswith("10 row(s) skipped that lack the column 'text'")
 
 
 class TestFindFiles:

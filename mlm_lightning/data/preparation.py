@@ -1,0 +1,422 @@
+"""Builds a token cache from documents of any number, on all cores, in memory that does not grow with them.
+
+    count      every shard: how many documents, a hash of each           ─► number of documents, duplicates
+    choose     documents of train, val and test                          ─► a split for every document
+    train      the tokenizer, where it is to be trained
+    tokenise   every shard: tokens and ends of each split                ─► parts
+    join       part 0, part 1, part 2 … one after the other              ─► train.tokens  val.tokens …
+
+Every step leaves what it has done in the work folder, so the same command goes on after a kill, and what it makes is a function
+of the input alone: not of the number of workers, of the order in which they end, or of where an earlier command was killed.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlm_lightning.data import tokenizer as tokenizers_
+from mlm_lightning.data.documents import EMPTY, UNUSED, Documents, Problems
+from mlm_lightning.data.shards import END_DTYPE, HASH_DTYPE, Task, Work, count, count_characters, tokenise
+from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.data.tokenizer import TRAIN, Encoder
+from mlm_lightning.data.workers import Function, Workers
+from mlm_lightning.files import write_atomically
+
+Progress = Callable[[str, int, int], None]
+"""Called with (step, bytes of input done, bytes in all)."""
+
+DEFAULT_VAL_SHARE = 0.05
+
+_BUCKET = 500_000
+"""Hashes that are compared at once, about."""
+
+_COMMIT_BYTES = 64_000_000
+"""Of tokens joined between two waits for the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to make. `documents` are those for training, and for validation and test where they have files of their own.
+    `origins` names each as the user did, for messages."""
+
+    documents: dict[Split, Documents]
+    origins: dict[Split, str]
+    train_size: int | float | None
+    val_size: int | float | None
+    test_size: int | float | None
+    seed: int
+    deduplicate: bool
+    tokenizer: str
+    vocab_size: int | None
+
+
+class Preparation:
+    """Makes a cache's files in `work`, which may hold what an earlier one did before it was stopped."""
+
+    def __init__(self, recipe: Recipe, work: Path, workers: Workers, report: Progress) -> None:
+        self.recipe, self.work, self.workers, self.report = recipe, work, workers, report
+        self.warnings: list[str] = []
+        # held out first: of equal documents the first is kept
+        self.origins: list[Split] = sorted(recipe.documents, key=("val", "test", "train").index)
+
+    def run(self) -> dict[str, Any]:
+        """What meta.json says of the files."""
+        counts = self._count()
+        numbers, duplicates = self._choose(counts)
+        tasks = self._tasks(numbers, counts)
+        tokenizer, own = self._tokenizer(tasks)
+        tokenizer.save_pretrained(self.work / "tokenizer")
+        vocab = tokenizers_.read_vocab(tokenizer)
+        tokenizers_.save_vocab(vocab, self.work / "vocab.json")
+        if own and (cased := tokenizers_.cased_tokens(vocab)):
+            self.warnings.append(
+                f"data.tokenizer={self.recipe.tokenizer}: {cased:,} tokens of the vocabulary have capital letters, but a "
+                "bare vocab.txt is read as uncased; give the folder of a cased tokenizer instead"
+            )
+        dtype = np.dtype(np.uint16 if vocab.size <= 1 << 16 else np.uint32)
+        encoder = Encoder(tokenizer, dtype)
+        splits = self._tokenise(tasks, Work(self.recipe.documents, encoder, tokenizer.unk_token_id), dtype)
+        return {
+            "dtype": dtype.name,
+            "own_tokenizer": own,
+            "suffix": encoder.suffix,
+            "duplicates": duplicates,
+            "splits": {split: splits[split] for split in SPLITS if split in splits},
+            "warnings": self.warnings,
+        }
+
+    # -- count and choose ------------------------------------------------------------------------------------------------
+
+    def _count(self) -> dict[Split, list[int]]:
+        """The number of documents in each shard of each origin."""
+        tasks = [
+            Task(origin, shard, self.work / "count" / f"{origin}-{number:06}")
+            for origin in self.origins
+            for number, shard in enumerate(self.recipe.documents[origin].shards())
+        ]
+        self._run("reading", count, Work(self.recipe.documents), tasks)
+        counts: dict[Split, list[int]] = {}
+        for origin in self.origins:
+            problems, counts[origin] = Problems(), []
+            for result in (_result(task) for task in tasks if task.origin == origin):
+                counts[origin].append(result["documents"])
+                problems.extend(Problems.from_json(result["problems"]))
+            self.recipe.documents[origin].check(problems)
+            if sum(counts[origin]) == 0:
+                found = "; ".join(problems.messages()) or "it is empty"
+                raise ValueError(
+                    f"{self.recipe.origins[origin]}: there is no document for {origin} ({found}); give text, or check "
+                    "data.text_column"
+                )
+            self.warnings += problems.messages()
+        return counts
+
+    def _choose(self, counts: dict[Split, list[int]]) -> tuple[dict[Split, dict[Split, np.ndarray]], int]:
+        """By origin and split the numbers of the documents, and how many duplicates were dropped."""
+        kept: dict[Split, np.ndarray | None] = dict.fromkeys(self.origins)
+        duplicates = 0
+        if self.recipe.deduplicate:
+            is_first = self._is_first(counts)
+            kept = {origin: np.flatnonzero(is_first[origin]) for origin in self.origins}
+            duplicates = sum(int((~is_first_N).sum()) for is_first_N in is_first.values())
+        numbers = {origin: self._choose_from(origin, sum(counts[origin]), kept[origin]) for origin in self.origins}
+        if sum(map(len, numbers.values())) > 1 and (shared := self._num_shared(counts, numbers)):
+            self.warnings.append(
+                f"{shared:,} different document(s) of validation or test occur, word for word, among those for training; "
+                "data.deduplicate=true drops such copies"
+            )
+        return numbers, duplicates
+
+    def _choose_from(self, origin: Split, num_documents: int, kept: np.ndarray | None) -> dict[Split, np.ndarray]:
+        """Of the documents of an origin (of those `kept`, if some are copies) which are for what."""
+        recipe = self.recipe
+        if kept is not None and not len(kept):
+            raise ValueError(
+                f"{recipe.origins[origin]}: all of its documents are copies of those of validation or test; give others, or "
+                "set data.deduplicate=false"
+            )
+        number = num_documents if kept is None else len(kept)
+        if origin == "train":
+            val_size = DEFAULT_VAL_SHARE if recipe.val_size is None else recipe.val_size
+            chosen = choose_documents(
+                number,
+                train_size=recipe.train_size,
+                val_size=None if "val" in self.origins else val_size,
+                test_size=None if "test" in self.origins else recipe.test_size,
+                seed=recipe.seed,
+                origin=recipe.origins["train"],
+            )
+        else:
+            chosen = {origin: _choose_own(origin, getattr(recipe, f"{origin}_size"), number, recipe.seed)}
+        return {split: numbers if kept is None else kept[numbers] for split, numbers in chosen.items()}
+
+    def _is_first(self, counts: dict[Split, list[int]]) -> dict[Split, np.ndarray]:
+        """For each document whether it has no equal before it, those held out coming before those for training."""
+        is_first_N = np.ones(sum(map(sum, counts.values())), dtype=bool)
+        for number_M, group_M in self._equal(counts):
+            is_first_N[number_M[1:][np.diff(group_M) == 0]] = False
+        starts = np.cumsum([sum(counts[origin]) for origin in self.origins])[:-1]
+        return dict(zip(self.origins, np.split(is_first_N, starts), strict=True))
+
+    def _num_shared(self, counts: dict[Split, list[int]], numbers: dict[Split, dict[Split, np.ndarray]]) -> int:
+        """How many different documents are both held out and for training."""
+        split_N = np.full(sum(map(sum, counts.values())), UNUSED, dtype=np.uint8)
+        start = 0
+        for origin in self.origins:
+            for split, chosen in numbers[origin].items():
+                split_N[start + chosen] = SPLITS.index(split)
+            start += sum(counts[origin])
+        train, shared = SPLITS.index("train"), 0
+        for number_M, group_M in self._equal(counts):
+            split_M = split_N[number_M]
+            trained, held_out = group_M[split_M == train], group_M[(split_M != train) & (split_M != UNUSED)]
+            shared += len(np.intersect1d(trained, held_out))
+        return shared
+
+    def _equal(self, counts: dict[Split, list[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The numbers of documents, over all origins, and for each the group of its equals; a bucket of hashes at a time.
+        Groups follow one another, and within one the numbers ascend."""
+        num_buckets = -(-sum(map(sum, counts.values())) // _BUCKET)
+        for bucket in range(num_buckets):
+            found, start = [], 0
+            for origin in self.origins:
+                for shard, num_documents in enumerate(counts[origin]):
+                    hash_D = np.fromfile(self.work / "count" / f"{origin}-{shard:06}.hashes", HASH_DTYPE)
+                    own_D = np.flatnonzero((hash_D["low"] % num_buckets == bucket) & (hash_D["low"] | hash_D["high"] != 0))
+                    found.append((start + own_D, hash_D[own_D]))
+                    start += num_documents
+            number_M, hash_M = np.concatenate([n for n, _ in found]), np.concatenate([h for _, h in found])
+            order_M = np.lexsort((number_M, hash_M["low"], hash_M["high"]))
+            yield number_M[order_M], np.cumsum(np.append(True, hash_M[order_M][1:] != hash_M[order_M][:-1])[: len(order_M)])
+
+    def _tasks(self, numbers: dict[Split, dict[Split, np.ndarray]], counts: dict[Split, list[int]]) -> list[Task]:
+        """Those that together hold all that is wanted, in the order in which their parts are joined."""
+        chosen = [
+            (origin, shard, split_D)
+            for origin in self.origins
+            for shard, split_D in self.recipe.documents[origin].chosen(numbers[origin], counts[origin])
+        ]
+        return [
+            Task(origin, shard, self.work / "tokens" / f"{number:06}", split_D)
+            for number, (origin, shard, split_D) in enumerate(chosen)
+        ]
+
+    # -- the tokenizer ---------------------------------------------------------------------------------------------------
+
+    def _tokenizer(self, tasks: list[Task]) -> tuple[Any, bool]:
+        """And whether it is our own, not that of a published model."""
+        recipe = self.recipe
+        if recipe.tokenizer != TRAIN:
+            return tokenizers_.open_tokenizer(recipe.tokenizer), tokenizers_.vocabulary_file(recipe.tokenizer) is not None
+        trained = self.work / "trained"
+        if not trained.exists():
+            tokenizer = self._train_tokenizer([task for task in tasks if np.any(task.split_D == SPLITS.index("train"))])
+            unfinished = self.work / "training"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            tokenizer.save_pretrained(unfinished)
+            unfinished.rename(trained)
+        return tokenizers_.load_tokenizer(trained), True
+
+    def _train_tokenizer(self, tasks: list[Task]) -> Any:
+        counting = [Task(t.origin, t.shard, self.work / "characters" / t.output.name, t.split_D) for t in tasks]
+        self._run("counting characters", count_characters, Work(self.recipe.documents), counting)
+        alphabet: Counter[str] = Counter()
+        for task in counting:
+            alphabet.update(_result(task)["characters"])
+        assert self.recipe.vocab_size is not None
+        return tokenizers_.train_tokenizer(self._training_texts(tasks), self.recipe.vocab_size, alphabet)
+
+    def _training_texts(self, tasks: list[Task]) -> Iterator[str]:
+        done, total = 0, self._size(tasks)
+        for task in tasks:
+            assert task.split_D is not None
+            self.report("training the tokenizer", done, total)
+            texts = self.recipe.documents[task.origin].read(task.shard, Problems())
+            for text, split in zip(texts, task.split_D.tolist(), strict=True):
+                if SPLITS.index("train") == split:
+                    yield text
+            done += self._size([task])
+        self.report("training the tokenizer", total, total)
+
+    # -- tokenise and join -----------------------------------------------------------------------------------------------
+
+    def _tokenise(self, tasks: list[Task], work: Work, dtype: np.dtype) -> dict[Split, dict[str, int]]:
+        joined = _Joined(self.work, tasks, dtype)
+        for _ in self._running("tokenising", tokenise, work, tasks[joined.num_parts :], joined.size(self._size)):
+            joined.join_finished()
+        joined.join_finished()
+        assert joined.num_parts == len(tasks)
+        joined.commit()
+        self._check_splits(joined.counts)
+        return joined.counts
+
+    def _check_splits(self, counts: dict[Split, dict[str, int]]) -> None:
+        for split, own in counts.items():
+            origin = self.recipe.origins.get(split, self.recipe.origins["train"])
+            if not own["tokens"]:
+                raise ValueError(f"{origin}: all {own['empty']:,} documents of the {split} split are empty; give text")
+            if own["empty"]:
+                self.warnings.append(f"{own['empty']:,} {EMPTY} of the {split} split")
+
+    # -- running ---------------------------------------------------------------------------------------------------------
+
+    def _run(self, step: str, function: Function, work: Work, tasks: list[Task]) -> None:
+        for _ in self._running(step, function, work, tasks):
+            pass
+
+    def _running(self, step: str, function: Function, work: Work, tasks: list[Task], done_before: int = 0) -> Iterator[Task]:
+        """Runs those of the tasks that are not done yet, and yields each that ends."""
+        missing = [task for task in tasks if task.result() is None]
+        done, total = done_before + self._size(tasks) - self._size(missing), done_before + self._size(tasks)
+        self.report(step, done, total)
+        for task in self.workers.run(function, work, missing):
+            done += self._size([task])
+            self.report(step, done, total)
+            yield task
+
+    def _size(self, tasks: Sequence[Task]) -> int:
+        return sum(self.recipe.documents[task.origin].size(task.shard) for task in tasks)
+
+
+def delete_scratch(work: Path) -> None:
+    """What is of no use once the cache is complete."""
+    for name in ("count", "characters", "tokens", "training", "trained"):
+        shutil.rmtree(work / name, ignore_errors=True)
+
+
+class _Joined:
+    """The token files that grow part by part, in the order of the tasks. `joined.json` says how many parts, and how much of
+    the files, the disk has for sure; what an interrupted command wrote beyond is cut off."""
+
+    def __init__(self, work: Path, tasks: list[Task], dtype: np.dtype) -> None:
+        self.work, self.tasks, self.dtype = work, tasks, dtype
+        self._note = work / "tokens" / "joined.json"
+        splits = np.unique(np.concatenate([np.unique(task.split_D) for task in tasks]))  # type: ignore[arg-type]
+        nothing = {"documents": 0, "tokens": 0, "unknown": 0, "empty": 0}
+        self.num_parts, self.counts = 0, {SPLITS[s]: dict(nothing) for s in splits.tolist() if s < len(SPLITS)}
+        if self._note.exists():
+            noted = json.loads(self._note.read_text(encoding="utf-8"))
+            self.num_parts, self.counts = noted["parts"], noted["counts"]
+        self._committed, self._uncommitted = self.num_parts, 0
+        for split, counts in self.counts.items():
+            for ending, itemsize, number in (("tokens", dtype.itemsize, "tokens"), ("ends", END_DTYPE.itemsize, "documents")):
+                file = work / f"{split}.{ending}"
+                file.touch()
+                os.truncate(file, counts[number] * itemsize)
+
+    def size(self, size_of: Callable[[Sequence[Task]], int]) -> int:
+        """Bytes of input that are joined."""
+        return size_of(self.tasks[: self.num_parts])
+
+    def join_finished(self) -> None:
+        """Appends the parts that are next."""
+        while self.num_parts < len(self.tasks) and (result := self.tasks[self.num_parts].result()) is not None:
+            for split, counts in result["splits"].items():
+                self._append(self.tasks[self.num_parts], split, counts)
+            self.num_parts += 1
+            if self._uncommitted > _COMMIT_BYTES:
+                self.commit()
+
+    def _append(self, task: Task, split: Split, counts: dict[str, int]) -> None:
+        with open(f"{task.output}.{split}.tokens", "rb") as part, (self.work / f"{split}.tokens").open("ab") as whole:
+            shutil.copyfileobj(part, whole, 1 << 20)
+        ends = np.fromfile(f"{task.output}.{split}.ends", END_DTYPE) + self.counts[split]["tokens"]
+        with (self.work / f"{split}.ends").open("ab") as whole:
+            whole.write(ends.astype(END_DTYPE).data)
+        for name, number in counts.items():
+            self.counts[split][name] += number
+        self._uncommitted += counts["tokens"] * self.dtype.itemsize
+
+    def commit(self) -> None:
+        """Makes sure that the disk has what is joined, then deletes its parts."""
+        for split in self.counts:
+            for ending in ("tokens", "ends"):
+                with (self.work / f"{split}.{ending}").open("rb") as file:
+                    os.fsync(file.fileno())
+        write_atomically(self._note, json.dumps({"parts": self.num_parts, "counts": self.counts}).encode())
+        for task in self.tasks[self._committed : self.num_parts]:
+            for split in self.counts:
+                for ending in ("tokens", "ends"):
+                    Path(f"{task.output}.{split}.{ending}").unlink(missing_ok=True)
+            task.result_file.unlink()
+        self._committed, self._uncommitted = self.num_parts, 0
+
+
+def _result(task: Task) -> dict[str, Any]:
+    result = task.result()
+    assert result is not None, f"{task.result_file} vanished"
+    return result
+
+
+# -- which documents ---------------------------------------------------------------------------------------------------------
+
+
+def choose_documents(
+    num_documents: int,
+    *,
+    train_size: int | float | None,
+    val_size: int | float | None,
+    test_size: int | float | None,
+    seed: int,
+    origin: str = "data.path",
+) -> dict[Split, np.ndarray]:
+    """Which documents are for training, validation and test, as `datasets`' `train_test_split(train_size, test_size=val_size,
+    seed=seed)` chooses them; ours for the test come between the two.
+
+        permutation(seed)   |── val ──|── test ──|── train ──|── unused ──|
+
+    Null: none for val and test, the rest for train; in their own order if that is all of them.
+    """
+    num_val = _number(val_size, num_documents, math.ceil) or 0
+    num_test = _number(test_size, num_documents, math.ceil) or 0
+    num_train = _number(train_size, num_documents, math.floor)
+    asked = num_val + num_test + max(num_train or 0, 1)
+    if asked > num_documents or num_train == 0:
+        sizes = f"data.train_size={train_size}, data.val_size={val_size}, data.test_size={test_size}"
+        raise ValueError(
+            f"{sizes}: together at least {max(asked, 1):,} document(s) with one for training at the least, but {origin} has "
+            f"{num_documents:,}; lower the sizes (0 sets none aside, a float is a share) or give more documents"
+        )
+    if num_train is None:
+        num_train = num_documents - num_val - num_test
+    if num_train == num_documents:
+        return {"train": _all(num_documents)}
+    permutation = _permutation(num_documents, seed)
+    val, test, train, _ = np.split(permutation, np.cumsum([num_val, num_test, num_train]))
+    chosen: dict[Split, np.ndarray] = {"train": train, "val": val, "test": test}
+    return {split: numbers for split, numbers in chosen.items() if len(numbers)}
+
+
+def _choose_own(split: Split, size: int | float | None, num_documents: int, seed: int) -> np.ndarray:
+    """Which documents of a split's own files."""
+    number = _number(size, num_documents, math.ceil)
+    if number is None or number == num_documents:
+        return _all(num_documents)
+    if number > num_documents:
+        raise ValueError(
+            f"data.{split}_size={size}: more than the {num_documents:,} documents that there are; lower it (null: all)"
+        )
+    return _permutation(num_documents, seed)[:number]
+
+
+def _permutation(num_documents: int, seed: int) -> np.ndarray:
+    """`default_rng(seed).permutation(num_documents)`, in half the memory."""
+    numbers = _all(num_documents)
+    np.random.default_rng(seed).shuffle(numbers)
+    return numbers
+
+
+def _all(num_documents: int) -> np.ndarray:
+    return np.arange(num_documents, dtype=np.uint32 if num_documents < 1 << 32 else np.int64)
+
+
+def _number(size: int | float | None, num_documents: int, rounded: Callable[[float], int]) -> int | None:
+    return rounded(size * num_documents) if isinstance(size, float) else size

@@ -1,0 +1,159 @@
+"""The folder of a text's tokens: whole or not there, found again by what it depends on, built by one process at a time.
+
+<cache_dir>/<fingerprint>/
+  meta.json               counts, warnings, where it came from; written last
+  vocab.json  tokenizer/  all that a run needs of the tokenizer; `tokenizer/` opens with AutoTokenizer
+  train.tokens  val.tokens  test.tokens            the tokens, nothing else: uint16 or uint32, memory-mapped by whoever reads
+  train.ends    val.ends    test.ends              where each document ends (exclusive): int64
+<cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlm_lightning.batch import Vocab
+from mlm_lightning.data.documents import file_errors
+from mlm_lightning.data.tokenizer import load_vocab
+from mlm_lightning.files import sync_folder, write_atomically
+
+log = logging.getLogger(__name__)
+
+_STALE_DAYS = 14
+"""After so long, the unfinished work of a command that nobody repeated is deleted."""
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """A complete cache folder."""
+
+    folder: Path
+    meta: dict[str, Any]
+    vocab: Vocab
+
+    @staticmethod
+    def open(folder: Path) -> "TokenCache | None":
+        """None where it is missing, or damaged."""
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            cache = TokenCache(folder, meta, load_vocab(folder / "vocab.json"))
+            sizes = {split: cache.tokens_file(split).stat().st_size // cache.dtype.itemsize for split in cache.splits}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return cache if sizes == {split: counts["tokens"] for split, counts in cache.splits.items()} else None
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.meta["dtype"])
+
+    @property
+    def splits(self) -> dict[str, dict[str, int]]:
+        return self.meta["splits"]
+
+    def tokens_file(self, split: str) -> Path:
+        return self.folder / f"{split}.tokens"
+
+    def ends_file(self, split: str) -> Path:
+        return self.folder / f"{split}.ends"
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """The folder to build in, for one process at a time; what an earlier one did not finish is still in it."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    work = folder.parent / f".{folder.name}.work"
+    try:
+        try:
+            lock.acquire(timeout=2)
+        except Timeout:
+            log.info("Another process is preparing the same data; waiting for it (%s)", lock.lock_file)
+            lock.acquire()
+        _delete_stale(folder.parent)
+    except NotImplementedError:  # a file system without locks: each builds for itself, and the first to rename wins
+        work = work.with_suffix(f".{os.uname().nodename}-{os.getpid()}.work")
+    try:
+        work.mkdir(exist_ok=True)
+        yield work
+    finally:
+        lock.release(force=True)
+
+
+def publish(work: Path, folder: Path) -> None:
+    """Renames a finished folder into place. What lies there already is another process' finished work, or damaged."""
+    for path in [*work.rglob("*"), work]:
+        _fsync(path)
+    if folder.exists() and TokenCache.open(folder) is None:
+        shutil.rmtree(folder)
+    try:
+        work.rename(folder)
+    except OSError:
+        if TokenCache.open(folder) is None:
+            raise
+        shutil.rmtree(work)
+    sync_folder(folder.parent)
+
+
+def digests(files: Sequence[Path], cache_dir: Path, key: str) -> list[str]:
+    """The SHA-256 of each file's bytes. Raises ValueError for one that cannot be read, named after the config's `key`."""
+
+    def digest(file: Path) -> str:
+        with file_errors(file, key):
+            return _digest(file, cache_dir)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(digest, files))
+
+
+_LARGE = 64_000_000
+_SAME_CLOCK_TICK = 2.0  # seconds: file systems' times are coarse
+
+
+def _digest(file: Path, cache_dir: Path) -> str:
+    """A large file is read once, and known by its name, size and times from then on, unless it was changed so shortly before
+    that another change could show the same times."""
+    stat = file.stat()
+    name = str(file.resolve())
+    known = [name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    note = cache_dir / ".digests" / hashlib.sha256(name.encode()).hexdigest()[:24]
+    if stat.st_size >= _LARGE:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            noted = json.loads(note.read_text(encoding="utf-8"))
+            if noted["file"] == known:
+                return noted["sha256"]
+    started = time.time()
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if stat.st_size >= _LARGE and started - max(stat.st_mtime, stat.st_ctime) > _SAME_CLOCK_TICK:
+        with suppress(OSError):  # a note is a convenience
+            write_atomically(note, json.dumps({"file": known, "sha256": digest}).encode())
+    return digest
+
+
+def _delete_stale(cache_dir: Path) -> None:
+    for work in cache_dir.glob(".*.work"):
+        with suppress(OSError):
+            newest = max(path.stat().st_mtime for path in [work, *work.iterdir()])
+            if time.time() - newest > _STALE_DAYS * 86_400:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
