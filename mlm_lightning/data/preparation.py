@@ -13,6 +13,7 @@ of the input alone: not of the number of workers, of the order in which they end
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -70,10 +71,10 @@ class Preparation:
     def run(self) -> dict[str, Any]:
         """What meta.json says of the files."""
         counts = self._count()
-        numbers, duplicates = self._choose(counts)
+        numbers, copies = self._choose(counts)
         tasks = self._tasks(numbers, counts)
         tokenizer, own = self._tokenizer(tasks)
-        tokenizer.save_pretrained(self.work / "tokenizer")
+        _save(tokenizer, self.work / "tokenizer")
         vocab = tokenizers_.read_vocab(tokenizer)
         tokenizers_.save_vocab(vocab, self.work / "vocab.json")
         if own and (cased := tokenizers_.cased_tokens(vocab)):
@@ -88,8 +89,7 @@ class Preparation:
             "dtype": dtype.name,
             "own_tokenizer": own,
             "suffix": encoder.suffix,
-            "duplicates": duplicates,
-            "splits": {split: splits[split] for split in SPLITS if split in splits},
+            "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
             "warnings": self.warnings,
         }
 
@@ -119,21 +119,21 @@ class Preparation:
             self.warnings += problems.messages()
         return counts
 
-    def _choose(self, counts: dict[Split, list[int]]) -> tuple[dict[Split, dict[Split, np.ndarray]], int]:
-        """By origin and split the numbers of the documents, and how many duplicates were dropped."""
+    def _choose(self, counts: dict[Split, list[int]]) -> tuple[dict[Split, dict[Split, np.ndarray]], dict[Split, int]]:
+        """By origin and split the numbers of the documents, and by origin how many copies were dropped."""
         kept: dict[Split, np.ndarray | None] = dict.fromkeys(self.origins)
-        duplicates = 0
+        copies: dict[Split, int] = {}
         if self.recipe.deduplicate:
             is_first = self._is_first(counts)
+            copies = {origin: int((~is_first[origin]).sum()) for origin in self.origins}
             kept = {origin: np.flatnonzero(is_first[origin]) for origin in self.origins}
-            duplicates = sum(int((~is_first_N).sum()) for is_first_N in is_first.values())
         numbers = {origin: self._choose_from(origin, sum(counts[origin]), kept[origin]) for origin in self.origins}
         if sum(map(len, numbers.values())) > 1 and (shared := self._num_shared(counts, numbers)):
             self.warnings.append(
                 f"{shared:,} different document(s) of validation or test occur, word for word, among those for training; "
                 "data.deduplicate=true drops such copies"
             )
-        return numbers, duplicates
+        return numbers, copies
 
     def _choose_from(self, origin: Split, num_documents: int, kept: np.ndarray | None) -> dict[Split, np.ndarray]:
         """Of the documents of an origin (of those `kept`, if some are copies) which are for what."""
@@ -221,7 +221,7 @@ class Preparation:
             tokenizer = self._train_tokenizer([task for task in tasks if np.any(task.split_D == SPLITS.index("train"))])
             unfinished = self.work / "training"
             shutil.rmtree(unfinished, ignore_errors=True)
-            tokenizer.save_pretrained(unfinished)
+            _save(tokenizer, unfinished)
             unfinished.rename(trained)
         return tokenizers_.load_tokenizer(trained), True
 
@@ -348,6 +348,15 @@ class _Joined:
                     Path(f"{task.output}.{split}.{ending}").unlink(missing_ok=True)
             task.result_file.unlink()
         self._committed, self._uncommitted = self.num_parts, 0
+
+
+def _save(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # what the disk refuses is a bare Exception of `tokenizers`
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def _result(task: Task) -> dict[str, Any]:

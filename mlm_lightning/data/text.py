@@ -173,12 +173,14 @@ class TextSource(Source):
         return self._opened().folder
 
     def summary(self) -> list[dict[str, Any]]:
-        """A dict a split: split, documents, tokens, tokens_per_document, unknown_share, chunks, dropped_tokens, bytes."""
+        """A dict a split: split, documents, duplicates (dropped), tokens, tokens_per_document, unknown_share, chunks,
+        dropped_tokens, bytes."""
         cache = self._opened()
         return [
             {
                 "split": split,
                 "documents": counts["documents"],
+                "duplicates": counts["duplicates"],
                 "tokens": counts["tokens"],
                 "tokens_per_document": counts["tokens"] / counts["documents"],
                 "unknown_share": counts["unknown"] / counts["tokens"],

@@ -162,8 +162,8 @@ class TestShards:
     """Wherever a file is cut, the shards hold its documents, each once, and say the same about them."""
 
     LINES = (
-        b"\xef\xbb\xbf" + b'{"text": "one"}\n\n\n{oops\n{"text": "a longer one, over some bytes"}\r\n'
-        b'   \n{"other": 1}\n{"text": "caf\xe9"}\n\n{"text": "\xe3\x80\x80 three"}\n\xe3\x80\x80\n{"text": ""}\n{"text": "last"}'
+        b"\xef\xbb\xbf" + b'{"text": "one"}\n\n\n{oops\n{"text": "a longer one, over some bytes"}\r\n   \n{"other": 1}\n'
+        b'{"text": "caf\xe9"}\n\n{"text": "\xe3\x80\x80 three"}\n\xe3\x80\x80\n{"text": ""}\n{"text": "last"}'
     )
 
     def read_in_shards(self, shard_bytes, monkeypatch, *files, txt_documents):

