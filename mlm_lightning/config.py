@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import Source, Sources, Split
 from mlm_lightning.data.tokenizer import TRAIN
+from mlm_lightning.data.workers import Workers
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 from mlm_lightning.randomness import Stream, seed_torch
@@ -56,6 +57,7 @@ _TOP_LEVEL: dict[str, Any] = {
     "resume": str,
     "eval": dict,
     "data": dict,
+    "prepare": dict | None,
     "masking": dict,
     "model": dict,
     "optim": dict,
@@ -80,7 +82,7 @@ _SWEEP_KEYS: dict[str, Any] = {
 # what the framework itself passes to a constructor, so a YAML may not
 _FROM_SOURCE = ("vocab_size", "seq_len", "pad_token_id")
 _FROM_RUN = ("folder", "save_dir", "purge_step")
-_OPTIONAL_GROUPS = ("callbacks", "logger", "sweep")
+_OPTIONAL_GROUPS = ("callbacks", "logger", "sweep", "prepare")
 # Lightning's Trainer arguments that are not for a config to set, and what does the same here.
 _OWNED_TRAINER_KEYS = {
     "barebones": "switch off what costs time, e.g. callbacks.samples=null logger=csv",
@@ -270,6 +272,7 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
     ]
     if trusted:
         objects += [("optim", nodes.get("optim", {}), Optimizer), ("schedule", nodes.get("schedule", {}), None)]
+        objects += [("prepare", nodes["prepare"], Workers)] if "prepare" in nodes else []
     objects += [(f"callbacks.{name}", node, "Callback") for name, node in (config.get("callbacks") or {}).items() if node]
     objects += [(f"logger.{name}", node, "Logger") for name, node in (config.get("logger") or {}).items() if node]
     checked = {key: _check_object(key, node, base, trusted) for key, node, base in objects}
@@ -297,6 +300,7 @@ def _cheap_builds(nodes: Config) -> dict[str, Callable[[], object]]:
         "data": lambda: build_source(nodes),
         "masking": lambda: build_masking(nodes),
         "schedule": lambda: build_schedule(nodes),
+        "prepare": lambda: _build(nodes["prepare"]),
         "optim": lambda: build_optimizer(nodes)([{"params": [nn.Parameter(torch.zeros(1))]}]),
     }
 
@@ -584,8 +588,10 @@ def prepare_sources(config: Config, trusted: bool = True, evaluated: Split | Non
     Raises ValueError or FileNotFoundError for data that will not do: its documents, vocabularies that differ, or no split
     `evaluated`.
     """
+    # a run's folder, which may have come from anywhere, does not say where to work
+    workers = _build(config["prepare"]) if trusted and config.get("prepare") else None
     own = build_source(config, trusted)
-    own.prepare()
+    _prepare(own, workers)
     if evaluated is not None:
         own.rows(evaluated)
     sources = Sources(own)
@@ -594,11 +600,16 @@ def prepare_sources(config: Config, trusted: bool = True, evaluated: Split | Non
             node |= own.tokenizer_keys()  # training another on these documents would give them other tokens
         source = sources.further[endings] = _build_further(endings, node, own, trusted)
         with _named(endings):
-            source.prepare()
+            _prepare(source, workers)
             if evaluated is not None:
                 source.rows(evaluated)
         _check_vocab(endings, source, own)
     return sources
+
+
+def _prepare(source: Source, workers: Workers | None) -> None:
+    takes_workers = "workers" in inspect.signature(source.prepare).parameters
+    source.prepare(**({"workers": workers} if takes_workers else {}))
 
 
 def _build_further(endings: tuple[str, ...], node: Config, own: Source, trusted: bool) -> Source:

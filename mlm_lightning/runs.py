@@ -44,7 +44,8 @@ Status = Literal["complete", "running", "failed", "pruned", "interrupted", "miss
 # They decide where, how fast or how watched a run is, not its result.
 _NOT_IDENTITY = frozenset(
     {
-        *("name", "resume", "output_dir", "logger", "sweep", "launcher", "hydra", "data.cache_dir", "data.num_workers"),
+        *("name", "resume", "output_dir", "logger", "sweep", "launcher", "hydra"),
+        *("prepare", "data.cache_dir", "data.num_workers"),
         *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.auto_requeue"),
     }
 )

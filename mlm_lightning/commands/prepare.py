@@ -11,10 +11,12 @@ from mlm_lightning.errors import mistakes
 HELP = """\
 mlm prepare [OVERRIDE…] [--config-dir DIR]
 
-Downloads, tokenises and caches the chosen data, so that a later training starts at once.
+Downloads, tokenises and caches the chosen data, so that a later training starts at once. It uses all cores, and the same
+command goes on where one was stopped.
 
   mlm prepare data=text data.path='texts/*.txt' data.tokenizer=train
   mlm prepare experiment=xsum_distilbert
+  mlm prepare data=text data.path='texts/*.jsonl.zst' data.tokenizer=roberta-base prepare=ray
 """
 
 

@@ -16,6 +16,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any
 
 from mlm_lightning.data.shards import Task, Work
@@ -72,14 +73,12 @@ class Ray(Workers):
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        shards = ray.data.from_items(
-            [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)],
-            override_num_blocks=len(tasks),
-        )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        shared = ray.put(pickle.dumps((function, work)))  # once, and fetched once by each process
+        rows = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
         size = self.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        on_ray: Any = _OnRay  # Ray's types know functions alone
-        ended = shards.map(
-            on_ray, fn_constructor_args=(pickle.dumps((function, work)),), concurrency=(1, min(size, len(tasks)))
+        ended = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            partial(_attempt_on_ray, shared), compute=ray.data.TaskPoolStrategy(size=min(size, len(rows)))
         )
         for row in ended.iter_rows():
             if row["error"]:
@@ -87,16 +86,17 @@ class Ray(Workers):
             yield tasks[row["number"]]
 
 
-class _OnRay:
-    """An actor: what all tasks share is read once."""
+def _attempt_on_ray(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
+    os.environ.update(_ONE_THREAD)
+    error = _attempt(*_fetched(shared), pickle.loads(row["task"]))
+    return {"number": row["number"], "error": b"" if error is None else pickle.dumps(error)}
 
-    def __init__(self, pickled: bytes) -> None:
-        os.environ.update(_ONE_THREAD)
-        self.function, self.work = pickle.loads(pickled)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        error = _attempt(self.function, self.work, pickle.loads(row["task"]))
-        return {"number": row["number"], "error": b"" if error is None else pickle.dumps(error)}
+@lru_cache(maxsize=1)
+def _fetched(shared: Any) -> tuple[Function, Work]:
+    import ray
+
+    return pickle.loads(ray.get(shared))
 
 
 def num_cores() -> int:

