@@ -15,7 +15,7 @@ def report(error: BaseException) -> int:
     if os.environ.get("MLM_DEBUG"):
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
-        print("stopped; the last checkpoint is kept", file=sys.stderr)
+        print("stopped\nthe same command continues", file=sys.stderr)
         return CTRL_C
     if isinstance(error, Interrupted):
         print(f"{error}\nthe same command continues", file=sys.stderr)
