@@ -107,7 +107,9 @@ def test_documents_equal_the_slow_reference(tmp_path, dtype, suffix, stride, len
 
 @pytest.mark.parametrize("suffix", [(), (SEP,), (END, SEP)])
 @pytest.mark.parametrize("length", [4, 8, 20, 100])
-@pytest.mark.parametrize("lengths", [*map(random_lengths, range(4)), [9], [8], [4, 4], [4, 5], [30, 3], [3, 30, 3], [3] * 9])
+@pytest.mark.parametrize(
+    "lengths", [*map(random_lengths, range(4)), [9], [8], [4, 4], [4, 5], [30, 3], [3, 30, 3], [3] * 9, [7, 1, 3], [1] * 9]
+)
 def test_packed_rows_equal_the_slow_reference(tmp_path, suffix, length, lengths):
     *files, documents = write(tmp_path, lengths)
     rows = PackedRows(*files, length, PAD, suffix)
