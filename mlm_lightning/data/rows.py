@@ -212,7 +212,9 @@ class PackedRows(_PaddedRows):
         first_B, stop_B = (self._first_R[index_B.numpy() + i].astype(np.int64) for i in (0, 1))
         start_B = self._starts(first_B)
         tokens_BL, is_token_BL = self._gather(start_B, self._ends_N[stop_B - 1] - start_B)
-        return torch.from_numpy(tokens_BL), torch.from_numpy(self._numbers(first_B, stop_B, start_B) * is_token_BL)
+        number_BL = self._numbers(first_B, stop_B, start_B)
+        number_BL[~is_token_BL] = 0
+        return torch.from_numpy(tokens_BL), torch.from_numpy(number_BL)
 
     def _numbers(self, first_B: np.ndarray, stop_B: np.ndarray, start_B: np.ndarray) -> np.ndarray:
         """The number of the document at each position of the row: 1, and 1 more from each end of a document on."""

@@ -131,12 +131,14 @@ def test_copies_gather_for_themselves(architecture, clone):
     torch.testing.assert_close(clone(model)(ids_BL, None, positions_BK), model(ids_BL, None, positions_BK), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("architecture", ["distilbert", "electra"])
-def test_compiles_into_one_graph(architecture):
+def test_compiles_into_one_graph(architecture, padded):
     model = tiny(architecture).eval()
-    ids_BL, _, _, positions_BK = batch(False)
+    ids_BL, _, mask_BL, positions_BK = batch(padded)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(ids_BL, None, positions_BK), model(ids_BL, None, positions_BK), atol=1e-6, rtol=0)
+    expected_BKV = model(ids_BL, mask_BL, positions_BK)
+    torch.testing.assert_close(compiled(ids_BL, mask_BL, positions_BK), expected_BKV, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

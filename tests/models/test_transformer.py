@@ -476,10 +476,14 @@ def test_rows_of_padding_alone_are_finite_among_packed_ones():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_packed_documents_compile_into_one_graph():
+@pytest.mark.parametrize("apart", [False, True])
+def test_padded_and_packed_rows_compile_into_one_graph(apart):
     model = tiny().eval()
-    model.separate_documents()
     ids_BL, document_BL = pack(PACKED, L)
+    if apart:
+        model.separate_documents()
+    else:
+        document_BL = (document_BL != 0).long()
     positions_BK = torch.randint(L, (len(PACKED), 3))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     expected = model(ids_BL, document_BL, positions_BK)
