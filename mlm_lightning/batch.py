@@ -81,9 +81,14 @@ class Vocab:
 
 
 class MLMBatch(NamedTuple):
-    """A masked batch. `positions_BK` lists the predicted positions of each row; its unused places point to positions whose
-    label is IGNORE_INDEX. `attention_mask_BL` is None where no row is padded, else 1 at tokens and 0 at padding.
-    `row_ids_B` are the rows' indices in their split (PADDING_ROW for rows that only fill up the batch)."""
+    """A masked batch.
+
+    `positions_BK` lists the predicted positions of each row; its unused places point to positions whose label is IGNORE_INDEX.
+    `attention_mask_BL` is None where no row is padded, else 0 at padding and 1 at tokens; in rows that pack several documents
+    it numbers them, 1, 2, 3 … in each row: `!= 0` is the padding mask in any case, and a model that keeps documents apart lets
+    no token attend to one of another number. `row_ids_B` are the rows' indices in their split (PADDING_ROW for rows that only
+    fill up the batch).
+    """
 
     input_ids_BL: Tensor
     labels_BL: Tensor

@@ -284,7 +284,10 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
     if "eval" in nodes and not checked["data"] and not any(problem.startswith("eval.data") for problem in found):
         found += _check_further(nodes, trusted)
     if not checked["data"] and not checked["model"]:
-        found += _attempt("model", lambda: _build_meta_model(nodes))
+        further = {}
+        if "eval" in nodes and not any(problem.startswith("eval.data") for problem in found):
+            further = _further_nodes(nodes)
+        found += _attempt("model", lambda: _build_meta_model(nodes, further))
     if (
         {"eval", "data"} <= set(nodes)
         and not checked["masking"]
@@ -305,13 +308,14 @@ def _cheap_builds(nodes: Config) -> dict[str, Callable[[], object]]:
     }
 
 
-def _build_meta_model(nodes: Config) -> None:
+def _build_meta_model(nodes: Config, further: dict[tuple[str, ...], Config]) -> None:
     """Builds the model without memory, for a vocabulary that nothing is known about yet."""
-    seq_len = build_source(nodes).seq_len
+    sources = Sources(build_source(nodes), {endings: _build(node) for endings, node in further.items()})
     with torch.device("meta"):
-        model = _build(nodes["model"], vocab_size=8, seq_len=seq_len)
+        model = _build(nodes["model"], vocab_size=8, seq_len=sources.own.seq_len)
     if (check_model := getattr(model, "check_masked_lm", None)) is not None:
         check_model()
+    separate_documents(model, sources)
 
 
 def _attempt(key: str, build: Callable[[], object]) -> list[str]:
@@ -700,6 +704,19 @@ def build_model(config: Config, vocab: Vocab, seq_len: int, trusted: bool = True
     """The model for a source, initialised as a function of the seed alone."""
     seed_torch(config["seed"], Stream.INITIALISATION)
     return _build(config["model"], trusted, vocab_size=vocab.size, seq_len=seq_len, pad_token_id=vocab.pad_id)
+
+
+def separate_documents(model: nn.Module, sources: Sources) -> None:
+    """Makes the model keep documents apart where rows of its sources pack them; a ValueError where it can't."""
+    if not sources.packs_documents:
+        return
+    separate: Any = getattr(model, "separate_documents", None)
+    if separate is None:
+        raise ValueError(
+            f"data.packing=sentence_pack: the model {type(model).__name__} cannot keep documents apart, having no method "
+            "separate_documents(); choose data.packing=chunk or document, or model=transformer"
+        )
+    separate()
 
 
 def build_optimizer(config: Config) -> Callable[[list[dict[str, Any]]], Optimizer]:

@@ -123,7 +123,7 @@ class MLMModule(L.LightningModule):
         batch = self._trimmed(batch)
         loss_sum, predicted = masked_cross_entropy(self(batch), batch.labels_BK)
         mask_BL = batch.attention_mask_BL
-        tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.sum()
+        tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.count_nonzero()
         self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in (loss_sum, predicted, tokens)])
         return loss_sum
 

@@ -393,12 +393,14 @@ def load_run(path: str | Path, trust: bool = False) -> LoadedRun:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         description = json.loads((folder / "model.json").read_text())
-        target_name = description.pop("_target_")
+        target_name, separates = description.pop("_target_"), description.pop(_SEPARATES, False)
         vocab = _vocab_from_json(json.loads((folder / "vocab.json").read_text()))
     except Exception as error:
         raise UserError(f"{checkpoint}: cannot be read: {' '.join(str(error).split())[:300]}") from error
     target = resolve_target(target_name, trust)
-    model: nn.Module = target(**description)
+    model: Any = target(**description)
+    if separates:
+        model.separate_documents()
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
     model.load_state_dict(weights)
@@ -433,7 +435,10 @@ def read_config(folder: Path) -> Config:
     return {str(key): value for key, value in config.items()}
 
 
-def describe_model(run: Run, model: nn.Module, vocab: Vocab, seq_len: int) -> None:
+_SEPARATES = "separates_documents"  # of model.json: no argument of the model, but a method to call on it
+
+
+def describe_model(run: Run, model: nn.Module, vocab: Vocab, seq_len: int, separates_documents: bool = False) -> None:
     """Writes model.json and vocab.json: enough to build the model again without its data or the hub."""
     rebuild: Any = getattr(model, "rebuild_config", None)
     if rebuild is not None:
@@ -441,7 +446,7 @@ def describe_model(run: Run, model: nn.Module, vocab: Vocab, seq_len: int) -> No
     else:
         arguments = {"vocab_size": vocab.size, "seq_len": seq_len}
         description = run.config["model"] | arguments
-    run.write_json("model.json", description)
+    run.write_json("model.json", description | ({_SEPARATES: True} if separates_documents else {}))
     run.write_json("vocab.json", asdict(vocab))
 
 

@@ -30,6 +30,7 @@ from mlm_lightning.config import (
     build_optimizer,
     build_schedule,
     prepare_sources,
+    separate_documents,
 )
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.source import Sources
@@ -107,6 +108,7 @@ def _assemble(run: Run, sources: Sources, from_parent: bool) -> tuple[MLMModule,
     eval_maskings = build_eval_maskings(config)
     with mistakes():
         model = build_model(config, source.vocab, source.seq_len)
+        separate_documents(model, sources)
     module = MLMModule(
         model,
         oracle=source.oracle(),
@@ -166,7 +168,7 @@ def _describe(run: Run, module: MLMModule, sources: Sources, position: Position 
     changed = run.describe(**manifest)
     if position and not module.from_parent and changed:
         say(f"from here on, the last digits may not be those of an uninterrupted run: {', '.join(changed)}")
-    describe_model(run, module.model, source.vocab, source.seq_len)
+    describe_model(run, module.model, source.vocab, source.seq_len, sources.packs_documents)
     if hasattr(source, "save_tokenizer"):
         source.save_tokenizer(run.folder / "tokenizer")
 

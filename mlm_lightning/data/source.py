@@ -25,7 +25,11 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index_B: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The rows `index_B` (int64): `tokens_BL` (int64), or `(tokens_BL, attention_mask_BL)` where rows are padded."""
+        """The rows `index_B` (int64): `tokens_BL` (int64), or `(tokens_BL, attention_mask_BL)` where rows are padded or packed.
+
+        The mask (int64) is 0 at padding and 1 at tokens; where rows pack several documents, it is the number of the token's
+        document within its row, 1, 2, 3 …
+        """
         ...
 
 
@@ -53,6 +57,11 @@ class Source(ABC):
     def seq_len(self) -> int:
         """L, the number of positions of every row."""
 
+    @property
+    def packs_documents(self) -> bool:
+        """Whether a row may hold several documents, numbered in its attention mask: the model must keep them apart then."""
+        return False
+
     @abstractmethod
     def rows(self, split: Split) -> Rows:
         """The rows of a split; a ValueError if the split has none."""
@@ -79,6 +88,11 @@ class Sources:
     def oracles(self) -> dict[tuple[str, ...], Oracle | None]:
         """Those of the further sources."""
         return {endings: source.oracle() for endings, source in self.further.items()}
+
+    @property
+    def packs_documents(self) -> bool:
+        """Whether any of them does."""
+        return any(source.packs_documents for source in (self.own, *self.further.values()))
 
     def fingerprint(self) -> str | None:
         """Of all of them; that of the run's own alone where no other has one."""

@@ -9,6 +9,9 @@ The head is the larger part of a small model's work: L × V logits a row, of whi
 library's encoder gathers before the library's own head, so nothing of any architecture is written anew, and the numbers are the
 same. In DistilBERT the gather happens one layer earlier: of its last layer only keys and values are needed everywhere.
 
+Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own once
+`separate_documents()` was called (packing.py), with those architectures that were proven to do so.
+
 `PretrainedMLM.hf_model` is the library's model as it is, for `save_pretrained`.
 
 Shapes: B rows, L positions, K predicted positions a row, V vocabulary, D width.
@@ -25,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlm_lightning.models.packing import attendable, positions_within
+
 try:
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -34,6 +39,30 @@ except ImportError as error:
 
 _FROM_DATA = ("vocab_size", "pad_token_id")
 _SPECIAL_IDS = {"bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"}
+_SEPARATE_DOCUMENTS = (
+    "albert",
+    "bert",
+    "camembert",
+    "data2vec-text",
+    "distilbert",
+    "electra",
+    "ernie",
+    "eurobert",
+    "gte",
+    "jina_embeddings_v3",
+    "megatron-bert",
+    "modernbert",
+    "mpnet",
+    "nomic_bert",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+)
+"""Architectures whose every layer and position obeys the masks and positions that it is given: tests prove it of each of them.
+Others convolve, mix or bucket positions across a row, or take no such masks."""
+
 _PLAIN_OUTPUT = ("return_dict", "output_attentions", "output_hidden_states")  # of no use here; the first breaks the output
 
 
@@ -101,13 +130,49 @@ class PretrainedMLM(nn.Module):
     def forward(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
     ) -> Tensor:
-        """`attention_mask_BL` is 1 at tokens and 0 at padding; None where nothing is padded."""
+        """`attention_mask_BL` is 1 at tokens and 0 at padding; None where nothing is padded. After `separate_documents()` it
+        may number a row's documents."""
         self._predicted.positions_BK = positions_BK
+        if self.separates_documents and attention_mask_BL is not None:
+            attention = self._within_documents(attention_mask_BL)
+        else:
+            attention = {"attention_mask": attention_mask_BL}
         try:
-            output = self.hf_model(input_ids=input_ids_BL, attention_mask=attention_mask_BL, return_dict=True)
+            output = self.hf_model(input_ids=input_ids_BL, **attention, return_dict=True)
         finally:
             self._predicted.positions_BK = None
         return output.logits
+
+    @property
+    def separates_documents(self) -> bool:
+        return self._predicted.separates_documents
+
+    def separate_documents(self) -> None:
+        """From now on, documents that share a row do not see each other; a row of one document is read as before.
+
+        Raises ValueError where that cannot be.
+        """
+        architecture = self.hf_model.config.model_type
+        if architecture not in _SEPARATE_DOCUMENTS or self.hf_model.config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(
+                f"data.packing=sentence_pack: {architecture} models cannot keep documents apart; choose data.packing=chunk or "
+                f"document, or model=transformer, or an architecture that can: {', '.join(_SEPARATE_DOCUMENTS)}"
+            )
+        self._first_position = _first_position(self.hf_model)
+        self._predicted.separates_documents = True
+
+    def _within_documents(self, document_BL: Tensor) -> dict[str, Any]:
+        """The library's arguments for rows that pack documents: 4-D masks, which it passes on to each layer as they are."""
+        config, mask_B1LL = self.hf_model.config, attendable(document_BL)
+        mask: Any = mask_B1LL
+        if config._attn_implementation == "eager":  # adds it to the scores
+            dtype = self.hf_model.dtype
+            mask = torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill(~mask_B1LL, torch.finfo(dtype).min)
+        elif config.model_type == "modernbert":  # some of its layers look at neighbours only
+            position_L = torch.arange(document_BL.shape[1], device=document_BL.device)
+            is_near_LL = (position_L.unsqueeze(1) - position_L).abs() <= config.sliding_window
+            mask = {"full_attention": mask_B1LL, "sliding_attention": mask_B1LL & is_near_LL}
+        return {"attention_mask": mask, "position_ids": positions_within(document_BL) + self._first_position}
 
 
 # predicted positions only
@@ -115,9 +180,11 @@ class PretrainedMLM(nn.Module):
 
 
 class _Predicted:
-    """The positions of the forward pass under way, handed past the library's signatures to where they are gathered."""
+    """The positions of the forward pass under way, handed past the library's signatures to where they are gathered; and
+    whether queries at different positions see different masks."""
 
     positions_BK: Tensor | None = None
+    separates_documents: bool = False
 
 
 def _gather_at(model: PreTrainedModel, predicted: _Predicted) -> None:
@@ -168,10 +235,10 @@ class _DistilBertLastBlock(TransformerBlock):
         if positions_BK is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         x_BKD = _take(hidden_states, positions_BK)
-        x_BKD = self.sa_layer_norm(x_BKD + self._attend(x_BKD, hidden_states, attention_mask))
+        x_BKD = self.sa_layer_norm(x_BKD + self._attend(x_BKD, positions_BK, hidden_states, attention_mask))
         return self.output_layer_norm(x_BKD + self.ffn(x_BKD))
 
-    def _attend(self, x_BKD: Tensor, x_BLD: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, x_BKD: Tensor, positions_BK: Tensor, x_BLD: Tensor, mask: Tensor | None) -> Tensor:
         attention = self.attention
         query, key, value = (
             x.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
@@ -181,11 +248,16 @@ class _DistilBertLastBlock(TransformerBlock):
             query,
             key,
             value,
-            # padding is hidden from every query alike: the first query's row of the mask serves them all
-            attn_mask=None if mask is None else mask[:, :, :1],
+            attn_mask=None if mask is None else self._mask_of_queries(mask, positions_BK),
             dropout_p=attention.dropout.p if self.training else 0.0,
         )
         return attention.out_lin(attended_BHKD.transpose(1, 2).flatten(2))
+
+    def _mask_of_queries(self, mask_B1LL: Tensor, positions_BK: Tensor) -> Tensor:
+        if not self.predicted.separates_documents:
+            # padding is hidden from every query alike: the first query's row of the mask serves them all
+            return mask_B1LL[:, :, :1]
+        return mask_B1LL.gather(2, positions_BK[:, None, :, None].expand(-1, -1, -1, mask_B1LL.shape[-1]))
 
 
 def _take(x_BLD: Tensor, positions_BK: Tensor) -> Tensor:
@@ -305,9 +377,13 @@ def _fit_positions(config: PreTrainedConfig, seq_len: int, may_grow: bool) -> No
 
 
 def _position_offset(config: PreTrainedConfig) -> int:
-    """How many position embeddings precede that of the first token: RoBERTa and its kin count from pad_token_id + 1."""
+    """How many position embeddings precede that of the first token."""
     with torch.device("meta"):
-        model = _from_config(config)
+        return _first_position(_from_config(config))
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """The position of the first token: RoBERTa and its kin count from pad_token_id + 1."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.padding_idx + 1

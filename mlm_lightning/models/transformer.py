@@ -20,7 +20,11 @@ The questions that a first look at masking raises, answered:
   embedding passes through `x + …` to its own logits: the label leaks. `attention_mask_BL` is for padding only.
 - *All masked tokens at once?* Yes: each predicted position has its own logits, and they are predicted independently.
 
-Shapes: B rows, L positions, K predicted positions a row, V vocabulary, D width, H heads.
+Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own once
+`separate_documents()` was called (packing.py).
+
+Shapes: B rows, L positions, K predicted positions a row, V vocabulary, D width, H heads; Q queries that differ in what they may
+attend to: K, or 1 where all may attend to the same positions.
 """
 
 import math
@@ -31,6 +35,8 @@ from typing import Literal, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mlm_lightning.models.packing import attendable, positions_within
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -109,6 +115,7 @@ class TransformerClassifier(nn.Module):
             raise ValueError("\n".join(problems))
 
         self.seq_len = seq_len
+        self.separates_documents = False
         self.embedding_agg = embedding_agg
         self.decoder_output_activation = decoder_output_activation
         self.embedding = nn.Embedding(vocab_size, d_model)
@@ -164,12 +171,27 @@ class TransformerClassifier(nn.Module):
     def forward(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
     ) -> Tensor:
-        """`attention_mask_BL` is 1 (or True) at tokens and 0 at padding; None where nothing is padded."""
+        """`attention_mask_BL` is 1 (or True) at tokens and 0 at padding; None where nothing is padded. After
+        `separate_documents()` it may number a row's documents."""
         self._check_inputs(input_ids_BL, positions_BK)
+        document_BL = attention_mask_BL if self.separates_documents else None
+        position_BL = None if document_BL is None else positions_within(document_BL)
         is_token_BL = None if attention_mask_BL is None else attention_mask_BL.bool()
-        x_BLD = self.dropout(self.positional_encoding(self.embedding(input_ids_BL)))
-        x_BKD = self.encoder(x_BLD, is_token_BL, positions_BK)
+        x_BLD = self.dropout(self.positional_encoding(self.embedding(input_ids_BL), position_BL))
+        x_BKD = self.encoder(x_BLD, is_token_BL, positions_BK, document_BL)
         return self.decoder(self._aggregate(x_BKD, is_token_BL))
+
+    def separate_documents(self) -> None:
+        """From now on, documents that share a row do not see each other; a row of one document is read as before.
+
+        Raises ValueError where that cannot be.
+        """
+        if self.embedding_agg is not None:
+            raise ValueError(
+                f"data.packing=sentence_pack: a model with model.embedding_agg={self.embedding_agg} merges all positions of a "
+                "row and cannot keep documents apart; choose data.packing=chunk or document, or model.embedding_agg=null"
+            )
+        self.separates_documents = True
 
     def check_masked_lm(self) -> None:
         """Raises ValueError if the model cannot be trained on masked tokens: cross-entropy wants logits, one row a position."""
@@ -200,7 +222,7 @@ class TransformerClassifier(nn.Module):
         length = input_ids_BL.shape[1]
         if self.embedding_agg == "flatten" and length != self.seq_len:
             raise ValueError(f"model.embedding_agg=flatten needs rows of exactly {self.seq_len} positions, these have {length}")
-        if length > self.seq_len and not isinstance(self.positional_encoding, nn.Identity):
+        if length > self.seq_len and not isinstance(self.positional_encoding, NoPositions):
             raise ValueError(f"rows of {length} positions, and the model is built for at most {self.seq_len} (its seq_len)")
         if positions_BK is not None and self.embedding_agg is not None:
             raise ValueError(f"model.embedding_agg={self.embedding_agg} has one output a sequence, none at given positions")
@@ -225,15 +247,21 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(d_model) if norm_first else None
 
-    def forward(self, x_BLD: Tensor, is_token_BL: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
-        # a row without any token (it only fills up a batch) attends everywhere: no softmax over nothing
-        attendable_B11L = (
-            None if is_token_BL is None else (is_token_BL | ~is_token_BL.any(1, keepdim=True)).unsqueeze(1).unsqueeze(1)
-        )
+    def forward(
+        self,
+        x_BLD: Tensor,
+        is_token_BL: Tensor | None = None,
+        positions_BK: Tensor | None = None,
+        document_BL: Tensor | None = None,
+    ) -> Tensor:
+        """With `document_BL`, positions attend to those of the same number alone, and `is_token_BL` says nothing new."""
+        attendable_B1QL = _no_padding(is_token_BL) if document_BL is None else attendable(document_BL)
         *layers, last = self.layers
         for layer in layers:
-            x_BLD = layer(x_BLD, attendable_B11L)
-        x_BKD = last(x_BLD, attendable_B11L, positions_BK)
+            x_BLD = layer(x_BLD, attendable_B1QL)
+        if document_BL is not None:
+            attendable_B1QL = attendable(document_BL, positions_BK)
+        x_BKD = last(x_BLD, attendable_B1QL, positions_BK)
         return x_BKD if self.norm is None else self.norm(x_BKD)
 
 
@@ -253,15 +281,15 @@ class EncoderLayer(nn.Module):
         self.activation = _ENCODER_ACTIVATIONS[activation]
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor, attendable_B11L: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, attendable_B1QL: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
         if self.norm_first:
-            x_BKD = take(x_BLD, positions_BK) + self._attention(self.norm1(x_BLD), attendable_B11L, positions_BK)
+            x_BKD = take(x_BLD, positions_BK) + self._attention(self.norm1(x_BLD), attendable_B1QL, positions_BK)
             return x_BKD + self._feed_forward(self.norm2(x_BKD))
-        x_BKD = self.norm1(take(x_BLD, positions_BK) + self._attention(x_BLD, attendable_B11L, positions_BK))
+        x_BKD = self.norm1(take(x_BLD, positions_BK) + self._attention(x_BLD, attendable_B1QL, positions_BK))
         return self.norm2(x_BKD + self._feed_forward(x_BKD))
 
-    def _attention(self, x_BLD: Tensor, attendable_B11L: Tensor | None, positions_BK: Tensor | None) -> Tensor:
-        return self.dropout(self.self_attn(x_BLD, attendable_B11L, positions_BK))
+    def _attention(self, x_BLD: Tensor, attendable_B1QL: Tensor | None, positions_BK: Tensor | None) -> Tensor:
+        return self.dropout(self.self_attn(x_BLD, attendable_B1QL, positions_BK))
 
     def _feed_forward(self, x_BKD: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(x_BKD)))))
@@ -278,21 +306,21 @@ class SelfAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * d_model))
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x_BLD: Tensor, attendable_B11L: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, attendable_B1QL: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
         query, key, value = (self._split_heads(x) for x in self._project(x_BLD, positions_BK))
         if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= _SHORT:
-            attended_BHKD = self._attend_plainly(query, key, value, attendable_B11L)
+            attended_BHKD = self._attend_plainly(query, key, value, attendable_B1QL)
         else:
             attended_BHKD = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=attendable_B11L, dropout_p=self.dropout.p if self.training else 0.0
+                query, key, value, attn_mask=attendable_B1QL, dropout_p=self.dropout.p if self.training else 0.0
             )
         return self.out_proj(attended_BHKD.transpose(1, 2).flatten(2))
 
-    def _attend_plainly(self, query: Tensor, key: Tensor, value: Tensor, attendable_B11L: Tensor | None) -> Tensor:
+    def _attend_plainly(self, query: Tensor, key: Tensor, value: Tensor, attendable_B1QL: Tensor | None) -> Tensor:
         """The same, written out: torch's fused kernel for CPUs takes up to ten times as long in bfloat16 on short rows."""
         scores_BHKL = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        if attendable_B11L is not None:
-            scores_BHKL = scores_BHKL.masked_fill(~attendable_B11L, float("-inf"))
+        if attendable_B1QL is not None:
+            scores_BHKL = scores_BHKL.masked_fill(~attendable_B1QL, float("-inf"))
         return self.dropout(scores_BHKL.softmax(-1)) @ value
 
     def _project(self, x_BLD: Tensor, positions_BK: Tensor | None) -> tuple[Tensor, ...]:
@@ -333,14 +361,14 @@ class FFNN(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector to each position."""
+    """Adds a learned vector to each position: 0, 1, 2 … or `position_BL`."""
 
     def __init__(self, seq_len: int, d_model: int) -> None:
         super().__init__()
         self.weight_LD = nn.Parameter(torch.empty(seq_len, d_model))
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD + self.weight_LD[: x_BLD.shape[1]]
+    def forward(self, x_BLD: Tensor, position_BL: Tensor | None = None) -> Tensor:
+        return x_BLD + _of_positions(self.weight_LD, x_BLD, position_BL)
 
 
 class SinusoidalPositions(nn.Module):
@@ -355,8 +383,15 @@ class SinusoidalPositions(nn.Module):
         table_LD = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :d_model]
         self.register_buffer("table_LD", table_LD * (_EMBEDDING_STD * math.sqrt(2)), persistent=False)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD + self.get_buffer("table_LD")[: x_BLD.shape[1]]
+    def forward(self, x_BLD: Tensor, position_BL: Tensor | None = None) -> Tensor:
+        return x_BLD + _of_positions(self.get_buffer("table_LD"), x_BLD, position_BL)
+
+
+class NoPositions(nn.Module):
+    """Tokens know their company, not their order."""
+
+    def forward(self, x_BLD: Tensor, position_BL: Tensor | None = None) -> Tensor:
+        return x_BLD
 
 
 class Dropout(nn.Module):
@@ -393,12 +428,23 @@ def take(x_BLD: Tensor, positions_BK: Tensor | None) -> Tensor:
     return x_BLD.gather(1, positions_BK.unsqueeze(-1).expand(-1, -1, x_BLD.shape[-1]))
 
 
+def _no_padding(is_token_BL: Tensor | None) -> Tensor | None:
+    if is_token_BL is None:
+        return None
+    # a row without any token (it only fills up a batch) attends everywhere: no softmax over nothing
+    return (is_token_BL | ~is_token_BL.any(1, keepdim=True)).unsqueeze(1).unsqueeze(1)
+
+
+def _of_positions(vectors_LD: Tensor, x_BLD: Tensor, position_BL: Tensor | None) -> Tensor:
+    return vectors_LD[: x_BLD.shape[1]] if position_BL is None else F.embedding(position_BL, vectors_LD)
+
+
 def _positional_encoding(kind: str, seq_len: int, d_model: int) -> nn.Module:
     if kind == "learned":
         return LearnedPositions(seq_len, d_model)
     if kind == "sinusoidal":
         return SinusoidalPositions(seq_len, d_model)
-    return nn.Identity()
+    return NoPositions()
 
 
 def _is_size(value: object) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mlm_lightning.batch import IGNORE_INDEX
-from mlm_lightning.models.pretrained import PretrainedMLM
+from mlm_lightning.models.pretrained import _SEPARATE_DOCUMENTS, PretrainedMLM
 
 V, L, B, PAD = 31, 12, 4, 1
 
@@ -131,12 +131,14 @@ def test_copies_gather_for_themselves(architecture, clone):
     torch.testing.assert_close(clone(model)(ids_BL, None, positions_BK), model(ids_BL, None, positions_BK), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("architecture", ["distilbert", "electra"])
-def test_compiles_into_one_graph(architecture):
+def test_compiles_into_one_graph(architecture, padded):
     model = tiny(architecture).eval()
-    ids_BL, _, _, positions_BK = batch(False)
+    ids_BL, _, mask_BL, positions_BK = batch(padded)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(ids_BL, None, positions_BK), model(ids_BL, None, positions_BK), atol=1e-6, rtol=0)
+    expected_BKV = model(ids_BL, mask_BL, positions_BK)
+    torch.testing.assert_close(compiled(ids_BL, mask_BL, positions_BK), expected_BKV, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -313,3 +315,150 @@ def test_a_checkpoint_is_trained_with_its_dropout(tmp_path: Path) -> None:
     tiny().hf_model.save_pretrained(tmp_path)
     model = PretrainedMLM(V, L, checkpoint=str(tmp_path))
     assert all(module.training for module in model.modules())
+
+
+# documents that share a row
+
+APART = {
+    **dict.fromkeys(_SEPARATE_DOCUMENTS, BERT),
+    **{name: CONFIGS[name] for name in _SEPARATE_DOCUMENTS if name in CONFIGS},
+    # windows of 5 positions, smaller than the longest document
+    "modernbert": {**BERT, "local_attention": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "eurobert": {**BERT, "num_key_value_heads": 2},
+    "rembert": {**BERT, "input_embedding_size": 8, "output_embedding_size": 16},
+}
+PACKED = [(5, 3, 1), (2, 10), (12,), (1,), (6, 6)]  # documents' lengths by row, of at most L = 12; the rest is padding
+EVERY_ARCHITECTURE_APART = pytest.mark.parametrize("architecture", _SEPARATE_DOCUMENTS)
+
+
+def apart(architecture: str) -> tuple[PretrainedMLM, PretrainedMLM]:
+    """A model that reads a row as one document, and the same one that keeps documents apart; the weights are so large that
+    attention and positions matter a lot."""
+    together = PretrainedMLM(V, L, architecture=architecture, config=APART[architecture], pad_token_id=PAD).eval()
+    for parameter in together.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    separate = copy.deepcopy(together)
+    separate.separate_documents()
+    return together, separate
+
+
+def packed() -> tuple[Tensor, Tensor, list[tuple[int, slice]]]:
+    """Ids, the number of each position's document, and where each document lies: (row, positions)."""
+    ids_BL, document_BL = torch.full((len(PACKED), L), PAD), torch.zeros(len(PACKED), L, dtype=torch.long)
+    places = []
+    for b, lengths in enumerate(PACKED):
+        start = 0
+        for number, length in enumerate(lengths, 1):
+            positions = slice(start, start + length)
+            ids_BL[b, positions] = torch.randint(2, V, (length,))
+            document_BL[b, positions] = number
+            places.append((b, positions))
+            start += length
+    return ids_BL, document_BL, places
+
+
+@EVERY_ARCHITECTURE_APART
+def test_packed_documents_are_read_as_if_alone(architecture):
+    together, separate = apart(architecture)
+    ids_BL, document_BL, places = packed()
+    positions_BK = torch.randint(L, (len(PACKED), 8))
+    logits_BLV, logits_BKV = separate(ids_BL, document_BL), separate(ids_BL, document_BL, positions_BK)
+    mixed_BLV = together(ids_BL, (document_BL != 0).long())
+    for b, positions in places:
+        lone_LV = together(ids_BL[b : b + 1, positions])[0]
+        torch.testing.assert_close(logits_BLV[b, positions], lone_LV, atol=1e-5, rtol=0)
+        for k, position in enumerate(positions_BK[b].tolist()):
+            if positions.start <= position < positions.stop:
+                torch.testing.assert_close(logits_BKV[b, k], lone_LV[position - positions.start], atol=1e-5, rtol=0)
+    # a model that knows nothing of documents gives other numbers: the comparison can fail
+    assert (mixed_BLV - logits_BLV)[document_BL == 2].abs().max() > 1e-2
+
+
+@EVERY_ARCHITECTURE_APART
+@pytest.mark.parametrize("with_positions", [False, True])
+def test_no_gradient_flows_between_packed_documents(architecture, with_positions):
+    _, separate = apart(architecture)
+    ids_BL, document_BL, places = packed()
+    embedded = []
+    separate.hf_model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: embedded.append(output.requires_grad_()) or output
+    )
+    for b, positions in places:
+        positions_BK = torch.arange(positions.start, positions.stop).expand(len(PACKED), -1)
+        if with_positions:
+            logits = separate(ids_BL, document_BL, positions_BK)[b]
+        else:
+            logits = separate(ids_BL, document_BL)[b, positions]
+        (gradient_BLD,) = torch.autograd.grad(logits.square().sum(), embedded[-1])
+        gradient_BL = gradient_BLD.abs().amax(-1)
+        assert (gradient_BL[b, positions] > 0).all()
+        gradient_BL[b, positions] = 0
+        assert not gradient_BL.any()
+
+
+@EVERY_ARCHITECTURE_APART
+def test_a_document_a_row_is_read_as_before(architecture):
+    together, separate = apart(architecture)
+    ids_BL, _, mask_BL, positions_BK = batch(True)
+    is_token_BL = mask_BL.bool()
+    torch.testing.assert_close(
+        separate(ids_BL, mask_BL)[is_token_BL], together(ids_BL, mask_BL)[is_token_BL], atol=1e-5, rtol=0
+    )
+    expected_BKV = together(ids_BL, mask_BL, positions_BK)
+    torch.testing.assert_close(separate(ids_BL, mask_BL, positions_BK), expected_BKV, atol=1e-5, rtol=0)
+    ids_BL, _, _, positions_BK = batch(False)
+    torch.testing.assert_close(separate(ids_BL, None, positions_BK), together(ids_BL, None, positions_BK), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "mpnet", "modernbert", "roberta"])
+def test_packed_documents_in_bfloat16(architecture):
+    together, separate = apart(architecture)
+    ids_BL, document_BL, places = packed()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits_BLV, mixed_BLV = separate(ids_BL, document_BL), together(ids_BL, (document_BL != 0).long())
+        lone = [together(ids_BL[b : b + 1, positions])[0] for b, positions in places]
+    tolerance = 0.06 * mixed_BLV.abs().max().item()  # bfloat16 has 8 bits
+    for (b, positions), lone_LV in zip(places, lone, strict=True):
+        torch.testing.assert_close(logits_BLV[b, positions], lone_LV, atol=tolerance, rtol=0)
+    assert (mixed_BLV - logits_BLV)[document_BL == 2].abs().max() > 2 * tolerance
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "bert"])
+def test_packed_documents_with_gradient_checkpointing(architecture):
+    plain, frugal = (tiny(architecture, gradient_checkpointing=each) for each in (False, True))
+    frugal.load_state_dict(plain.state_dict())
+    ids_BL, document_BL, _ = packed()
+    positions_BK = torch.randint(L, (len(PACKED), 4))
+    results = []
+    for model in (plain, frugal):
+        model.separate_documents()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for layer in model.modules():  # of attention weights, which some architectures keep as a number
+            if isinstance(getattr(layer, "dropout_prob", None), float):
+                layer.dropout_prob = 0.0
+        results.append(gradients(model, model(ids_BL, document_BL, positions_BK).square().sum()))
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "roberta", "modernbert"])
+def test_packed_documents_compile_into_one_graph(architecture):
+    _, model = apart(architecture)
+    ids_BL, document_BL, _ = packed()
+    positions_BK = torch.randint(L, (len(PACKED), 4))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    expected_BKV = model(ids_BL, document_BL, positions_BK)
+    torch.testing.assert_close(compiled(ids_BL, document_BL, positions_BK), expected_BKV, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("architecture", ["deberta-v2", "convbert", "fnet"])
+def test_other_architectures_cannot_keep_documents_apart(architecture, device):
+    message = rf"^data\.packing=sentence_pack: {architecture} models cannot keep documents apart; choose data\.packing=chunk or"
+    with torch.device(device):
+        model = PretrainedMLM(V, L, architecture=architecture, config={"num_hidden_layers": 1})
+        with pytest.raises(ValueError, match=message):
+            model.separate_documents()

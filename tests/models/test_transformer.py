@@ -373,3 +373,126 @@ def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_fused_kernel(monkeypatch:
     for one, other in zip(plain, fused, strict=True):
         # bfloat16 has 8 bits
         assert (one - other).abs().max() < 0.03 * other.abs().max()
+
+
+# documents that share a row
+
+PACKED = [(4, 3, 1), (2, 7), (9,), (1,), (5, 4)]  # documents' lengths by row, of at most L = 9; the rest is padding
+
+
+def pack(rows_of_lengths: list[tuple[int, ...]], length: int) -> tuple[Tensor, Tensor]:
+    """Random ids, and the number of each position's document."""
+    numbers = [[i for i, n in enumerate(lengths, 1) for _ in range(n)] for lengths in rows_of_lengths]
+    document_BL = torch.tensor([row + [0] * (length - len(row)) for row in numbers])
+    return torch.randint(V, document_BL.shape), document_BL
+
+
+def documents(document_BL: Tensor) -> list[tuple[int, Tensor]]:
+    """(row, positions) of each document."""
+    return [
+        (b, (document_L == number).nonzero().squeeze(1))
+        for b, document_L in enumerate(document_BL)
+        for number in range(1, int(document_L.max()) + 1)
+    ]
+
+
+def large(model: TransformerClassifier) -> TransformerClassifier:
+    """Weights so large that attention and positions matter a lot."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("positional_encoding", ["learned", "sinusoidal", "none"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_packed_documents_are_read_as_if_alone(num_layers, positional_encoding, norm_first, bf16):
+    alone = large(tiny(num_layers=num_layers, positional_encoding=positional_encoding, norm_first=norm_first))
+    packed = tiny(num_layers=num_layers, positional_encoding=positional_encoding, norm_first=norm_first)
+    packed.load_state_dict(alone.state_dict())
+    packed.separate_documents()
+    ids_BL, document_BL = pack(PACKED, L)
+    positions_BK = torch.randint(L, (len(PACKED), 6))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits_BLV, logits_BKV = packed(ids_BL, document_BL), packed(ids_BL, document_BL, positions_BK)
+        mixed_BLV = alone(ids_BL, document_BL)
+        lone = [alone(ids_BL[b : b + 1, positions]) for b, positions in documents(document_BL)]
+    tolerance = {"atol": 0.03 * mixed_BLV.abs().max().item() if bf16 else 1e-5, "rtol": 0}  # bfloat16 has 8 bits
+    for (b, positions), logits_1LV in zip(documents(document_BL), lone, strict=True):
+        torch.testing.assert_close(logits_BLV[b, positions], logits_1LV[0], **tolerance)
+        for k, position in enumerate(positions_BK[b].tolist()):
+            if position in positions:
+                torch.testing.assert_close(logits_BKV[b, k], logits_1LV[0, position - positions[0]], **tolerance)
+    # a model that knows nothing of documents gives other numbers: the comparison can fail
+    assert (mixed_BLV - logits_BLV)[document_BL == 2].abs().max() > 4 * tolerance["atol"]
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("with_positions", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_no_gradient_flows_between_packed_documents(norm_first, with_positions, bf16):
+    model = large(tiny(norm_first=norm_first))
+    model.separate_documents()
+    ids_BL, document_BL = pack(PACKED, L)
+    embedded = []
+    model.embedding.register_forward_hook(lambda module, inputs, y: embedded.append(y.requires_grad_()) or y)
+    for b, positions in documents(document_BL):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            if with_positions:
+                positions_BK = positions.expand(len(PACKED), -1)
+                logits = model(ids_BL, document_BL, positions_BK)[b]
+            else:
+                logits = model(ids_BL, document_BL)[b, positions]
+        (gradient_BLD,) = torch.autograd.grad(logits.float().square().sum(), embedded[-1])
+        reached_BL = gradient_BLD.abs().amax(-1) > 0
+        expected_BL = torch.zeros_like(reached_BL)
+        expected_BL[b, positions] = True
+        assert torch.equal(reached_BL, expected_BL)
+
+
+@pytest.mark.parametrize("positional_encoding", ["learned", "sinusoidal", "none"])
+@pytest.mark.parametrize("with_positions", [False, True])
+def test_a_document_a_row_is_read_as_before(positional_encoding, with_positions):
+    plain = large(tiny(positional_encoding=positional_encoding))
+    apart = tiny(positional_encoding=positional_encoding)
+    apart.load_state_dict(plain.state_dict())
+    apart.separate_documents()
+    ids_BL, mask_BL = rows(), padding()
+    positions_BK = torch.stack([torch.randint(length, (3,)) for length in mask_BL.sum(1).tolist()]) if with_positions else None
+    for each_BL in (mask_BL, mask_BL.bool(), mask_BL.float()):
+        difference = apart(ids_BL, each_BL, positions_BK) - plain(ids_BL, each_BL, positions_BK)
+        assert (difference if with_positions else difference[mask_BL == 1]).abs().max() < 1e-5
+    assert torch.equal(apart(ids_BL, None, positions_BK), plain(ids_BL, None, positions_BK))
+
+
+def test_rows_of_padding_alone_are_finite_among_packed_ones():
+    model = tiny()
+    model.separate_documents()
+    logits = model(rows(), torch.zeros(B, L, dtype=torch.long), torch.zeros(B, 2, dtype=torch.long))
+    logits.sum().backward()
+    assert logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_padded_and_packed_rows_compile_into_one_graph(apart):
+    model = tiny().eval()
+    ids_BL, document_BL = pack(PACKED, L)
+    if apart:
+        model.separate_documents()
+    else:
+        document_BL = (document_BL != 0).long()
+    positions_BK = torch.randint(L, (len(PACKED), 3))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    expected = model(ids_BL, document_BL, positions_BK)
+    torch.testing.assert_close(compiled(ids_BL, document_BL, positions_BK), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("agg", ["mean", "flatten"])
+def test_one_output_a_row_cannot_keep_documents_apart(agg):
+    with pytest.raises(
+        ValueError, match=rf"^data\.packing=sentence_pack: .*model\.embedding_agg={agg} .* cannot keep documents"
+    ):
+        tiny(embedding_agg=agg).separate_documents()
