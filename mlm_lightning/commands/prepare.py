@@ -55,13 +55,18 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
 
     lines: dict[str, Callable[[dict[str, Any]], str]] = {
         "documents": lambda row: f"{row['documents']:,}",
+        "copies dropped": lambda row: f"{row['duplicates']:,}",
         "tokens": lambda row: f"{row['tokens']:,}",
         "tokens a document": lambda row: f"{row['tokens_per_document']:,.1f}",
         "unknown tokens": lambda row: f"{row['unknown_share']:.2%}",
-        "rows (chunks)": lambda row: f"{row['chunks']:,}",
-        "tokens left over": lambda row: f"{row['dropped_tokens']:,}",
+        "rows": lambda row: f"{row['rows']:,}",
+        "documents truncated": lambda row: f"{row['truncated']:,}",
+        "tokens in no row": lambda row: f"{row['dropped_tokens']:,}",
         "size": lambda row: f"{row['bytes'] / 1e6:,.2f} MB",
     }
+    for name, key in (("copies dropped", "duplicates"), ("documents truncated", "truncated")):
+        if not any(row[key] for row in rows):
+            del lines[name]
     table = Table(box=None, padding=(0, 2))
     table.add_column()
     for row in rows:

@@ -57,6 +57,12 @@ class ChunkRows:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
 
+    @property
+    def num_cut_tokens(self) -> int:
+        """The number of tokens that are in no row."""
+        _, _, chunk_size, stride, num_tokens = self._arguments
+        return num_tokens - (chunk_size + (len(self) - 1) * min(stride, chunk_size) if len(self) else 0)
+
 
 class _PaddedRows(ABC):
     """Rows that begin where a document does, or a window of one: `rows[index_B] -> (tokens_BL, attention_mask_BL)`.

@@ -89,13 +89,12 @@ def tokenise(work: Work, task: Task) -> None:
     """Writes each split's tokens and the documents' ends, END_DTYPE, counted from the shard's first token of that split."""
     assert work.encoder is not None
     assert task.split_D is not None
-    empty = [0] * len(SPLITS)
     kept: list[int] = []  # the splits of the documents handed to the encoder and not yet seen to end
 
     def filled() -> Iterator[str]:
         for text, split in _read(work, task):
             if is_blank(text):
-                empty[split] += 1
+                parts[split].counts["empty"] += 1
             else:
                 kept.append(split)
                 yield text
@@ -110,7 +109,7 @@ def tokenise(work: Work, task: Task) -> None:
             for split, part in parts.items():
                 part.write(tokens, ends, split_N == split, np.array(kept[: len(ends)]) == split)
             del kept[: len(ends)]
-        output.finish({"splits": {SPLITS[s]: {**part.counts, "empty": empty[s]} for s, part in parts.items()}})
+        output.finish({"splits": {SPLITS[split]: part.counts for split, part in parts.items()}})
 
 
 def is_blank(text: str) -> bool:
@@ -133,16 +132,19 @@ class _Part:
 
     def __init__(self, output: "_Output", split: Split, unk_id: int | None) -> None:
         self._tokens, self._ends = output.open(f".{split}.tokens"), output.open(f".{split}.ends")
-        self._unk_id = unk_id
-        self.counts = {"documents": 0, "tokens": 0, "unknown": 0}
+        self._unk_id, self._last_end = unk_id, 0
+        self.counts = {"documents": 0, "tokens": 0, "unknown": 0, "empty": 0}
 
     def write(self, tokens_N: np.ndarray, ends_D: np.ndarray, own_N: np.ndarray, own_D: np.ndarray) -> None:
         """Of tokens and ends those that are this split's."""
         ends_D = self.counts["tokens"] + np.concatenate([[0], np.cumsum(own_N)])[ends_D[own_D]]
         tokens_N = tokens_N[own_N]
+        has_tokens_D = np.diff(ends_D, prepend=self._last_end) > 0
         self._tokens.write(tokens_N.data)
-        self._ends.write(ends_D.astype(END_DTYPE).data)
-        self.counts["documents"] += len(ends_D)
+        self._ends.write(ends_D[has_tokens_D].astype(END_DTYPE).data)
+        self._last_end = int(ends_D[-1]) if len(ends_D) else self._last_end
+        self.counts["documents"] += int(has_tokens_D.sum())
+        self.counts["empty"] += int((~has_tokens_D).sum())
         self.counts["tokens"] += len(tokens_N)
         self.counts["unknown"] += 0 if self._unk_id is None else int(np.count_nonzero(tokens_N == self._unk_id))
 

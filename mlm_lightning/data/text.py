@@ -1,19 +1,12 @@
-"""Text: documents are tokenised, concatenated and cut into chunks of equal length; a chunk is a row.
+"""Text: documents are tokenised into one long file of tokens, and rows are cut from it.
 
     documents   "Fellow citizens …"                  "The full cost …"                each has a number; a split is some of them
     tokens      [CLS] fellow citizens … [SEP]        [CLS] the full cost … [SEP]
     one file    [CLS] fellow citizens … [SEP] [CLS] the full cost … [SEP] [CLS] …     memory-mapped, uint16 or uint32
-    chunks      |─── row 0 ───|─── row 1 ───|─── row 2 ───|── … ──|─ dropped ─|       chunk_size tokens each
+    rows        |─── row 0 ───|─── row 1 ───|─── row 2 ───|── … ──|─ dropped ─|       packing=chunk: chunk_size tokens each
 
-Only the one remainder at the very end of a split is dropped. The token files lie in a cache folder named after a fingerprint of
-everything that they depend on: the bytes of the files, the tokenizer, the choice of documents. `chunk_size` is not among it, so
-another length is free.
-
-    <cache_dir>/<fingerprint>/
-      meta.json               counts, warnings, where it came from
-      vocab.json  tokenizer/  all that a run needs of the tokenizer; `tokenizer/` opens with AutoTokenizer
-      train.tokens  val.tokens  test.tokens            the tokens, nothing else
-      train.ends.npy …        where each document ends (exclusive)
+The token file lies in a cache folder (`token_cache`) named after a fingerprint of everything that it depends on: the bytes of
+the files, the tokenizer, the choice of documents. How rows are cut from it (`rows`) is not among it: another length is free.
 """
 
 import hashlib
@@ -28,25 +21,25 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data import token_cache
 from mlm_lightning.data import tokenizer as tokenizers_
 from mlm_lightning.data.documents import TXT_DOCUMENTS, Documents, FileDocuments, find_files, format_of
 from mlm_lightning.data.hub import HubDocuments, open_hub
 from mlm_lightning.data.preparation import Preparation, Progress, Recipe, choose_documents, delete_scratch
+from mlm_lightning.data.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.data.token_cache import TokenCache
 from mlm_lightning.data.tokenizer import TRAIN, load_tokenizer
 from mlm_lightning.data.workers import Local, Workers
 from mlm_lightning.files import UNWRITABLE, write_atomically
 
-__all__ = ["TextSource", "TokenRows", "choose_documents", "load_tokenizer"]
+__all__ = ["TextSource", "choose_documents", "load_tokenizer"]
 
 log = logging.getLogger(__name__)
+
+TextRows = ChunkRows | DocumentRows | PackedRows
+PACKINGS = ("chunk", "document", "sentence_pack")
 
 FORMAT = 2
 """Of the cache; a change makes every older cache one that is not found."""
@@ -54,6 +47,12 @@ FORMAT = 2
 
 class TextSource(Source):
     """Rows of `chunk_size` tokens from documents of files (`path`) or of a `datasets` dataset (`dataset`); one of the two.
+
+    - `packing`: `chunk` concatenates documents and cuts, each row `stride` tokens after the one before (null: `chunk_size`);
+      `document` has one a row, padded or truncated, or with a `stride` as many windows as hold all of it; `sentence_pack` puts
+      whole documents into a row that do not attend to each other. A `stride` is for training: rows of validation and test do
+      not overlap.
+    - Equal documents: `deduplicate` keeps the first, those held out coming first.
 
     - `path`, `val_path`, `test_path`: files, folders, globs, or a list of them. `dataset`: a hub name or a folder, with
       `dataset_config`, `revision`, and the names of its splits for validation and test, `val_split` and `test_split`.
@@ -82,6 +81,8 @@ class TextSource(Source):
         txt_documents: str = "line",
         vocab_size: int | None = None,
         chunk_size: int = 128,
+        packing: str = "chunk",
+        stride: int | None = None,
         train_size: int | float | None = None,
         val_size: int | float | None = None,
         test_size: int | float | None = None,
@@ -100,13 +101,14 @@ class TextSource(Source):
         self.txt_documents = txt_documents
         self.tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
         self.vocab_size = vocab_size
-        self.chunk_size = chunk_size
+        self.chunk_size, self.packing, self.stride = chunk_size, packing, stride
         self.train_size, self.val_size, self.test_size = train_size, val_size, test_size
         self.deduplicate = deduplicate
         self.seed = seed
         self.cache_dir = _default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self._check()
         self._cache: TokenCache | None = None
+        self._rows: dict[Split, TextRows] = {}
 
     # -- what a source offers --------------------------------------------------------------------------------------------
 
@@ -118,14 +120,40 @@ class TextSource(Source):
     def seq_len(self) -> int:
         return self.chunk_size
 
-    def rows(self, split: Split) -> "TokenRows":
+    @property
+    def packs_documents(self) -> bool:
+        return self.packing == "sentence_pack"
+
+    def rows(self, split: Split) -> TextRows:
         cache = self._opened()
         if split not in cache.splits:
             raise ValueError(self._no_split(split))
-        num_chunks = cache.splits[split]["tokens"] // self.chunk_size
-        if num_chunks == 0:
-            raise ValueError(self._too_small(split, cache))
-        return TokenRows(cache.tokens_file(split), cache.dtype, self.chunk_size, num_chunks)
+        if split not in self._rows:
+            self._rows[split] = self._open_rows(cache, split)
+        return self._rows[split]
+
+    def _open_rows(self, cache: TokenCache, split: Split) -> TextRows:
+        tokens_file, ends_file, pad_id = cache.tokens_file(split), cache.ends_file(split), cache.vocab.pad_id
+        stride = self.chunk_size if self.stride is not None and split != "train" else self.stride
+        if self.packing == "chunk":
+            num_tokens = cache.splits[split]["tokens"]
+            if num_tokens < self.chunk_size:
+                raise ValueError(self._too_small(split, num_tokens))
+            return ChunkRows(tokens_file, cache.dtype, self.chunk_size, stride or self.chunk_size, num_tokens)
+        suffix = cache.meta["suffix"]
+        if len(suffix) >= self.chunk_size:
+            raise ValueError(
+                f"data.chunk_size={self.chunk_size}: too few for the {len(suffix)} closing special tokens of a document and one "
+                "of its own; raise it"
+            )
+        if pad_id is None:
+            raise ValueError(
+                f"data.packing={self.packing}: rows are padded, and the tokenizer has no padding token; set "
+                "data.packing=chunk, or choose another tokenizer"
+            )
+        if self.packing == "document":
+            return DocumentRows(tokens_file, ends_file, cache.dtype, self.chunk_size, pad_id, suffix, stride)
+        return PackedRows(tokens_file, ends_file, cache.dtype, self.chunk_size, pad_id, suffix)
 
     def prepare(self, progress: Progress | None = None, workers: Workers | None = None) -> None:
         """Builds the token cache unless it is there, by `workers` (null: one process a core). Shows a progress bar on a
@@ -153,8 +181,7 @@ class TextSource(Source):
         cache = self._cache = TokenCache.open(folder)
         assert cache is not None, f"the cache {folder} vanished"
         for split in cache.splits:
-            if cache.splits[split]["tokens"] < self.chunk_size:
-                raise ValueError(self._too_small(cast(Split, split), cache))
+            self.rows(cast(Split, split))  # raises where there are too few tokens for one
         if cache.meta["warnings"]:
             log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in cache.meta["warnings"]))
 
@@ -173,8 +200,8 @@ class TextSource(Source):
         return self._opened().folder
 
     def summary(self) -> list[dict[str, Any]]:
-        """A dict a split: split, documents, duplicates (dropped), tokens, tokens_per_document, unknown_share, chunks,
-        dropped_tokens, bytes."""
+        """A dict a split: split, documents, duplicates (dropped), tokens, tokens_per_document, unknown_share, rows, truncated
+        (documents), dropped_tokens (in no row), bytes."""
         cache = self._opened()
         return [
             {
@@ -184,8 +211,9 @@ class TextSource(Source):
                 "tokens": counts["tokens"],
                 "tokens_per_document": counts["tokens"] / counts["documents"],
                 "unknown_share": counts["unknown"] / counts["tokens"],
-                "chunks": counts["tokens"] // self.chunk_size,
-                "dropped_tokens": counts["tokens"] % self.chunk_size,
+                "rows": len(rows := self.rows(cast(Split, split))),
+                "truncated": getattr(rows, "num_truncated", 0),
+                "dropped_tokens": rows.num_cut_tokens,
                 "bytes": counts["tokens"] * cache.dtype.itemsize,
             }
             for split, counts in cache.splits.items()
@@ -220,6 +248,7 @@ class TextSource(Source):
         if self.txt_documents not in TXT_DOCUMENTS:
             raise ValueError(f"data.txt_documents={self.txt_documents}: must be one of {', '.join(TXT_DOCUMENTS)}")
         _check_int("chunk_size", self.chunk_size, at_least=2)
+        self._check_packing()
         _check_int("seed", self.seed, at_least=0)
         _check_size("train_size", self.train_size, at_least=1)
         _check_size("val_size", self.val_size, at_least=0)
@@ -231,6 +260,22 @@ class TextSource(Source):
         for key in keys:
             if getattr(self, key) is not None and getattr(self, unless) is None:
                 raise ValueError(f"data.{key}={_shown(getattr(self, key))}: goes with data.{unless} only; set data.{key}=null")
+
+    def _check_packing(self) -> None:
+        if self.packing not in PACKINGS:
+            raise ValueError(f"data.packing={self.packing}: must be one of {', '.join(PACKINGS)}")
+        if self.stride is None:
+            return
+        _check_int("stride", self.stride, at_least=1)
+        if self.packing == "document" and self.stride > self.chunk_size:
+            raise ValueError(
+                f"data.stride={self.stride}: longer than a row would leave gaps in documents; set it to at most "
+                f"data.chunk_size={self.chunk_size}, or to null, which truncates long documents"
+            )
+        if self.packing == "sentence_pack":
+            raise ValueError(
+                f"data.stride={self.stride}: packed documents are whole; set data.stride=null, or data.packing=chunk"
+            )
 
     def _check_tokenizer(self) -> None:
         tokenizers_.check_tokenizer(self.tokenizer)
@@ -382,30 +427,11 @@ class TextSource(Source):
         size = f"data.{split}_size"
         return f"{given}=null, {size}={getattr(self, f'{split}_size')}: there is no {split} split; give {given} or {size}"
 
-    def _too_small(self, split: Split, cache: TokenCache) -> str:
+    def _too_small(self, split: Split, num_tokens: int) -> str:
         return (
-            f"data.chunk_size={self.chunk_size}: the {split} split has {cache.splits[split]['tokens']} tokens in all, which is "
-            f"less than one chunk; give more text, a larger data.{split}_size or a smaller data.chunk_size"
+            f"data.chunk_size={self.chunk_size}: the {split} split has {num_tokens:,} tokens in all, which is less than one "
+            f"chunk; give more text, a larger data.{split}_size or a smaller data.chunk_size"
         )
-
-
-class TokenRows:
-    """The chunks of a token file. `rows[index_B]` gathers a whole batch, as int64. Opened again where it is unpickled: a
-    loader's worker gets the file's name, not its content."""
-
-    def __init__(self, file: Path, dtype: np.dtype, chunk_size: int, num_chunks: int):
-        self._arguments = (file, dtype, chunk_size, num_chunks)
-        mapped = np.memmap(file, dtype=dtype, mode="r", shape=(num_chunks, chunk_size))
-        self._chunks_NL = np.asarray(mapped)  # a plain view: np.memmap's own indexing is slow
-
-    def __len__(self) -> int:
-        return len(self._chunks_NL)
-
-    def __getitem__(self, index_B: Tensor) -> Tensor:
-        return torch.from_numpy(self._chunks_NL[index_B.numpy()].astype(np.int64))
-
-    def __reduce__(self) -> tuple:
-        return TokenRows, self._arguments
 
 
 def _default_cache_dir() -> Path:

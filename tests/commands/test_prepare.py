@@ -67,7 +67,7 @@ def test_the_table_has_the_numbers_of_the_source_in_80_columns(
     summary = source.summary()
     assert cells["documents"] == ["180", "10", "10"]
     assert cells["tokens"] == [f"{row['tokens']:,}" for row in summary]
-    assert cells["rows (chunks)"] == [f"{len(source.rows(row['split'])):,}" for row in summary]
+    assert cells["rows"] == [f"{len(source.rows(row['split'])):,}" for row in summary]
     assert cells["unknown tokens"] == ["0.00%"] * 3
     assert cells["size"] == [word for row in summary for word in (f"{2 * row['tokens'] / 1e6:.2f}", "MB")]
 

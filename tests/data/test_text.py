@@ -107,7 +107,7 @@ class TestChunks:
         ids = bert(documents, verbose=False)["input_ids"]
         assert (train["split"], train["documents"], val["split"], val["documents"]) == ("train", 270, "val", 30)
         assert train["tokens"] + val["tokens"] == sum(map(len, ids))
-        assert train["chunks"] * 32 + train["dropped_tokens"] == train["tokens"]
+        assert train["rows"] * 32 + train["dropped_tokens"] == train["tokens"]
         assert train["bytes"] == 2 * train["tokens"]
 
     def test_unknown_tokens_are_counted(self, tmp_path):
@@ -162,6 +162,62 @@ class TestRows:
         )
         assert source._opened().dtype == dtype
         assert all_rows(source)[0, :4].tolist() == [2, size - 1, 3, 2]
+
+
+class TestPacking:
+    """Rows from the documents' own tokens, as `rows` cuts them; here that the settings reach it."""
+
+    def documents(self, lines, bert) -> list[list[int]]:
+        return bert(lines.read_text().splitlines())["input_ids"]
+
+    def test_a_stride_is_for_training(self, lines, bert):
+        source = prepared(path=str(lines), val_size=10, stride=8)
+        apart = prepared(path=str(lines), val_size=10)
+        everything = all_rows(apart).flatten()
+        rows = all_rows(source)
+        assert len(rows) == (source.summary()[0]["tokens"] - 32) // 8 + 1
+        assert all(
+            torch.equal(row, everything[8 * i : 8 * i + 32]) for i, row in enumerate(rows) if 8 * i + 32 < len(everything)
+        )
+        assert torch.equal(all_rows(source, "val"), all_rows(apart, "val"))
+        assert source.summary()[0]["dropped_tokens"] == (source.summary()[0]["tokens"] - 32) % 8
+
+    def test_a_document_a_row(self, lines, bert):
+        source = prepared(path=str(lines), val_size=0, packing="document", chunk_size=24)
+        tokens_BL, mask_BL = all_rows(source)
+        for row, mask, ids in zip(tokens_BL.tolist(), mask_BL.tolist(), self.documents(lines, bert), strict=True):
+            kept = ids if len(ids) <= 24 else [*ids[:23], 102]
+            assert row == kept + [0] * (24 - len(kept))
+            assert mask == [1] * len(kept) + [0] * (24 - len(kept))
+        lengths = [len(ids) for ids in self.documents(lines, bert)]
+        [summary] = source.summary()
+        assert summary["truncated"] == sum(length > 24 for length in lengths) > 0
+        assert summary["dropped_tokens"] == sum(max(0, length - 24) for length in lengths)
+
+    def test_windows_of_long_documents(self, lines, bert):
+        source = prepared(path=str(lines), val_size=10, packing="document", chunk_size=24, stride=8)
+        for split, stride in (("train", 8), ("val", 24)):
+            tokens_BL, mask_BL = all_rows(source, split)
+            chosen = choose_documents(40, train_size=None, val_size=10, test_size=None, seed=0)[split]
+            expected = []
+            for ids in (ids for number, ids in enumerate(self.documents(lines, bert)) if number in chosen):
+                starts = range(0, max(1, len(ids) - 24 + stride), stride)
+                expected += [ids[start : start + 24] for start in starts]
+            assert [row[: sum(mask)] for row, mask in zip(tokens_BL.tolist(), mask_BL.tolist(), strict=True)] == expected
+        assert [row["dropped_tokens"] for row in source.summary()] == [0, 0]
+
+    def test_whole_documents_side_by_side(self, lines, bert):
+        source = prepared(path=str(lines), val_size=0, packing="sentence_pack", chunk_size=96)
+        assert source.packs_documents
+        tokens_BL, mask_BL = all_rows(source)
+        unpacked = [
+            [token for token, of in zip(row, mask, strict=True) if of == number]
+            for row, mask in zip(tokens_BL.tolist(), mask_BL.tolist(), strict=True)
+            for number in range(1, max(mask) + 1)
+        ]
+        assert unpacked == self.documents(lines, bert)
+        assert len(tokens_BL) < 40
+        assert not prepared(path=str(lines)).packs_documents
 
 
 class TestSplits:
@@ -485,6 +541,10 @@ class TestMistakes:
             ({"txt_documents": "word"}, "data.txt_documents=word: must be one of line, file, paragraph"),
             ({"chunk_size": 1}, "data.chunk_size=1: must be an integer of at least 2"),
             ({"chunk_size": 12.5}, "data.chunk_size=12.5: must be an integer"),
+            ({"packing": "rows"}, "data.packing=rows: must be one of chunk, document, sentence_pack"),
+            ({"stride": 0}, "data.stride=0: must be an integer of at least 1"),
+            ({"packing": "document", "stride": 129}, "data.stride=129: longer than a row"),
+            ({"packing": "sentence_pack", "stride": 8}, "data.stride=8: packed documents are whole; set data.stride=null"),
             ({"seed": -1}, "data.seed=-1: must be an integer of at least 0"),
             ({"train_size": 0}, "data.train_size=0: must be null (all), a number of documents from 1, or a share"),
             ({"train_size": True}, "data.train_size=True"),
@@ -518,7 +578,7 @@ class TestMistakes:
 
     def test_less_than_one_chunk(self, lines):
         with pytest.raises(
-            ValueError, match=r"data\.chunk_size=10000: the train split has \d+ tokens in all.*smaller data\.chunk_size"
+            ValueError, match=r"data\.chunk_size=10000: the train split has [\d,]+ tokens in all.*smaller data\.chunk_size"
         ):
             prepared(path=str(lines), val_size=0, chunk_size=10_000)
 
