@@ -143,8 +143,8 @@ class TextSource(Source):
         suffix = cache.meta["suffix"]
         if len(suffix) >= self.chunk_size:
             raise ValueError(
-                f"data.chunk_size={self.chunk_size}: too few for the {len(suffix)} closing special tokens of a document and one "
-                "of its own; raise it"
+                f"data.chunk_size={self.chunk_size}: too few for the {len(suffix)} closing special tokens of a document and "
+                "one of its own; raise it"
             )
         if pad_id is None:
             raise ValueError(
