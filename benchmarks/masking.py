@@ -1,7 +1,7 @@
 """Fetch and mask a batch of 64 rows of 128 tokens, 80/10/10: ours beside what a user would take instead.
 
-    ours      rows gathered from a memory-mapped token file  →  Bernoulli()
-    theirs    rows of a `datasets.Dataset`                   →  transformers' DataCollatorForLanguageModeling
+    ours      TokenRows: a memory-mapped token file  →  Bernoulli()
+    theirs    rows of a `datasets.Dataset`           →  transformers' DataCollatorForLanguageModeling
 
 Both fetch the same random rows, in turns, so that both see the same machine in the same state. `python benchmarks/masking.py`
 """
@@ -17,6 +17,7 @@ import torch
 
 from mlm_lightning import randomness
 from mlm_lightning.batch import Vocab
+from mlm_lightning.data.text import TokenRows
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 
 ROWS, BATCH, LENGTH, VOCAB = 20_000, 64, 128, 30_522
@@ -54,11 +55,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.bin"
         tokens.astype(np.uint16).tofile(path)
-        rows = np.memmap(path, dtype=np.uint16, mode="r", shape=(ROWS, LENGTH))
+        rows = TokenRows(path, np.dtype(np.uint16), LENGTH, ROWS)
 
         def fetch_ours(state: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-            index_B = next_pick(state)
-            return torch.from_numpy(rows[index_B].astype(np.int64)), torch.from_numpy(index_B)
+            index_B = torch.from_numpy(next_pick(state))
+            return rows[index_B], index_B
 
         def ours(masking: Masking, state: list[int]) -> object:
             tokens_BL, row_ids_B = fetch_ours(state)

@@ -177,10 +177,11 @@ class Masking(ABC):
         bits_N = randomness.random_bits_numpy(keys_B[row_N], position_N.view(np.uint64))
         choice_N = bits_N >> _HALF  # the upper half chooses among the three, the lower half a token
         mask_below, random_width = np.uint64(round(self.mask_share * 2**32)), np.uint64(round(self.random_share * 2**32))
-        shown_N = np.where(choice_N < mask_below, vocab.mask_id, labels_N)
+        shown_N = labels_N.copy()
+        np.putmask(shown_N, choice_N < mask_below, vocab.mask_id)
         random_M = np.flatnonzero(choice_N - mask_below < random_width)  # below mask_below the difference wraps to huge
-        lower_M = bits_N[random_M] & _LOWER
-        shown_N[random_M] = vocab.regular_ids.numpy()[(lower_M * np.uint64(len(vocab.regular_ids))) >> _HALF]
+        lower_M, regular_ids = bits_N[random_M] & _LOWER, vocab.regular_ids.numpy()
+        shown_N[random_M] = regular_ids[(lower_M * np.uint64(len(regular_ids))) >> _HALF]
         return shown_N
 
 
@@ -380,10 +381,10 @@ def _predicted(
     number in each row."""
     predicted_BL = scores_BL <= limit
     predicted_BL &= maskable_BL
-    count_B = predicted_BL.sum(axis=1)
+    count_B = predicted_BL.sum(axis=1, dtype=np.int32)
     if not count_B.all():
         _predict_lowest(predicted_BL, np.flatnonzero(count_B == 0), scores_BL, maskable_BL)
-        count_B = predicted_BL.sum(axis=1)
+        count_B = predicted_BL.sum(axis=1, dtype=np.int32)
     for row in np.flatnonzero(count_B > num_places):
         _keep_lowest(predicted_BL[row], scores_BL[row], num_places)
         count_B[row] = predicted_BL[row].sum()
@@ -409,7 +410,7 @@ def _keep_lowest(predicted_L: np.ndarray, scores_L: np.ndarray, num_places: int)
 def _positions(predicted_BL: np.ndarray, count_B: np.ndarray, position_N: np.ndarray, num_places: int) -> np.ndarray:
     """Each row's predicted positions, ascending; the places that are left point to the first position not predicted."""
     positions_BK = np.repeat(predicted_BL.argmin(axis=1)[:, None], num_places, axis=1)
-    positions_BK[np.arange(num_places) < count_B[:, None]] = position_N
+    positions_BK[np.arange(num_places, dtype=np.int32) < count_B[:, None]] = position_N
     return positions_BK
 
 
