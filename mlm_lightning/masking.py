@@ -262,9 +262,9 @@ class WholeWord(Bernoulli):
         bits_BL = _position_bits(keys_B, tokens_BL.shape[1])
         if vocab.continues_word_V is None:
             return bits_BL
-        positions_L = np.arange(tokens_BL.shape[1])
-        first_BL = np.maximum.accumulate(np.where(_starts_word(tokens_BL, maskable_BL, vocab), positions_L, 0), axis=1)
-        return np.take_along_axis(bits_BL, first_BL, axis=1)
+        starts = _starts_word(tokens_BL, maskable_BL, vocab).ravel()
+        first = np.maximum.accumulate(np.where(starts, np.arange(starts.size), 0))  # each row begins with a start
+        return bits_BL.ravel()[first].reshape(bits_BL.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
