@@ -24,7 +24,7 @@ ROWS, BATCH, LENGTH, VOCAB = 20_000, 64, 128, 30_522
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def milliseconds(*functions: Callable[[], object], rounds: int = 10, calls: int = 20) -> list[float]:
+def milliseconds(*functions: Callable[[], object], rounds: int = 30, calls: int = 20) -> list[float]:
     """The median time of a call of each function; they take turns of `calls` calls."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):

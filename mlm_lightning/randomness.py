@@ -109,7 +109,7 @@ def _mix64_int(z: int) -> int:
 
 def _mix64_(z: np.ndarray) -> np.ndarray:
     # numpy rather than torch: it shifts unsigned, works in place, and takes a third of the time
-    shifted = np.right_shift(z, _30, out=np.empty_like(z))
+    shifted = np.asarray(z >> _30)
     z ^= shifted
     z *= _MIX_1_NUMPY
     z ^= np.right_shift(z, _27, out=shifted)
