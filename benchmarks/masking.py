@@ -1,7 +1,7 @@
 """Fetch and mask a batch of 64 rows of 128 tokens, 80/10/10: ours beside what a user would take instead.
 
-    ours      rows gathered from a memory-mapped token file  →  Bernoulli()
-    theirs    rows of a `datasets.Dataset`                   →  transformers' DataCollatorForLanguageModeling
+    ours      ChunkRows: a memory-mapped token file  →  Bernoulli()
+    theirs    rows of a `datasets.Dataset`           →  transformers' DataCollatorForLanguageModeling
 
 Both fetch the same random rows, in turns, so that both see the same machine in the same state. `python benchmarks/masking.py`
 """
@@ -17,13 +17,14 @@ import torch
 
 from mlm_lightning import randomness
 from mlm_lightning.batch import Vocab
+from mlm_lightning.data.rows import ChunkRows
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 
 ROWS, BATCH, LENGTH, VOCAB = 20_000, 64, 128, 30_522
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def milliseconds(*functions: Callable[[], object], rounds: int = 10, calls: int = 20) -> list[float]:
+def milliseconds(*functions: Callable[[], object], rounds: int = 30, calls: int = 20) -> list[float]:
     """The median time of a call of each function; they take turns of `calls` calls."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
@@ -54,11 +55,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.bin"
         tokens.astype(np.uint16).tofile(path)
-        rows = np.memmap(path, dtype=np.uint16, mode="r", shape=(ROWS, LENGTH))
+        rows = ChunkRows(path, np.dtype(np.uint16), LENGTH, LENGTH, tokens.size)
 
         def fetch_ours(state: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-            index_B = next_pick(state)
-            return torch.from_numpy(rows[index_B].astype(np.int64)), torch.from_numpy(index_B)
+            index_B = torch.from_numpy(next_pick(state))
+            return rows[index_B], index_B
 
         def ours(masking: Masking, state: list[int]) -> object:
             tokens_BL, row_ids_B = fetch_ours(state)

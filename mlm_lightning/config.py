@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -344,6 +344,8 @@ def _check_keys(prefix: str, node: Config, allowed: dict[str, Any], owner: str, 
 def _check_value(key: str, value: Any, hint: Any) -> list[str]:
     if value == "???":
         return [f"{key}: no value given; add {key}=VALUE to the command"]
+    if isinstance(value, dict) and (node := next(filter(is_dataclass, (hint, *get_args(hint))), None)):
+        return _check_signature(key, value, node)
     if not matches(value, hint):
         return [f"{key}={value!r}: should be {_describe(hint)}"]
     return []
@@ -494,6 +496,8 @@ def matches(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if hint is torch.Tensor:  # torch's optimizers take `float | Tensor`; a config holds none
         return False
+    if is_dataclass(hint):
+        return isinstance(value, dict)
     container = origin or hint
     if isinstance(container, type) and issubclass(container, dict | typing.Mapping):
         return isinstance(value, dict)
@@ -527,6 +531,8 @@ def _describe(hint: Any) -> str:
         return names[hint]
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_describe(each) for each in get_args(hint) if each is not torch.Tensor))
+    if is_dataclass(hint):
+        return f"{names[dict]} ({', '.join(field.name for field in fields(hint))})"
     if get_origin(hint) is Literal:
         return " or ".join(str(each) for each in get_args(hint))
     container = get_origin(hint) or hint
@@ -681,7 +687,7 @@ def build_eval_maskings(config: Config, trusted: bool = True) -> dict[tuple[str,
     further rates, then the training's on further sources."""
     training = build_masking(config, trusted)
     evaluation = config["eval"]
-    rate = getattr(training, "rate", None)
+    rate = getattr(training.frozen(), "rate", None)  # of a scheduled one: the last
     kind = evaluation["masking"]
     if kind is None:
         masking = training.frozen()

@@ -1,6 +1,7 @@
 """Masks: every position has a score, a pure function of (seed, epoch, row, position), and those below a limit are predicted.
 
-The kinds differ in the score alone; the limit is set by the rate, so that every position has exactly that chance:
+The kinds differ in the score alone; the limit is set by the rate, so that every position has exactly that chance. A rate may
+change in the course of a run (`RateSchedule`): then the limit moves, and the scores stay.
 
                   the  em  ##bank  ##ment  was  built  .
     Bernoulli      .    x    .       .      .     .    x     a score of its own for every token
@@ -10,7 +11,8 @@ The kinds differ in the score alone; the limit is set by the rate, so that every
 
 What follows holds for all of them. A higher rate only raises the limit, so the masks are nested: what is predicted at 15 % is
 predicted at 30 %. A row where nothing falls below the limit predicts its lowest score; one with more than K positions below it
-keeps the lowest: both are matters of that row alone, so batch size, order, workers and ranks change nothing.
+keeps the lowest: both are matters of that row alone, so batch size, order, workers and ranks change nothing. K follows from the
+length of a row and the highest rate of the run: shapes are static.
 
 A predicted position shows `[MASK]` (M) with probability mask_share, a random token (R) with random_share, else its own token:
 
@@ -26,8 +28,10 @@ Shapes: B rows, L positions, K places for predicted positions in a row, N predic
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -44,6 +48,35 @@ LONGEST_WORD = 16
 """K leaves room for a word of so many tokens, however low the rate."""
 
 _HALF, _LOWER = np.uint64(32), np.uint64(2**32 - 1)
+
+Shape = Literal["linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSchedule:
+    """A rate on its way from `start`, at a run's first optimizer step, to `end`, at its last.
+
+        start ┤──╮           linear: a straight line
+              │   ╲          cosine: half a cosine, which leaves slowly and arrives slowly
+          end ┤    ╰──
+              └────────► progress, from 0 to 1
+
+    Evaluation happens at `end`, throughout the run.
+    """
+
+    start: float
+    end: float
+    schedule: Shape
+
+    def __post_init__(self) -> None:
+        _check_rate("masking.rate.start", self.start)
+        _check_rate("masking.rate.end", self.end)
+        if self.schedule not in get_args(Shape):
+            raise ValueError(f"masking.rate.schedule={self.schedule!r}: must be {' or '.join(get_args(Shape))}")
+
+    def at(self, progress: float) -> float:
+        share = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return (1 - share) * self.start + share * self.end  # exactly `start` and `end` at the two ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +104,16 @@ class Masking(ABC):
     def num_predicted(self, seq_len: int) -> int:
         """K, the places for predicted positions in a row of `seq_len` positions."""
 
-    @property
     @abstractmethod
-    def limit(self) -> np.uint64 | float:
-        """The highest score that is predicted."""
+    def limit(self, progress: float) -> np.uint64 | float:
+        """The highest score that is predicted; `progress` is 0 at a run's first optimizer step and 1 at its last."""
 
     @abstractmethod
     def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
         """The scores of all positions, (B, L). Tokens with equal scores are one word and stay together."""
 
     def frozen(self, rate: float | None = None) -> "Masking":
-        """The same kind for evaluation, 100 % `[MASK]`, at another rate if one is given."""
+        """The same kind for evaluation, 100 % `[MASK]`, at another rate if one is given; a scheduled one stands at its end."""
         masking = replace(self, mask_share=1.0, random_share=0.0)
         if rate is None:
             return masking
@@ -103,8 +135,10 @@ class Masking(ABC):
         key: int,
         epochs_B: Tensor | None = None,
         attention_mask_BL: Tensor | None = None,
+        progress: float = 1.0,
     ) -> MLMBatch:
-        """Masks rows. `key` is `randomness.key(seed, split)`; `epochs_B` is None where masks are the same in every epoch."""
+        """Masks rows. `key` is `randomness.key(seed, split)`; `epochs_B` is None where masks are the same in every epoch.
+        `progress`, on which a scheduled rate depends, is 0 at a run's first optimizer step and 1 at its last."""
         tokens, row_ids = tokens_BL.numpy(), row_ids_B.numpy()
         keys_B, replacement_keys_B = _row_keys(key, None if epochs_B is None else epochs_B.numpy(), row_ids)
 
@@ -115,7 +149,7 @@ class Masking(ABC):
 
         num_places = self.num_predicted(tokens.shape[1])
         scores_BL = self.scores(keys_B, tokens, maskable_BL, vocab)
-        predicted_BL, count_B = _predicted(scores_BL, self.limit, maskable_BL, num_places)
+        predicted_BL, count_B = _predicted(scores_BL, self.limit(progress), maskable_BL, num_places)
 
         predicted_N = np.flatnonzero(predicted_BL)
         row_N = predicted_N // tokens.shape[1]
@@ -143,35 +177,51 @@ class Masking(ABC):
         bits_N = randomness.random_bits_numpy(keys_B[row_N], position_N.view(np.uint64))
         choice_N = bits_N >> _HALF  # the upper half chooses among the three, the lower half a token
         mask_below, random_width = np.uint64(round(self.mask_share * 2**32)), np.uint64(round(self.random_share * 2**32))
-        shown_N = np.where(choice_N < mask_below, vocab.mask_id, labels_N)
+        shown_N = labels_N.copy()
+        np.putmask(shown_N, choice_N < mask_below, vocab.mask_id)
         random_M = np.flatnonzero(choice_N - mask_below < random_width)  # below mask_below the difference wraps to huge
-        lower_M = bits_N[random_M] & _LOWER
-        shown_N[random_M] = vocab.regular_ids.numpy()[(lower_M * np.uint64(len(vocab.regular_ids))) >> _HALF]
+        lower_M, regular_ids = bits_N[random_M] & _LOWER, vocab.regular_ids.numpy()
+        shown_N[random_M] = regular_ids[(lower_M * np.uint64(len(regular_ids))) >> _HALF]
         return shown_N
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bernoulli(Masking):
-    """Every token on its own: predicted where `u(seed, epoch, row, position) < rate`."""
+    """Every token on its own: predicted where `u(seed, epoch, row, position) < rate`.
 
-    rate: float = 0.15
+    `rate` is a number, or a `RateSchedule`, also as the mapping of its arguments: `{start: 0.3, end: 0.15, schedule: linear}`.
+    """
+
+    rate: float | RateSchedule = 0.15
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_rate("masking.rate", self.rate)
+        if isinstance(self.rate, Mapping):  # as a config writes it
+            object.__setattr__(self, "rate", RateSchedule(**self.rate))
+        elif not isinstance(self.rate, RateSchedule):
+            _check_rate("masking.rate", self.rate)
 
-    def num_predicted(self, seq_len: int) -> int:
-        return _count_quantile(seq_len, self.rate, (1.0,))
+    def rate_at(self, progress: float) -> float:
+        return self.rate.at(progress) if isinstance(self.rate, RateSchedule) else self.rate
 
     @cached_property
-    def limit(self) -> np.uint64 | float:
-        # u = (bits >> 11) / 2**53 < rate, without leaving the integers
-        return np.uint64((math.ceil(self.rate * 2**53) << 11) - 1)
+    def highest_rate(self) -> float:
+        """Of the whole run."""
+        return max(self.rate_at(0.0), self.rate_at(1.0))
+
+    def num_predicted(self, seq_len: int) -> int:
+        return _count_quantile(seq_len, self.highest_rate, (1.0,))
+
+    def limit(self, progress: float) -> np.uint64 | float:
+        return _uniform_limit(self.rate_at(progress))
 
     def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
         return _position_bits(keys_B, tokens_BL.shape[1])
 
-    def _at_rate(self, rate: float) -> "Masking":
+    def frozen(self, rate: float | None = None) -> Masking:
+        return super().frozen(self.rate_at(1.0) if rate is None else rate)
+
+    def _at_rate(self, rate: float) -> Masking:
         return replace(self, rate=rate)
 
 
@@ -188,8 +238,7 @@ class Single(Masking):
     def num_predicted(self, seq_len: int) -> int:
         return 1
 
-    @property
-    def limit(self) -> np.uint64:
+    def limit(self, progress: float) -> np.uint64:
         return np.uint64(0)
 
     def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
@@ -207,15 +256,15 @@ class WholeWord(Bernoulli):
 
     def num_predicted(self, seq_len: int) -> int:
         # long words make the count of tokens vary more: count as if every word had three tokens, most have one
-        return min(seq_len, max(LONGEST_WORD, 3 * _count_quantile(math.ceil(seq_len / 3), self.rate, (1.0,))))
+        return min(seq_len, max(LONGEST_WORD, 3 * _count_quantile(math.ceil(seq_len / 3), self.highest_rate, (1.0,))))
 
     def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
         bits_BL = _position_bits(keys_B, tokens_BL.shape[1])
         if vocab.continues_word_V is None:
             return bits_BL
-        positions_L = np.arange(tokens_BL.shape[1])
-        first_BL = np.maximum.accumulate(np.where(_starts_word(tokens_BL, maskable_BL, vocab), positions_L, 0), axis=1)
-        return np.take_along_axis(bits_BL, first_BL, axis=1)
+        starts = _starts_word(tokens_BL, maskable_BL, vocab).ravel()
+        first = np.maximum.accumulate(np.where(starts, np.arange(starts.size), 0))  # each row begins with a start
+        return bits_BL.ravel()[first].reshape(bits_BL.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,16 +296,15 @@ class Span(Bernoulli):
         _check_number("masking.mean_length", self.mean_length, 1, (self.max_length + 1) / 2)
 
     def num_predicted(self, seq_len: int) -> int:
-        return min(seq_len, max(LONGEST_WORD, _count_quantile(seq_len, self.rate, self.survival)))
+        return min(seq_len, max(LONGEST_WORD, _count_quantile(seq_len, self.highest_rate, self.survival)))
 
     @cached_property
     def survival(self) -> tuple[float, ...]:
         """P(length > d) for d = 0, 1, …: of a geometric distribution on 1 … max_length with the mean `mean_length`."""
         return _geometric_survival(self.mean_length, self.max_length)
 
-    @cached_property
-    def limit(self) -> float:
-        return _start_chance(self.rate, self.survival)
+    def limit(self, progress: float) -> float:
+        return _start_chance(self.rate_at(progress), self.survival)
 
     def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
         reach = len(self.survival) - 1
@@ -285,6 +333,12 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
 def _check_rate(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ValueError(f"{name}={value!r}: must be a number above 0 and at most 1, such as 0.15")
+
+
+@lru_cache(maxsize=256)
+def _uniform_limit(rate: float) -> np.uint64:
+    """The highest 64 bits whose u is below the rate: u = (bits >> 11) / 2**53, without leaving the integers."""
+    return np.uint64((math.ceil(rate * 2**53) << 11) - 1)
 
 
 def _row_keys(key: int, epochs_B: np.ndarray | None, row_ids_B: np.ndarray) -> np.ndarray:
@@ -327,10 +381,10 @@ def _predicted(
     number in each row."""
     predicted_BL = scores_BL <= limit
     predicted_BL &= maskable_BL
-    count_B = predicted_BL.sum(axis=1)
+    count_B = predicted_BL.sum(axis=1, dtype=np.int32)
     if not count_B.all():
         _predict_lowest(predicted_BL, np.flatnonzero(count_B == 0), scores_BL, maskable_BL)
-        count_B = predicted_BL.sum(axis=1)
+        count_B = predicted_BL.sum(axis=1, dtype=np.int32)
     for row in np.flatnonzero(count_B > num_places):
         _keep_lowest(predicted_BL[row], scores_BL[row], num_places)
         count_B[row] = predicted_BL[row].sum()
@@ -356,7 +410,7 @@ def _keep_lowest(predicted_L: np.ndarray, scores_L: np.ndarray, num_places: int)
 def _positions(predicted_BL: np.ndarray, count_B: np.ndarray, position_N: np.ndarray, num_places: int) -> np.ndarray:
     """Each row's predicted positions, ascending; the places that are left point to the first position not predicted."""
     positions_BK = np.repeat(predicted_BL.argmin(axis=1)[:, None], num_places, axis=1)
-    positions_BK[np.arange(num_places) < count_B[:, None]] = position_N
+    positions_BK[np.arange(num_places, dtype=np.int32) < count_B[:, None]] = position_N
     return positions_BK
 
 

@@ -37,10 +37,11 @@ class MLMModule(L.LightningModule):
 
     `optimizer` makes the optimizer from parameter groups; `suffixes` names, for each evaluation loader, the endings of its
     metrics (`""` is plain `val/loss`; `"_rate_0.30"` is `val/loss_rate_0.30`), and `eval_oracles` gives the oracle of those
-    loaders whose rows are of another source, in place of `oracle`. Validation runs every `validate_every` optimizer
-    steps (also a fraction, as epochs end where they end) and after the last one. `record` says what is computed: plain values,
-    kept in each checkpoint. `from_parent`: the run begins at the checkpoint of another one, whose weights, optimizer state and
-    position it takes, and nothing else: it has its own hyperparameters, best score and patience.
+    loaders whose rows are of another source, in place of `oracle`. Validation runs every `validate_every` optimizer steps (also
+    a fraction, as epochs end where they end) and after the last one. `mask_rate` gives the rate at an optimizer step, from 0,
+    where it changes in the run: it is logged. `record` says what is computed: plain values, kept in each checkpoint.
+    `from_parent`: the run begins at the checkpoint of another one, whose weights, optimizer state and position it takes, and
+    nothing else: it has its own hyperparameters, best score and patience.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class MLMModule(L.LightningModule):
         record: dict[str, Any] | None = None,
         from_parent: bool = False,
         eval_oracles: Mapping[tuple[str, ...], Oracle | None] | None = None,
+        mask_rate: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -66,7 +68,7 @@ class MLMModule(L.LightningModule):
         self._make_optimizer, self._weight_decay, self._schedule = optimizer, weight_decay, schedule
         self.total_steps, self.validate_every, self.steps_per_epoch = total_steps, validate_every, steps_per_epoch
         self.log_every_n_steps, self.seed, self.suffixes = log_every_n_steps, seed, suffixes
-        self.record, self.from_parent = record or {}, from_parent
+        self.record, self.from_parent, self._mask_rate = record or {}, from_parent, mask_rate
         self.last_metrics: dict[str, float] = {}
         self.validation_pending = False
         """Whether the step at hand was to be validated, and a signal came first."""
@@ -244,6 +246,8 @@ class MLMModule(L.LightningModule):
             "train/epoch": step / self.steps_per_epoch,
             "lr": optimizer.param_groups[0]["lr"],
         }
+        if self._mask_rate is not None:
+            metrics["train/mask_rate"] = self._mask_rate(step - 1)
         self.log_scalars(metrics, step)
         self.trainer.progress_bar_metrics["train/loss"] = loss
 

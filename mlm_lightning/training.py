@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -32,10 +32,11 @@ from mlm_lightning.config import (
     prepare_sources,
     separate_documents,
 )
-from mlm_lightning.data.datamodule import MLMDataModule
+from mlm_lightning.data.datamodule import MLMDataModule, progress_of_run
 from mlm_lightning.data.source import Sources
 from mlm_lightning.errors import UserError, mistakes, say
 from mlm_lightning.files import UNWRITABLE
+from mlm_lightning.masking import Masking, RateSchedule
 from mlm_lightning.module import MLMModule
 from mlm_lightning.runs import Position, Run, deciding, describe_model, kinship, record_of
 from mlm_lightning.sweeps import swept_values
@@ -109,6 +110,7 @@ def _assemble(run: Run, sources: Sources, from_parent: bool) -> tuple[MLMModule,
     with mistakes():
         model = build_model(config, source.vocab, source.seq_len)
         separate_documents(model, sources)
+    masking = build_masking(config)
     module = MLMModule(
         model,
         oracle=source.oracle(),
@@ -124,10 +126,11 @@ def _assemble(run: Run, sources: Sources, from_parent: bool) -> tuple[MLMModule,
         record=record_of(config, sources.fingerprint()),
         from_parent=from_parent,
         eval_oracles=sources.oracles(),
+        mask_rate=_scheduled_rate(masking, plan.total_steps),
     )
     datamodule = MLMDataModule(
         source,
-        build_masking(config),
+        masking,
         eval_maskings,
         batch_size=config["data"]["batch_size"],
         seed=config["seed"],
@@ -139,6 +142,12 @@ def _assemble(run: Run, sources: Sources, from_parent: bool) -> tuple[MLMModule,
         eval_sources=sources.further,
     )
     return module, datamodule
+
+
+def _scheduled_rate(masking: Masking, total_steps: int) -> Callable[[int], float] | None:
+    """The mask rate at an optimizer step, where it changes."""
+    rate = getattr(masking, "rate", None)
+    return (lambda step: rate.at(progress_of_run(step, total_steps))) if isinstance(rate, RateSchedule) else None
 
 
 def _check_weights(module: MLMModule, parent: Position) -> None:

@@ -247,7 +247,7 @@ def test_all_problems_are_listed_at_once_with_suggestions():
             "trainer.fast_dev_run: mlm_lightning sets this itself; use trainer=smoke",
             "trainer.max_step: unknown key of the trainer; did you mean 'max_steps'?",
             "data.dpeth: unknown key of TreeSource; did you mean 'depth'?",
-            "masking.rate='high': should be a number",
+            "masking.rate='high': should be a number or a group of keys (start, end, schedule)",
             "model.nheads: unknown key of TransformerClassifier; did you mean 'nhead'?",
             "optim.weigth_decay: unknown key of AdamW; did you mean 'weight_decay'?",
             "optim.lr='fast': should be a number",
@@ -447,6 +447,39 @@ def test_the_conditions_of_an_evaluation():
     assert [masking.rate for masking in conditions.values()] == [0.2, 0.5]
     assert all(masking.mask_share == 1.0 for masking in conditions.values())
     assert all(isinstance(masking, Bernoulli) for masking in conditions.values())
+
+
+def test_a_scheduled_rate_is_evaluated_at_its_end():
+    rate = "masking.rate={start: 0.4, end: 0.2, schedule: cosine}"
+    config = composed(rate, "eval.mask_rates=[0.2,0.4]")
+    conditions = build_eval_maskings(config)
+    assert list(conditions) == [("", "_rate_0.20"), ("_rate_0.40",)]
+    assert [masking.rate for masking in conditions.values()] == [0.2, 0.4]
+    (masking,) = build_eval_maskings(composed(rate, "eval.masking=span")).values()
+    assert masking == Span(rate=0.2).frozen()
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "span", "whole_word"])
+def test_what_is_wrong_with_a_scheduled_rate_is_listed_at_once(kind):
+    def found(rate: str) -> list[str]:
+        return problems(composed(f"masking={kind}", f"masking.rate={rate}"))
+
+    assert found("{start: 0.4, end: 1, schedule: cosine}") == []
+    assert sorted(found("{strat: 0.3, end: high, schedule: step}")) == [
+        "masking.rate.end='high': should be a number",
+        "masking.rate.schedule='step': should be linear or cosine",
+        "masking.rate.start: no value given; RateSchedule needs it",
+        "masking.rate.strat: unknown key of RateSchedule; did you mean 'start'?",
+    ]
+    assert found("{start: 0.3}") == [
+        "masking.rate.end: no value given; RateSchedule needs it",
+        "masking.rate.schedule: no value given; RateSchedule needs it",
+    ]
+    (message,) = found("{start: 1.2, end: 0.15, schedule: linear}")
+    assert message == "masking.rate.start=1.2: must be a number above 0 and at most 1, such as 0.15"
+    (message,) = found("{start: 0.3, end: 0, schedule: linear}")
+    assert message == "masking.rate.end=0: must be a number above 0 and at most 1, such as 0.15"
+    assert found("null") == ["masking.rate=None: should be a number or a group of keys (start, end, schedule)"]
 
 
 def test_further_data_is_a_further_condition_unless_it_is_the_runs_own():

@@ -3,15 +3,25 @@
 import dataclasses
 import itertools
 import math
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import AT, At, assert_equal_runs, curves
 from scipy import stats
 
 from mlm_lightning import randomness
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
-from mlm_lightning.masking import Bernoulli, Single, Span, WholeWord, _count_quantile
+from mlm_lightning.commands.train import train
+from mlm_lightning.errors import Interrupted
+from mlm_lightning.masking import Bernoulli, RateSchedule, Single, Span, WholeWord, _count_quantile
+from mlm_lightning.runs import Run
 
 PAD, CLS, SEP, MASK, FIRST_REGULAR = 0, 1, 2, 3, 4
 CONTINUES = tuple(i >= 70 for i in range(100))  # 30 of the 96 regular tokens continue a word
@@ -232,6 +242,119 @@ def test_num_predicted_of_the_other_kinds():
         assert Bernoulli().num_predicted(128) < kind().num_predicted(128) < 128
         assert counts[-1] == 128
     assert Span(mean_length=1, max_length=1).num_predicted(128) == Bernoulli().num_predicted(128)
+
+
+# --- rates that change in the course of a run --------------------------------------------------------------------------
+
+FALLING = {"start": 0.4, "end": 0.1, "schedule": "linear"}
+RISING = {"start": 0.05, "end": 0.5, "schedule": "cosine"}
+PROGRESS = (0.0, 0.25, 0.5, 0.9, 1.0)
+
+
+def test_a_linear_rate_moves_in_equal_steps_and_a_cosine_one_along_half_a_cosine():
+    linear, cosine = (RateSchedule(start=0.3, end=0.1, schedule=schedule) for schedule in ("linear", "cosine"))
+    assert [linear.at(each) for each in (0.0, 1.0)] == [cosine.at(each) for each in (0.0, 1.0)] == [0.3, 0.1]  # to the last bit
+    assert [linear.at(each) for each in (0.25, 0.5, 0.75)] == pytest.approx([0.25, 0.2, 0.15])
+    assert [cosine.at(each) for each in (1 / 3, 0.5, 2 / 3)] == pytest.approx([0.25, 0.2, 0.15])  # cos 60° is a half
+    for end in (1.0, 0.3):  # never beyond either end
+        flat = RateSchedule(start=end, end=end, schedule="cosine")
+        assert max(flat.at(i / 997) for i in range(998)) <= end + 1e-15
+        assert all(Bernoulli(rate=flat).limit(i / 997) for i in range(998))
+
+
+@RATED
+@EVERY_VOCAB
+@pytest.mark.parametrize("rate", [FALLING, RISING], ids=["falling", "rising"])
+def test_a_scheduled_rate_moves_the_limit_and_nothing_else(kind, vocab, rate):
+    """At any step the mask is that of the step's rate, so masks are nested, and what is shown stays the same."""
+    tokens_BL, scheduled = random_tokens(100, 64, specials=True), kind(rate=rate)
+    for progress in PROGRESS:
+        at_step = mask(scheduled, tokens_BL, vocab, progress=progress)
+        constant = mask(kind(rate=RateSchedule(**rate).at(progress)), tokens_BL, vocab)
+        assert torch.equal(at_step.labels_BL, constant.labels_BL)
+        assert torch.equal(at_step.input_ids_BL, constant.input_ids_BL)
+    masks = [predicted(mask(scheduled, tokens_BL, vocab, progress=progress)) for progress in PROGRESS]
+    for fewer, more in itertools.pairwise(masks if rate is RISING else masks[::-1]):
+        assert not (fewer & ~more).any()
+        assert fewer.sum() < more.sum()
+
+
+@RATED
+@pytest.mark.parametrize("rate", [FALLING, RISING], ids=["falling", "rising"])
+def test_places_are_those_of_the_highest_rate(kind, rate):
+    scheduled, tokens_BL = kind(rate=rate), random_tokens(10, 128)
+    places = kind(rate=max(rate["start"], rate["end"])).num_predicted(128)
+    assert places > kind(rate=min(rate["start"], rate["end"])).num_predicted(128)
+    assert {mask(scheduled, tokens_BL, progress=progress).positions_BK.shape for progress in PROGRESS} == {(10, places)}
+
+
+@RATED
+def test_a_constant_rate_knows_no_progress(kind):
+    tokens_BL = random_tokens(50, 64)
+    begun, done = (mask(kind(), tokens_BL, WORDS, progress=progress) for progress in (0.0, 1.0))
+    assert torch.equal(begun.labels_BL, done.labels_BL)
+
+
+@RATED
+def test_evaluation_is_frozen_at_the_end_of_a_schedule(kind):
+    assert kind(rate=FALLING).frozen() == kind(rate=0.1).frozen()
+    assert kind(rate=FALLING).frozen(0.3) == kind(rate=0.3).frozen()
+    tokens_BL = random_tokens(50, 64)
+    assert torch.equal(mask(kind(rate=FALLING).frozen(), tokens_BL).labels_BL, mask(kind(rate=0.1), tokens_BL).labels_BL)
+
+
+@RATED
+def test_a_scheduled_masking_is_a_value(kind):
+    masking = kind(rate=FALLING)
+    assert masking == kind(rate=RateSchedule(**FALLING)) == pickle.loads(pickle.dumps(masking))
+    assert len({masking, kind(rate=FALLING), kind(rate=RISING)}) == 2
+    assert dataclasses.replace(masking, mask_share=1.0).rate == RateSchedule(**FALLING)
+
+
+@RATED
+@pytest.mark.parametrize("name", ["start", "end"])
+@pytest.mark.parametrize("value", [0, 1.5, math.nan, True, "0.15", None])
+def test_bad_rates_of_a_schedule_are_refused(kind, name, value):
+    with pytest.raises(ValueError, match=rf"masking\.rate\.{name}=.*above 0 and at most 1"):
+        kind(rate=FALLING | {name: value})
+
+
+@pytest.mark.parametrize("value", ["quadratic", "Linear", None, 1])
+def test_an_unknown_schedule_lists_those_that_there_are(value):
+    with pytest.raises(ValueError, match=r"masking\.rate\.schedule=.*: must be linear or cosine"):
+        Bernoulli(rate=FALLING | {"schedule": value})
+
+
+@pytest.fixture
+def _nothing_left_set():
+    yield
+    At.place = None
+
+
+@pytest.mark.usefixtures("_nothing_left_set")
+def test_a_run_with_a_scheduled_rate(toy: Callable[..., dict[str, Any]], tmp_path: Path):
+    """Its rate is logged, it is evaluated as at its last rate, and a resumed run is the uninterrupted one."""
+    scheduled = "masking.rate={start: 0.6, end: 0.3, schedule: linear}"
+    options = ("data.depth=3", "trainer.max_steps=7", "trainer.accumulate_grad_batches=2", f"callbacks.at._target_={AT}")
+    whole, cut, constant = (
+        toy(f"output_dir={tmp_path / name}", *options, rate)
+        for name, rate in (("whole", scheduled), ("cut", scheduled), ("constant", "masking.rate=0.3"))
+    )
+    summary = train(whole)
+    rates = curves(Run.find(whole))["train/mask_rate"]
+    assert [step for step, _ in rates] == list(range(1, 8))
+    assert [rate for _, rate in rates] == pytest.approx([0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3])
+
+    plain = train(constant)
+    assert plain["val/oracle_loss"] == summary["val/oracle_loss"]  # a matter of the masks alone
+    assert plain["val/loss"] != summary["val/loss"]
+    assert "train/mask_rate" not in curves(Run.find(constant))
+
+    At.set(("train", 3, 0), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(cut)
+    train(cut)
+    assert_equal_runs(whole, cut)
 
 
 # --- shares --------------------------------------------------------------------------------------------------------------

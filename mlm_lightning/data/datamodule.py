@@ -8,7 +8,8 @@ Training reads one endless stream of rows, the epochs' orders one after the othe
     batch 0  batch 1  batch 2                  a micro-batch of `ranks x batch_size` rows; rank r takes its r-th part
 
 So no batch is ever short, `k` accumulated micro-batches or `n` ranks see the rows of one large batch, and a resumed run starts
-at batch `steps done x accumulation` without reading what came before.
+at batch `steps done x accumulation` without reading what came before. The optimizer step of a batch, which a scheduled mask
+rate depends on, is known by its number, too: micro-batch j belongs to step `j // accumulation`.
 """
 
 import signal
@@ -27,8 +28,16 @@ from mlm_lightning.masking import Masking
 from mlm_lightning.randomness import Stream, generator, key
 
 
+def progress_of_run(step: int, total_steps: int) -> float:
+    """From 0, at a run's first optimizer step (step 0), to 1, at its last; a run of a single step is at its end."""
+    return min(1.0, step / (total_steps - 1)) if total_steps > 1 else 1.0
+
+
 class TrainBatches(Dataset[MLMBatch]):
-    """Batch j of a rank's stream. `rows_per_epoch` (null: all) cuts each epoch's order short."""
+    """Batch j of a rank's stream. `rows_per_epoch` (null: all) cuts each epoch's order short.
+
+    The run makes `total_steps` optimizer steps of `accumulate_grad_batches` batches each.
+    """
 
     def __init__(
         self,
@@ -39,16 +48,20 @@ class TrainBatches(Dataset[MLMBatch]):
         rank: int = 0,
         world_size: int = 1,
         rows_per_epoch: int | None = None,
+        accumulate_grad_batches: int = 1,
+        total_steps: int = 1,
     ) -> None:
         self.rows, self.mask, self.batch_size, self.seed = rows, mask, batch_size, seed
         self.rank, self.world_size = rank, world_size
+        self.accumulate_grad_batches, self.total_steps = accumulate_grad_batches, total_steps
         self.rows_per_epoch = rows_per_epoch or len(rows)
         # the two newest orders: a batch spans two epochs at most, unless the epoch is shorter than a batch
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, index: int) -> MLMBatch:
         row_ids_B, epochs_B = self.row_ids(index)
-        return _masked(self.rows, row_ids_B, self.mask, epochs_B)
+        progress = progress_of_run(index // self.accumulate_grad_batches, self.total_steps)
+        return _masked(self.rows, row_ids_B, self.mask, epochs_B, progress)
 
     def row_ids(self, index: int) -> tuple[Tensor, Tensor]:
         """The rows of batch `index`, and for each the epoch that it belongs to."""
@@ -149,6 +162,8 @@ class MLMDataModule(L.LightningDataModule):
             rank,
             world_size,
             self.rows_per_epoch,
+            self.accumulate_grad_batches,
+            self.total_steps or 1,
         )
 
     def eval_batches(self, split: Split, condition: tuple[str, ...], rank: int = 0, world_size: int = 1) -> EvalBatches:
@@ -184,17 +199,30 @@ class _Mask:
         self.masking, self.vocab, self.key = masking, source.vocab, mask_key
 
     def __call__(
-        self, tokens_BL: Tensor, row_ids_B: Tensor, epochs_B: Tensor | None, attention_mask_BL: Tensor | None
+        self,
+        tokens_BL: Tensor,
+        row_ids_B: Tensor,
+        epochs_B: Tensor | None,
+        attention_mask_BL: Tensor | None,
+        progress: float,
     ) -> MLMBatch:
         return self.masking(
-            tokens_BL, row_ids_B, vocab=self.vocab, key=self.key, epochs_B=epochs_B, attention_mask_BL=attention_mask_BL
+            tokens_BL,
+            row_ids_B,
+            vocab=self.vocab,
+            key=self.key,
+            epochs_B=epochs_B,
+            attention_mask_BL=attention_mask_BL,
+            progress=progress,
         )
 
 
-def _masked(rows: Rows, row_ids_B: Tensor, mask: Callable[..., MLMBatch], epochs_B: Tensor | None = None) -> MLMBatch:
+def _masked(
+    rows: Rows, row_ids_B: Tensor, mask: Callable[..., MLMBatch], epochs_B: Tensor | None = None, progress: float = 1.0
+) -> MLMBatch:
     read = rows[row_ids_B.clamp(min=0)]  # a PADDING_ROW has the tokens of row 0, and no labels
     tokens_BL, attention_mask_BL = read if isinstance(read, tuple) else (read, None)
-    return mask(tokens_BL, row_ids_B, epochs_B, attention_mask_BL)
+    return mask(tokens_BL, row_ids_B, epochs_B, attention_mask_BL, progress)
 
 
 def _loader(batches: Dataset[MLMBatch], sampler: BatchRange, num_workers: int) -> DataLoader[MLMBatch]:

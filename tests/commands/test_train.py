@@ -96,6 +96,8 @@ def test_identity_ignores_what_does_not_decide_the_result(toy: Toy) -> None:
     assert identity(toy("name=x", "data.num_workers=2", "trainer.devices=2", "trainer.strategy=ddp", "resume=never")) == base
     for change in ("seed=1", "optim.lr=2e-3", "data.batch_size=32", "masking.rate=0.2", "data.seed=1", "eval.seed=1"):
         assert identity(toy(change)) != base
+    schedules = [f"masking.rate={{start: 0.3, end: 0.15, schedule: {shape}}}" for shape in ("linear", "cosine")]
+    assert len({base, *(identity(toy(each)) for each in schedules)}) == 3
 
 
 def test_slugs_are_readable_short_and_of_what_decides() -> None:

@@ -1,9 +1,19 @@
+from collections.abc import Iterable
+
 import pytest
 import torch
 from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
-from mlm_lightning.data.datamodule import BatchRange, EvalBatches, MLMDataModule, TrainBatches, _loader
+from mlm_lightning.data.datamodule import (
+    BatchRange,
+    EvalBatches,
+    MLMDataModule,
+    TrainBatches,
+    _loader,
+    _Mask,
+    progress_of_run,
+)
 from mlm_lightning.data.source import Source
 from mlm_lightning.masking import Bernoulli
 
@@ -124,6 +134,48 @@ def test_a_loader_that_starts_late_counts_the_batches_before() -> None:
     sampler = BatchRange(3, 10)
     assert len(sampler) == 10
     assert list(sampler) == [3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "expected"), [(1, [1.0]), (2, [0.0, 1.0]), (5, [0.0, 0.25, 0.5, 0.75, 1.0]), (3, [0.0, 0.5, 1.0, 1.0])]
+)
+def test_progress_goes_from_the_first_step_to_the_last(total_steps: int, expected: list[float]) -> None:
+    assert [progress_of_run(step, total_steps) for step in range(len(expected))] == expected
+
+
+def scheduled(batch_size: int, accumulation: int, rank: int = 0, world_size: int = 1) -> TrainBatches:
+    """Ten optimizer steps of 16 rows."""
+    source, masking = Counted(50), Bernoulli(rate={"start": 0.9, "end": 0.2, "schedule": "cosine"})
+    mask = _Mask(masking, source, mask_key=3)
+    return TrainBatches(source.rows("train"), mask, batch_size, 0, rank, world_size, None, accumulation, total_steps=10)
+
+
+def labels_of_steps(batches: Iterable[MLMBatch]) -> Tensor:
+    """The labels of all rows, one after the other, by steps: (10, 16, L)."""
+    return torch.cat([batch.labels_BL for batch in batches]).unflatten(0, (10, 16))
+
+
+def test_a_scheduled_rate_belongs_to_the_optimizer_step() -> None:
+    reference = labels_of_steps(scheduled(16, 1)[step] for step in range(10))
+    rate = [float((labels != IGNORE_INDEX).double().mean()) for labels in reference]
+    assert rate[0] > 0.8 > 0.6 > rate[5] > 0.4 > rate[9]
+    for batch_size, accumulation in ((4, 4), (8, 2), (1, 16)):
+        train = scheduled(batch_size, accumulation)
+        assert torch.equal(labels_of_steps(train[j] for j in range(10 * accumulation)), reference)
+    ranks = [scheduled(4, 2, rank, world_size=2) for rank in range(2)]
+    assert torch.equal(labels_of_steps(ranks[j % 2][j // 2] for j in range(40)), reference)
+    for workers in (0, 2):  # also of a run that goes on after step 3
+        loader = _loader(scheduled(8, 2), BatchRange(6, 20), workers)
+        assert torch.equal(torch.cat([batch.labels_BL for batch in loader]), reference[3:].flatten(0, 1))
+
+
+def test_the_datamodule_knows_the_optimizer_step_of_a_batch() -> None:
+    masking = Bernoulli(rate={"start": 1.0, "end": 1e-6, "schedule": "linear"})
+    for total_steps, accumulation, expected in ((1, 2, [1, 1]), (2, 3, [8, 8, 8, 1, 1, 1]), (None, 1, [1, 1])):
+        module = MLMDataModule(Counted(), masking, {}, 4, seed=0, accumulate_grad_batches=accumulation, total_steps=total_steps)
+        train = module.train_batches()
+        counts = [(train[j].labels_BL != IGNORE_INDEX).sum(dim=1) for j in range(len(expected))]
+        assert [count.tolist() for count in counts] == [[each] * 4 for each in expected]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
