@@ -117,6 +117,10 @@ NOT_CSV = "row(s) skipped that are not valid CSV"
 class Documents(Protocol):
     """The documents of one origin. Travels to worker processes as names of files."""
 
+    def content(self) -> str | None:
+        """What tells this content from another that has the same names; None where the cache's fingerprint does."""
+        ...
+
     def shards(self) -> list[Any]:
         """All of it, in order. The same input gives the same shards."""
         ...
@@ -192,6 +196,9 @@ class FileDocuments:
         self.text_column = text_column
         self.txt_documents = txt_documents
         self.key = key
+
+    def content(self) -> None:
+        """The bytes of files are part of the fingerprint."""
 
     def shards(self) -> list[tuple[Segment, ...]]:
         shards: list[list[Segment]] = [[]]

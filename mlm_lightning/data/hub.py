@@ -29,6 +29,9 @@ class HubDocuments:
             raise ValueError(f"data.text_column={text_column}: the column of {name} holds {dtype}, not strings")
         self._row_bytes = max(1, dataset.select_columns([text_column]).data.nbytes // max(1, len(dataset)))
 
+    def content(self) -> str:
+        return str(self.dataset._fingerprint)
+
     def shards(self) -> list[np.ndarray]:
         return self._shards_of(np.arange(len(self.dataset)))
 

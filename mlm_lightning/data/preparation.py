@@ -18,11 +18,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlm_lightning.data import documents as documents_
 from mlm_lightning.data import tokenizer as tokenizers_
 from mlm_lightning.data.documents import EMPTY, UNUSED, Documents, Problems
 from mlm_lightning.data.shards import END_DTYPE, HASH_DTYPE, Task, Work, count, count_characters, tokenise
@@ -70,6 +72,7 @@ class Preparation:
 
     def run(self) -> dict[str, Any]:
         """What meta.json says of the files."""
+        self._begin()
         counts = self._count()
         numbers, copies = self._choose(counts)
         tasks = self._tasks(numbers, counts)
@@ -92,6 +95,17 @@ class Preparation:
             "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
             "warnings": self.warnings,
         }
+
+    def _begin(self) -> None:
+        """Keeps what lies in the work folder if it was made in the same way: the same shards, the same choice of documents."""
+        note = self.work / "plan.json"
+        packages = {name: version(name) for name in ("mlm-lightning", "numpy", "tokenizers")}
+        contents = {origin: documents.content() for origin, documents in self.recipe.documents.items()}
+        plan = json.dumps({"packages": packages, "shard_bytes": documents_.SHARD_BYTES, "contents": contents}).encode()
+        if not note.exists() or note.read_bytes() != plan:
+            for path in self.work.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            write_atomically(note, plan)
 
     # -- count and choose ------------------------------------------------------------------------------------------------
 
@@ -288,6 +302,7 @@ class Preparation:
 
 def delete_scratch(work: Path) -> None:
     """What is of no use once the cache is complete."""
+    (work / "plan.json").unlink(missing_ok=True)
     for name in ("count", "characters", "tokens", "training", "trained"):
         shutil.rmtree(work / name, ignore_errors=True)
 

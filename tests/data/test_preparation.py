@@ -140,6 +140,23 @@ def test_stopped_at_every_step_it_goes_on_and_repeats_little(corpus, expected, s
     assert not list(source.cache_dir.glob(".*.work"))
 
 
+def test_what_was_done_in_another_way_is_done_again(corpus, expected, small_shards, monkeypatch):
+    """Another version may cut other shards."""
+    source = source_of(corpus)
+
+    def stop(step: str, done: int, total: int) -> None:
+        if step == "tokenising" and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        source.prepare(stop, Local(1))
+    monkeypatch.setattr(documents_module, "SHARD_BYTES", 5_000)
+    done_before: dict[str, int] = {}
+    source.prepare(lambda step, done, total: done_before.setdefault(step, done), Local(1))
+    assert done_before == {"reading": 0, "tokenising": 0}
+    assert content(source) == expected
+
+
 @pytest.mark.parametrize("deduplicate", [False, True])
 def test_copies(tmp_path, paragraphs, small_shards, deduplicate):
     """Of equal documents the first stays, those held out coming first; without deduplication they are counted."""
