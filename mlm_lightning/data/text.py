@@ -47,8 +47,10 @@ from mlm_lightning.data.documents import (
     find_files,
     open_hub,
 )
+from mlm_lightning.data.encoder import Encoder
 from mlm_lightning.data.source import SPLITS, Source, Split
-from mlm_lightning.data.tokenizer import TRAIN, Encoder, load_tokenizer
+from mlm_lightning.data.tokenizer import TRAIN, load_tokenizer
+from mlm_lightning.data.tokenizer_training import train_tokenizer
 from mlm_lightning.files import UNWRITABLE
 
 __all__ = ["TextSource", "TokenRows", "choose_documents", "load_tokenizer"]
@@ -499,7 +501,7 @@ class _Builder:
             alphabet.update(text)
         texts = self._reported("training the tokenizer", documents.texts(numbers), len(numbers))
         assert source.vocab_size is not None
-        return tokenizers_.train_tokenizer(texts, source.vocab_size, alphabet)
+        return train_tokenizer(texts, source.vocab_size, alphabet)
 
     def _write_splits(
         self, numbers: dict[Split, np.ndarray], encoder: Encoder, unk_id: int | None
