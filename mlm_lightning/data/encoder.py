@@ -251,8 +251,8 @@ def _wordpiece(tokenizer: dict) -> _Kind | None:
 
 
 def _byte_level(tokenizer: dict) -> _Kind | None:
-    """GPT-2's and RoBERTa's BPE: its pattern never lets a match go on from a word into white space. Not with `add_prefix_space`,
-    which would add one before a word that follows a newline, too."""
+    """GPT-2's and RoBERTa's BPE: its pattern never lets a match go on from a word into white space. Not with
+    `add_prefix_space`, which would add one before a word that follows a newline, too."""
     model, normalizer, pre_tokenizer = tokenizer["model"], tokenizer["normalizer"], tokenizer["pre_tokenizer"] or {"type": None}
     if not (
         model["type"] == "BPE"

@@ -98,7 +98,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, alphabet: Counter[str]) ->
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(_SENTENCE_TOKENS),
+        special_tokens=[*_SENTENCE_TOKENS[:-1], _mask_token()],
         initial_alphabet=byte_alphabet,
         show_progress=False,
     )
@@ -183,9 +183,15 @@ def _in_alphabet(counts: Counter[str]) -> Counter[str]:
     return cut
 
 
-def _sentence_tokenizer(tokenizer: Any) -> Any:
-    """With the special tokens' roles as RoBERTa and XLM-R have them; <mask> stands for a word with the space before it."""
+def _mask_token() -> Any:
+    """<mask> stands for a word with the space before it."""
     from tokenizers import AddedToken
+
+    return AddedToken(_SENTENCE_TOKENS[-1], lstrip=True, special=True, normalized=False)
+
+
+def _sentence_tokenizer(tokenizer: Any) -> Any:
+    """With the special tokens' roles as RoBERTa and XLM-R have them."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -197,7 +203,7 @@ def _sentence_tokenizer(tokenizer: Any) -> Any:
         sep_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        mask_token=AddedToken("<mask>", lstrip=True, special=True, normalized=False),
+        mask_token=_mask_token(),
     )
 
 

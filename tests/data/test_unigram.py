@@ -16,10 +16,7 @@ def segmentations(word: str, pieces: dict[str, float]) -> list[tuple[str, ...]]:
     if not word:
         return [()]
     return [
-        (word[:n], *rest)
-        for n in range(1, len(word) + 1)
-        if word[:n] in pieces
-        for rest in segmentations(word[n:], pieces)
+        (word[:n], *rest) for n in range(1, len(word) + 1) if word[:n] in pieces for rest in segmentations(word[n:], pieces)
     ]
 
 
@@ -30,9 +27,7 @@ def likelihood(word: str, pieces: dict[str, float]) -> float:
 def of(words: dict[str, int]) -> tuple["unigram._Corpus", "unigram._Substrings", list[str]]:
     corpus = unigram._Corpus.of(words)
     substrings = unigram._Substrings.of(corpus, num_pieces=1000)
-    names = [
-        corpus.text[place : place + length] for place, length in zip(substrings.places, substrings.lengths, strict=True)
-    ]
+    names = [corpus.text[place : place + length] for place, length in zip(substrings.places, substrings.lengths, strict=True)]
     return corpus, substrings, names
 
 
@@ -51,7 +46,9 @@ class TestSubstrings:
         corpus = unigram._Corpus.of(WORDS)
         every = unigram._Substrings.of(corpus, num_pieces=1000)
         few = every._best(10)
-        best = sorted(every.counts[every.lengths > 1] * every.lengths[every.lengths > 1])[::-1][: 10 - (every.lengths == 1).sum()]
+        best = sorted(every.counts[every.lengths > 1] * every.lengths[every.lengths > 1])[::-1][
+            : 10 - (every.lengths == 1).sum()
+        ]
         assert sorted(few.counts[few.lengths > 1] * few.lengths[few.lengths > 1])[::-1] == best
         assert (few.lengths == 1).sum() == (every.lengths == 1).sum() == len(set("".join(WORDS)))
 
