@@ -27,9 +27,11 @@ import numpy as np
 from mlm_lightning.data import documents as documents_
 from mlm_lightning.data import tokenizer as tokenizers_
 from mlm_lightning.data.documents import EMPTY, UNUSED, Documents, Problems
+from mlm_lightning.data.encoder import Encoder
 from mlm_lightning.data.shards import END_DTYPE, HASH_DTYPE, Task, Work, count, count_characters, tokenise
 from mlm_lightning.data.splits import SPLITS, Split
-from mlm_lightning.data.tokenizer import TRAIN, Encoder
+from mlm_lightning.data.tokenizer import TRAIN
+from mlm_lightning.data.tokenizer_training import train_tokenizer
 from mlm_lightning.data.workers import Function, Workers
 from mlm_lightning.files import write_atomically
 
@@ -59,6 +61,7 @@ class Recipe:
     deduplicate: bool
     tokenizer: str
     vocab_size: int | None
+    tokenizer_algorithm: str
 
 
 class Preparation:
@@ -76,11 +79,12 @@ class Preparation:
         counts = self._count()
         numbers, copies = self._choose(counts)
         tasks = self._tasks(numbers, counts)
-        tokenizer, own = self._tokenizer(tasks)
+        tokenizer = self._tokenizer(tasks)
         _save(tokenizer, self.work / "tokenizer")
         vocab = tokenizers_.read_vocab(tokenizer)
         tokenizers_.save_vocab(vocab, self.work / "vocab.json")
-        if own and (cased := tokenizers_.cased_tokens(vocab)):
+        is_bare = self.recipe.tokenizer != TRAIN and tokenizers_.vocabulary_file(self.recipe.tokenizer) is not None
+        if is_bare and (cased := tokenizers_.cased_tokens(vocab)):
             self.warnings.append(
                 f"data.tokenizer={self.recipe.tokenizer}: {cased:,} tokens of the vocabulary have capital letters, but a "
                 "bare vocab.txt is read as uncased; give the folder of a cased tokenizer instead"
@@ -90,7 +94,7 @@ class Preparation:
         splits = self._tokenise(tasks, Work(self.recipe.documents, encoder, tokenizer.unk_token_id), dtype)
         return {
             "dtype": dtype.name,
-            "own_tokenizer": own,
+            "own_tokenizer": is_bare or self.recipe.tokenizer == TRAIN,
             "suffix": encoder.suffix,
             "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
             "warnings": self.warnings,
@@ -225,11 +229,9 @@ class Preparation:
 
     # -- the tokenizer ---------------------------------------------------------------------------------------------------
 
-    def _tokenizer(self, tasks: list[Task]) -> tuple[Any, bool]:
-        """And whether it is our own, not that of a published model."""
-        recipe = self.recipe
-        if recipe.tokenizer != TRAIN:
-            return tokenizers_.open_tokenizer(recipe.tokenizer), tokenizers_.vocabulary_file(recipe.tokenizer) is not None
+    def _tokenizer(self, tasks: list[Task]) -> Any:
+        if self.recipe.tokenizer != TRAIN:
+            return tokenizers_.open_tokenizer(self.recipe.tokenizer)
         trained = self.work / "trained"
         if not trained.exists():
             tokenizer = self._train_tokenizer([task for task in tasks if np.any(task.split_D == SPLITS.index("train"))])
@@ -237,16 +239,17 @@ class Preparation:
             shutil.rmtree(unfinished, ignore_errors=True)
             _save(tokenizer, unfinished)
             unfinished.rename(trained)
-        return tokenizers_.load_tokenizer(trained), True
+        return tokenizers_.load_tokenizer(trained)
 
     def _train_tokenizer(self, tasks: list[Task]) -> Any:
-        counting = [Task(t.origin, t.shard, self.work / "characters" / t.output.name, t.split_D) for t in tasks]
-        self._run("counting characters", count_characters, Work(self.recipe.documents), counting)
         alphabet: Counter[str] = Counter()
-        for task in counting:
-            alphabet.update(_result(task)["characters"])
+        if self.recipe.tokenizer_algorithm == "wordpiece":  # the others need none
+            counting = [Task(t.origin, t.shard, self.work / "characters" / t.output.name, t.split_D) for t in tasks]
+            self._run("counting characters", count_characters, Work(self.recipe.documents), counting)
+            for task in counting:
+                alphabet.update(_result(task)["characters"])
         assert self.recipe.vocab_size is not None
-        return tokenizers_.train_tokenizer(self._training_texts(tasks), self.recipe.vocab_size, alphabet)
+        return train_tokenizer(self._training_texts(tasks), self.recipe.vocab_size, alphabet, self.recipe.tokenizer_algorithm)
 
     def _training_texts(self, tasks: list[Task]) -> Iterator[str]:
         done, total = 0, self._size(tasks)

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlm_lightning.data.documents import Documents, Problems
+from mlm_lightning.data.encoder import Encoder
 from mlm_lightning.data.splits import SPLITS, Split
-from mlm_lightning.data.tokenizer import Encoder
 
 END_DTYPE = np.dtype("<i8")
 HASH_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])

@@ -31,6 +31,7 @@ from mlm_lightning.data.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.data.token_cache import TokenCache
 from mlm_lightning.data.tokenizer import TRAIN, load_tokenizer
+from mlm_lightning.data.tokenizer_training import ALGORITHMS
 from mlm_lightning.data.workers import Local, Workers
 from mlm_lightning.files import UNWRITABLE, write_atomically
 
@@ -62,7 +63,8 @@ class TextSource(Source):
       neighbours stay neighbours where a document is a line.
     - Sizes count documents: null all, a float between 0 and 1 a share, an int a number.
     - `tokenizer`: a hub name, a folder, a bare vocab.txt (uncased WordPiece) or `train`: one of `vocab_size` tokens is trained
-      on the training documents.
+      on the training documents, as `tokenizer_algorithm` says: `wordpiece` (BERT's), `bpe` (RoBERTa's) or `unigram`
+      (XLM-R's), each with the special tokens of those models.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class TextSource(Source):
         text_column: str = "text",
         txt_documents: str = "line",
         vocab_size: int | None = None,
+        tokenizer_algorithm: str = "wordpiece",
         chunk_size: int = 128,
         packing: str = "chunk",
         stride: int | None = None,
@@ -100,7 +103,7 @@ class TextSource(Source):
         self.text_column = text_column
         self.txt_documents = txt_documents
         self.tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
-        self.vocab_size = vocab_size
+        self.vocab_size, self.tokenizer_algorithm = vocab_size, tokenizer_algorithm
         self.chunk_size, self.packing, self.stride = chunk_size, packing, stride
         self.train_size, self.val_size, self.test_size = train_size, val_size, test_size
         self.deduplicate = deduplicate
@@ -221,7 +224,7 @@ class TextSource(Source):
 
     def tokenizer_keys(self) -> dict[str, Any]:
         """The keys that give another source the tokens of this one."""
-        return {"tokenizer": str(self.cache_folder / "tokenizer"), "vocab_size": None}
+        return {"tokenizer": str(self.cache_folder / "tokenizer"), "vocab_size": None, "tokenizer_algorithm": "wordpiece"}
 
     def save_tokenizer(self, folder: str | Path) -> None:
         """Writes a folder that `load_tokenizer` and `AutoTokenizer.from_pretrained` open; imports neither's library."""
@@ -287,6 +290,12 @@ class TextSource(Source):
             raise ValueError(
                 f"data.vocab_size={self.vocab_size}: goes with data.tokenizer=train only; set data.vocab_size=null"
             )
+        if self.tokenizer_algorithm not in ALGORITHMS:
+            raise ValueError(f"data.tokenizer_algorithm={self.tokenizer_algorithm}: must be one of {', '.join(ALGORITHMS)}")
+        if self.tokenizer != TRAIN and self.tokenizer_algorithm != "wordpiece":
+            raise ValueError(
+                f"data.tokenizer_algorithm={self.tokenizer_algorithm}: goes with data.tokenizer=train only; leave it out"
+            )
         if self.vocab_size is not None:
             _check_int("vocab_size", self.vocab_size, at_least=len(tokenizers_.SPECIAL_TOKENS) + 1)
 
@@ -337,6 +346,7 @@ class TextSource(Source):
             "txt_documents": self.txt_documents,
             "tokenizer": self._named_digests(tokenizer_files, "data.tokenizer") or self.tokenizer,
             "vocab_size": self.vocab_size,
+            "tokenizer_algorithm": self.tokenizer_algorithm if self.tokenizer == TRAIN else None,
             "sizes": [self.train_size, self.val_size, self.test_size],
             "deduplicate": self.deduplicate,
             "seed": self.seed,
@@ -414,6 +424,7 @@ class TextSource(Source):
             deduplicate=self.deduplicate,
             tokenizer=self.tokenizer,
             vocab_size=self.vocab_size,
+            tokenizer_algorithm=self.tokenizer_algorithm,
         )
 
     # -- messages --------------------------------------------------------------------------------------------------------

@@ -392,6 +392,21 @@ class TestTokenizer:
         assert torch.equal(all_rows(source), tutorial_chunks(documents[:200], opened, 32))
         assert prepared(path=path, val_path=val_path, tokenizer=str(tmp_path / "tokenizer")).vocab == source.vocab
 
+    @pytest.mark.parametrize(
+        ("algorithm", "special"), [("bpe", ["<s>", "</s>", "<mask>"]), ("unigram", ["<s>", "</s>", "<mask>"])]
+    )
+    def test_other_algorithms(self, documents, tmp_path, algorithm, special):
+        path = write_jsonl(tmp_path / "a.jsonl", documents)
+        settings = {"tokenizer": "train", "vocab_size": 500, "tokenizer_algorithm": algorithm, "val_size": 0}
+        source = prepared(path=path, **settings)
+        assert source.warnings == []
+        source.save_tokenizer(tmp_path / "tokenizer")
+        opened = load_tokenizer(tmp_path / "tokenizer")
+        assert [opened.cls_token, opened.sep_token, opened.mask_token] == special
+        assert torch.equal(all_rows(source), tutorial_chunks(documents, opened, 32))
+        assert any(source.vocab.continues_word)
+        assert source.vocab.tokens[source.vocab.mask_id] == "<mask>"
+
     def test_a_cased_vocabulary_is_reported(self, lines, tmp_path):
         (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nThe\nthe\n[unusedA]\n")
         [warning] = prepared(path=str(lines), tokenizer=str(tmp_path / "vocab.txt")).warnings
@@ -553,6 +568,11 @@ class TestMistakes:
             ({"test_size": "many"}, "data.test_size=many"),
             ({"tokenizer": "train"}, "data.vocab_size=null: data.tokenizer=train needs"),
             ({"tokenizer": "train", "vocab_size": 5}, "data.vocab_size=5: must be an integer of at least 6"),
+            ({"tokenizer_algorithm": "bpe"}, "data.tokenizer_algorithm=bpe: goes with data.tokenizer=train only"),
+            (
+                {"tokenizer": "train", "vocab_size": 100, "tokenizer_algorithm": "bytes"},
+                "data.tokenizer_algorithm=bytes: must be one of wordpiece, bpe, unigram",
+            ),
             ({"vocab_size": 100}, "data.vocab_size=100: goes with data.tokenizer=train only"),
             ({"tokenizer": "./none"}, "data.tokenizer=./none: there is no such file or folder"),
             ({"tokenizer": "none.txt"}, "data.tokenizer=none.txt: there is no such file or folder"),
