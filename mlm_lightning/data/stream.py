@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -38,8 +39,8 @@ __all__ = ["StreamError", "StreamRows", "StreamedDocuments"]
 
 log = logging.getLogger(__name__)
 
-GROUP = 256
-"""Documents that are read, and encoded, together."""
+GROUP = 512
+"""Documents that are read, and encoded, together: a reader begins at the first of them."""
 
 WAITS = (1.0, 10.0, 60.0)
 """Seconds before each further attempt to read on; `datasets` itself has tried for minutes before the first."""
@@ -64,6 +65,14 @@ class Encodes(Protocol):
         ...
 
 
+class Group(NamedTuple):
+    """Consecutive documents, and the state of the dataset after them."""
+
+    num_documents: int
+    texts: Iterator[str]
+    after: dict[str, Any]
+
+
 class StreamedDocuments:
     """The documents of a split of a `datasets.IterableDataset` (`load_dataset(…, streaming=True)[split]`): its rows in their
     own order, empty ones included. `name` is what messages call it: `data.dataset=NAME`."""
@@ -76,31 +85,21 @@ class StreamedDocuments:
             self._check_column({column: getattr(kind, "dtype", kind) for column, kind in dataset.features.items()})
 
     def first(self, count: int) -> Iterator[str]:
-        """The first `count` documents, "" for an empty one: what is set aside for validation where the stream has no split of
-        its own for that. Raises StreamError where there are no more than that, which leaves none to train on."""
-        number = 0
-        for texts, _ in self.groups():
-            for text in texts:
-                if number == count:
-                    return
-                yield text
-                number += 1
-        raise StreamError(
-            f"data.val_size={count}: data.dataset={self.name} has {number:,} documents in all, which leaves none for training; "
-            "lower it"
-        )
+        """The first `count` documents, as far as there are so many, "" for an empty one: what is set aside for validation where
+        the stream has no split of its own for that."""
+        return islice(chain.from_iterable(group.texts for group in self.groups()), count)
 
-    def groups(self, state: dict[str, Any] | None = None) -> Iterator[tuple[list[str], dict[str, Any]]]:
-        """The documents of one pass in groups, each with the state after it: given that state, the groups after it follow.
+    def groups(self, state: dict[str, Any] | None = None) -> Iterator[Group]:
+        """The documents of one pass in groups; with the state after one of them, the groups that follow it.
 
         A connection that breaks is taken up where it was. Raises StreamError where that does not help.
         """
         failures = 0
         while True:
             try:
-                for group, after in self._groups(state):
-                    failures, state = 0, after
-                    yield group, after
+                for group in self._groups(state):
+                    failures, state = 0, group.after
+                    yield group
                 return
             except StreamError:
                 raise
@@ -113,7 +112,7 @@ class StreamedDocuments:
                 time.sleep(WAITS[failures])
                 failures += 1
 
-    def _groups(self, state: dict[str, Any] | None) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    def _groups(self, state: dict[str, Any] | None) -> Iterator[Group]:
         dataset = copy.deepcopy(self.dataset)  # it keeps one position, that of its latest iterator
         if state is not None:
             dataset.load_state_dict(state)
@@ -121,8 +120,8 @@ class StreamedDocuments:
         for table in dataset.iter(GROUP):
             if self.dataset.features is None:
                 self._check_column({field.name: str(field.type) for field in table.schema})
-            texts = table[self.text_column].to_pylist()
-            yield [text or "" for text in texts], dataset.state_dict()
+            texts = (value.as_py() or "" for value in table[self.text_column])
+            yield Group(len(table), texts, dataset.state_dict())
 
     def _check_column(self, types: dict[str, Any]) -> None:
         if self.text_column not in types:
@@ -198,18 +197,18 @@ class _Tokens:
     def _encoded(self, position: Position) -> Iterator[tuple[Position, np.ndarray]]:
         """All tokens from a position on in parts, each with the position of its first."""
         while True:
-            for texts, state in self.documents.groups(position.state):
-                count = 0
-                for tokens in self._encode(texts[max(0, self.held_out - position.documents) :]):
+            for group in self.documents.groups(position.state):
+                count, held_out = 0, max(0, self.held_out - position.documents)
+                for tokens in self._encode(islice(group.texts, held_out, None)):
                     yield replace(position, skip=max(position.skip, count)), tokens[max(0, position.skip - count) :]
                     count += len(tokens)
-                position = Position(state, position.documents + len(texts), position.tokens + count)
+                position = Position(group.after, position.documents + group.num_documents, position.tokens + count)
             log.info("data.dataset=%s: %d tokens were a whole pass", self.documents.name, position.tokens)
             if position.tokens < self.at_least:
                 raise StreamError(self._too_short(position))
             position = BEGINNING
 
-    def _encode(self, texts: list[str]) -> Iterator[np.ndarray]:
+    def _encode(self, texts: Iterator[str]) -> Iterator[np.ndarray]:
         filled = (text for text in texts if text and not text.isspace())
         return (part.tokens for part in self.encoder.encode(filled))
 
