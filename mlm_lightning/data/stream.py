@@ -120,8 +120,7 @@ class StreamedDocuments:
         for table in dataset.iter(GROUP):
             if self.dataset.features is None:
                 self._check_column({field.name: str(field.type) for field in table.schema})
-            texts = (value.as_py() or "" for value in table[self.text_column])
-            yield Group(len(table), texts, dataset.state_dict())
+            yield Group(len(table), map(_text, table[self.text_column]), dataset.state_dict())
 
     def _check_column(self, types: dict[str, Any]) -> None:
         if self.text_column not in types:
@@ -136,6 +135,14 @@ class StreamedDocuments:
             f"data.dataset={self.name}: cannot be read on ({_reason(error)}); check the connection and data.revision. The same "
             "command continues"
         )
+
+
+def _text(value: Any) -> str:
+    """Of an Arrow scalar."""
+    try:
+        return value.as_py() or ""
+    except UnicodeDecodeError:  # nobody has checked the bytes so far, and one of them is no reason to end a run
+        return value.as_buffer().to_pybytes().decode("utf-8", "replace")
 
 
 def _may_pass(error: Exception) -> bool:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import AT, At, assert_equal_runs, lines_without_times
+from helpers import AT, At, assert_equal_checkpoints, lines_without_times, timeless
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -316,6 +316,13 @@ def test_a_missing_column_and_one_of_numbers_are_errors(tmp_path: Path, texts: l
         next(opened(folder, "number").groups())
 
 
+def test_bytes_that_are_not_utf8_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    texts = pa.array([b"whole", b"br\xffken", "größe".encode()]).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "data" / "train.parquet")
+    assert list(opened(tmp_path / "data").first(3)) == ["whole", "br\ufffdken", "größe"]
+
+
 class Breaking:
     """A dataset whose connection breaks before a group, as often as `breaks` says for it."""
 
@@ -415,7 +422,9 @@ def streamed(toy: Toy, tmp_path: Path, folder: Path, index: Path) -> Toy:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("keep_index", [True, False])
-def test_a_resumed_run_is_the_uninterrupted_one(streamed: Toy, index: Path, num_workers: int, keep_index: bool) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(
+    streamed: Toy, index: Path, num_workers: int, keep_index: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     long = ("trainer.max_steps=60", "trainer.val_check_interval=17")  # 960 rows, more than a pass
     whole, cut = streamed("whole", *long), streamed("cut", *long, num_workers=num_workers)
     train(whole)
@@ -428,7 +437,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(streamed: Toy, index: Path, num_
             train(cut)
         assert len(entries(index)) > step * 16 // 20
     assert train(cut)["steps"] == 60
-    assert_equal_runs(whole, cut)
+    runs = [Run.find(whole), Run.find(cut)]
+    # not the curves: of parts that begin in one second TensorBoard takes the tenth for one before the ninth
+    assert timeless(runs[0].summary or {}) == timeless(runs[1].summary or {}) != {}
+    assert lines_without_times(runs[0]) == lines_without_times(runs[1])
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_equal_checkpoints(*(run.checkpoints / name for run in runs))
+    assert "is not what it was when its index was made" not in caplog.text
 
 
 def test_accumulation_and_ranks_see_the_rows_of_one_large_batch(tmp_path: Path, folder: Path, texts: list[str]) -> None:
