@@ -200,8 +200,32 @@ class TrainerSettings:
             native = _cpu_has_bf16()
         return "bf16-mixed" if native else "32-true"
 
-    def plan(self, num_rows: int, batch_size: int) -> "Plan":
-        """How long the run is, in optimizer steps, on `num_rows` training rows."""
+    def endless_problems(self) -> list[str]:
+        """What asks for epochs, of which training rows without an end have none: a line each."""
+        why = "the training rows have no end, and so no epochs"
+        found = []
+        if self.max_steps is None:
+            found.append(f"trainer.max_steps=null: {why}; give the number of optimizer steps, e.g. trainer.max_steps=10000")
+        if self.max_epochs is not None:
+            found.append(f"trainer.max_epochs={self.max_epochs}: {why}; set trainer.max_epochs=null, and trainer.max_steps")
+        if isinstance(self.val_check_interval, float):
+            found.append(
+                f"trainer.val_check_interval={self.val_check_interval}: {why}; give a number of optimizer steps, or null to "
+                "validate at the end alone"
+            )
+        if self.limit_train_batches not in (None, 1.0) or isinstance(self.limit_train_batches, int):
+            found.append(
+                f"trainer.limit_train_batches={self.limit_train_batches}: {why}; set trainer.limit_train_batches=1.0, and "
+                "trainer.max_steps"
+            )
+        return found
+
+    def plan(self, num_rows: int | None, batch_size: int) -> "Plan":
+        """How long the run is, in optimizer steps, on `num_rows` training rows (None: they have no end)."""
+        if num_rows is None:
+            assert not self.endless_problems()
+            assert self.max_steps is not None
+            return Plan(self.max_steps, math.inf, float(self.val_check_interval or math.inf), None)
         micro_batch = batch_size * self.world_size()
         limit = self.limit_train_batches
         if limit is None:
@@ -223,12 +247,12 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's length. An epoch ends where its rows end, also in the middle of an optimizer step."""
+    """A run's length. An epoch ends where its rows end, also in the middle of an optimizer step; endless rows have none."""
 
     total_steps: int
     steps_per_epoch: float
     validate_every: float
-    rows_per_epoch: int
+    rows_per_epoch: int | None
 
 
 def _cpu_has_bf16() -> bool:
@@ -262,9 +286,11 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
         found += _check_keys("data", {k: v for k, v in data.items() if k in _LOADER_KEYS}, _LOADER_KEYS, "data")
     found += _check_values(config, _TOP_LEVEL, _check_names) + _check_values(data, _LOADER_KEYS, _check_sizes)
     found += _check_values(nodes.get("eval", {}), _EVAL_KEYS, _check_eval)
-    found += _check_signature("trainer", nodes.get("trainer", {}), TrainerSettings) or _attempt(
-        "trainer", lambda: TrainerSettings(**nodes.get("trainer", {}))
+    trainer = nodes.get("trainer", {})
+    wrong_trainer = _check_signature("trainer", trainer, TrainerSettings) or _attempt(
+        "trainer", lambda: TrainerSettings(**trainer)
     )
+    found += wrong_trainer
     objects: list[tuple[str, Config, Any]] = [
         ("data", {k: v for k, v in data.items() if k not in _LOADER_KEYS}, Source),
         ("masking", nodes.get("masking", {}), Masking),
@@ -283,6 +309,8 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
             found += checked[key]
     if "eval" in nodes and not checked["data"] and not any(problem.startswith("eval.data") for problem in found):
         found += _check_further(nodes, trusted)
+    if not checked["data"] and not wrong_trainer and build_source(nodes).endless:
+        found += _check_endless(nodes)
     if not checked["data"] and not checked["model"]:
         further = {}
         if "eval" in nodes and not any(problem.startswith("eval.data") for problem in found):
@@ -295,6 +323,16 @@ def problems(config: Config, trusted: bool = True) -> list[str]:
     ):
         found += _attempt("eval", lambda: build_eval_maskings(config))
     return list(dict.fromkeys(found))
+
+
+def _check_endless(nodes: Config) -> list[str]:
+    """What asks for epochs, where there are none."""
+    found = TrainerSettings(**nodes.get("trainer", {})).endless_problems()
+    for name, node in nodes.get("callbacks", {}).items():
+        if node and (epochs := node.get("every_n_epochs")) is not None:
+            key = f"callbacks.{name}.every_n_epochs"
+            found.append(f"{key}={epochs}: the training rows have no end, and so no epochs; set {key}=null")
+    return found
 
 
 def _cheap_builds(nodes: Config) -> dict[str, Callable[[], object]]:

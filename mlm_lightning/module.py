@@ -238,12 +238,13 @@ class MLMModule(L.LightningModule):
         loss_sum, predicted, tokens = self._running.tolist()
         self._running[:2] = 0
         loss = loss_sum / max(1.0, predicted)
+        epoch = {"train/epoch": step / self.steps_per_epoch} if math.isfinite(self.steps_per_epoch) else {}
         metrics = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/grad_norm": gradient_norm,
             "train/tokens": tokens,
-            "train/epoch": step / self.steps_per_epoch,
+            **epoch,
             "lr": optimizer.param_groups[0]["lr"],
         }
         if self._mask_rate is not None:

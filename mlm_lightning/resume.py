@@ -71,7 +71,7 @@ def _check_parent(parent: Position, record: dict[str, Any], config: Config, sour
 
 
 def _total_steps(config: Config, source: Source) -> int:
-    return TrainerSettings(**config["trainer"]).plan(len(source.rows("train")), config["data"]["batch_size"]).total_steps
+    return TrainerSettings(**config["trainer"]).plan(source.num_rows(), config["data"]["batch_size"]).total_steps
 
 
 def _check_ranks(position: Position, record: dict[str, Any], config: Config) -> None:

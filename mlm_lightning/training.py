@@ -105,7 +105,7 @@ def _is_first_rank() -> bool:
 def _assemble(run: Run, sources: Sources, from_parent: bool) -> tuple[MLMModule, MLMDataModule]:
     """The LightningModule and the LightningDataModule of a run."""
     config, settings, source = run.config, TrainerSettings(**run.config["trainer"]), sources.own
-    plan = settings.plan(len(source.rows("train")), config["data"]["batch_size"])
+    plan = settings.plan(source.num_rows(), config["data"]["batch_size"])
     eval_maskings = build_eval_maskings(config)
     with mistakes():
         model = build_model(config, source.vocab, source.seq_len)

@@ -9,9 +9,14 @@ Training reads one endless stream of rows, the epochs' orders one after the othe
 
 So no batch is ever short, `k` accumulated micro-batches or `n` ranks see the rows of one large batch, and a resumed run starts
 at batch `steps done x accumulation` without reading what came before. The optimizer step of a batch, which a scheduled mask
-rate depends on, is known by its number, too: micro-batch j belongs to step `j // accumulation`.
+rate depends on, is known by its number, too: micro-batch j belongs to step `j // accumulation`. Where the rows themselves have
+no end, blocks of `shuffle_buffer` consecutive rows take the place of the epochs:
+
+    order of block 0          order of block 1
+    1 3 0 5 4 2               8 6 11 9 10 7              …
 """
 
+import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
@@ -23,9 +28,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mlm_lightning.batch import PADDING_ROW, MLMBatch
-from mlm_lightning.data.source import SPLITS, Rows, Source, Split
+from mlm_lightning.data.source import SPLITS, EndlessRows, Rows, Source, Split
 from mlm_lightning.masking import Masking
 from mlm_lightning.randomness import Stream, generator, key
+
+log = logging.getLogger(__name__)
 
 
 def progress_of_run(step: int, total_steps: int) -> float:
@@ -34,14 +41,14 @@ def progress_of_run(step: int, total_steps: int) -> float:
 
 
 class TrainBatches(Dataset[MLMBatch]):
-    """Batch j of a rank's stream. `rows_per_epoch` (null: all) cuts each epoch's order short.
+    """Batch j of a rank's stream. `rows_per_epoch` (null: all) cuts each epoch's order short; endless rows have one epoch.
 
     The run makes `total_steps` optimizer steps of `accumulate_grad_batches` batches each.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows | EndlessRows,
         mask: Callable[..., MLMBatch],
         batch_size: int,
         seed: int,
@@ -54,29 +61,40 @@ class TrainBatches(Dataset[MLMBatch]):
         self.rows, self.mask, self.batch_size, self.seed = rows, mask, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.accumulate_grad_batches, self.total_steps = accumulate_grad_batches, total_steps
-        self.rows_per_epoch = rows_per_epoch or len(rows)
+        self.endless = isinstance(rows, EndlessRows)
+        # what is shuffled at a time, an epoch's rows or a block, and how many of them are then taken
+        self.rows_per_order = rows.shuffle_buffer if isinstance(rows, EndlessRows) else len(rows)
+        self.places_per_order = rows_per_epoch or self.rows_per_order
         # the two newest orders: a batch spans two epochs at most, unless the epoch is shorter than a batch
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, index: int) -> MLMBatch:
         row_ids_B, epochs_B = self.row_ids(index)
         progress = progress_of_run(index // self.accumulate_grad_batches, self.total_steps)
-        return _masked(self.rows, row_ids_B, self.mask, epochs_B, progress)
+        batch = _masked(self.rows, row_ids_B, self.mask, epochs_B, progress)
+        if self.endless:
+            # as many rows of the next block come in as go out of this one
+            stop = (index + 1) * self.world_size * self.batch_size + self.rows_per_order
+            self.rows.read_ahead(stop)  # type: ignore[union-attr]
+        return batch
 
     def row_ids(self, index: int) -> tuple[Tensor, Tensor]:
         """The rows of batch `index`, and for each the epoch that it belongs to."""
         first = (index * self.world_size + self.rank) * self.batch_size
         places_B = torch.arange(first, first + self.batch_size)
-        epochs_B = places_B // self.rows_per_epoch
-        offsets_B = places_B % self.rows_per_epoch
+        orders_B = places_B // self.places_per_order
+        offsets_B = places_B % self.places_per_order
         row_ids_B = torch.empty_like(places_B)
-        for epoch in range(int(epochs_B[0]), int(epochs_B[-1]) + 1):
-            of_epoch_B = epochs_B == epoch
-            row_ids_B[of_epoch_B] = self._order(epoch)[offsets_B[of_epoch_B]]
-        return row_ids_B, epochs_B
+        for number in range(int(orders_B[0]), int(orders_B[-1]) + 1):
+            here_B = orders_B == number
+            row_ids_B[here_B] = self._order(number)[offsets_B[here_B]]
+        if self.endless:
+            return row_ids_B + orders_B * self.rows_per_order, torch.zeros_like(orders_B)
+        return row_ids_B, orders_B
 
-    def _shuffled(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.rows), generator=generator(self.seed, Stream.ORDER, epoch))[: self.rows_per_epoch]
+    def _shuffled(self, number: int) -> Tensor:
+        order = torch.randperm(self.rows_per_order, generator=generator(self.seed, Stream.ORDER, number))
+        return order[: self.places_per_order]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_order"}
@@ -169,7 +187,9 @@ class MLMDataModule(L.LightningDataModule):
     def eval_batches(self, split: Split, condition: tuple[str, ...], rank: int = 0, world_size: int = 1) -> EvalBatches:
         source = self.eval_sources.get(condition, self.source)
         mask = _Mask(self.eval_maskings[condition], source, key(self.eval_seed, SPLITS.index(split)))
-        return EvalBatches(source.rows(split), mask, self.batch_size, rank, world_size)
+        rows = source.rows(split)
+        assert not isinstance(rows, EndlessRows)
+        return EvalBatches(rows, mask, self.batch_size, rank, world_size)
 
     def train_dataloader(self) -> DataLoader[MLMBatch]:
         assert self.trainer is not None
@@ -177,6 +197,11 @@ class MLMDataModule(L.LightningDataModule):
         start = self.trainer.global_step * self.accumulate_grad_batches
         batches = self.train_batches(self.trainer.global_rank, self.trainer.world_size)
         sampler = BatchRange(start, self.total_steps * self.accumulate_grad_batches)
+        if self.source.endless and self.num_workers > 1:
+            log.warning(
+                "data.num_workers=%d: each worker reads and tokenises the whole stream, for the same rows; 1 is enough",
+                self.num_workers,
+            )
         return _loader(batches, sampler, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[MLMBatch]]:
@@ -218,7 +243,11 @@ class _Mask:
 
 
 def _masked(
-    rows: Rows, row_ids_B: Tensor, mask: Callable[..., MLMBatch], epochs_B: Tensor | None = None, progress: float = 1.0
+    rows: Rows | EndlessRows,
+    row_ids_B: Tensor,
+    mask: Callable[..., MLMBatch],
+    epochs_B: Tensor | None = None,
+    progress: float = 1.0,
 ) -> MLMBatch:
     read = rows[row_ids_B.clamp(min=0)]  # a PADDING_ROW has the tokens of row 0, and no labels
     tokens_BL, attention_mask_BL = read if isinstance(read, tuple) else (read, None)

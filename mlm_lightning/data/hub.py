@@ -61,8 +61,9 @@ class HubDocuments:
         """A dataset has its columns from the start."""
 
 
-def open_hub(name: str, config: str | None, revision: str | None) -> Any:
-    """A `datasets.DatasetDict` from the hub or from a local folder; never runs a dataset's own code.
+def open_hub(name: str, config: str | None, revision: str | None, streaming: bool = False) -> Any:
+    """A `datasets.DatasetDict` from the hub or from a local folder, an `IterableDatasetDict` where `streaming`; never runs a
+    dataset's own code.
 
     Raises ValueError where it cannot be had.
     """
@@ -71,12 +72,12 @@ def open_hub(name: str, config: str | None, revision: str | None) -> Any:
     local = Path(name).expanduser().exists()
     try:
         try:
-            return load_dataset(str(Path(name).expanduser()) if local else name, config, revision=revision)
+            return load_dataset(str(Path(name).expanduser()) if local else name, config, revision=revision, streaming=streaming)
         except RuntimeError as error:
             if local or "scripts are no longer supported" not in str(error):
                 raise
             log.info("data.dataset=%s is a script; taking the copy that the hub converted to parquet", name)
-            return load_dataset(name, config, revision="refs/convert/parquet")
+            return load_dataset(name, config, revision="refs/convert/parquet", streaming=streaming)
     except Exception as error:  # the hub's errors have no common ancestor
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(

@@ -317,9 +317,9 @@ class _Joined:
     def __init__(self, work: Path, tasks: list[Task], dtype: np.dtype) -> None:
         self.work, self.tasks, self.dtype = work, tasks, dtype
         self._note = work / "tokens" / "joined.json"
-        splits = np.unique(np.concatenate([np.unique(task.split_D) for task in tasks]))  # type: ignore[arg-type]
+        splits = [s for number, s in enumerate(SPLITS) if any(np.any(task.split_D == number) for task in tasks)]
         nothing = {"documents": 0, "tokens": 0, "unknown": 0, "empty": 0}
-        self.num_parts, self.counts = 0, {SPLITS[s]: dict(nothing) for s in splits.tolist() if s < len(SPLITS)}
+        self.num_parts, self.counts = 0, {split: dict(nothing) for split in splits}
         if self._note.exists():
             noted = json.loads(self._note.read_text(encoding="utf-8"))
             self.num_parts, self.counts = noted["parts"], noted["counts"]

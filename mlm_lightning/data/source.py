@@ -1,7 +1,7 @@
 """What a dataset must offer: a `Source` that knows its vocabulary, and `Rows` that hand out whole batches.
 
     Source(**its YAML) ─ prepare() ─ rows("train") ─►  rows[index_B]  ─►  tokens_BL
-                       └ vocab, seq_len            └ len(rows)
+                       └ vocab, seq_len            └ len(rows), unless they have no end
                        └ oracle()  ─►  posterior(tokens_BL, observed_BL)  ─►  probs_BLV
 
 A new dataset is one subclass and one YAML whose `_target_` names it; nothing else is touched.
@@ -9,7 +9,7 @@ A new dataset is one subclass and one YAML whose `_target_` names it; nothing el
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -30,6 +30,22 @@ class Rows(Protocol):
         The mask (int64) is 0 at padding and 1 at tokens; where rows pack several documents, it is the number of the token's
         document within its row, 1, 2, 3 …
         """
+        ...
+
+
+@runtime_checkable
+class EndlessRows(Protocol):
+    """Rows that are numbered for ever, of a source that is `endless`. Training takes them block by block, each block of
+    `shuffle_buffer` consecutive rows in an order of its own."""
+
+    shuffle_buffer: int
+
+    def __getitem__(self, index_B: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """As of `Rows`."""
+        ...
+
+    def read_ahead(self, stop: int) -> None:
+        """Told with each batch that the rows before `stop` come next, to read them a few at a time."""
         ...
 
 
@@ -62,9 +78,22 @@ class Source(ABC):
         """Whether a row may hold several documents, numbered in its attention mask: the model must keep them apart then."""
         return False
 
+    @property
+    def endless(self) -> bool:
+        """Whether the rows for training have no end: they are then `EndlessRows`, and a run has no epochs."""
+        return False
+
     @abstractmethod
-    def rows(self, split: Split) -> Rows:
-        """The rows of a split; a ValueError if the split has none."""
+    def rows(self, split: Split) -> Rows | EndlessRows:
+        """The rows of a split, `EndlessRows` for train alone, and where `endless`; a ValueError if the split has none."""
+
+    def num_rows(self) -> int | None:
+        """The number of rows for training; None where they have no end."""
+        if self.endless:
+            return None
+        rows = self.rows("train")
+        assert not isinstance(rows, EndlessRows)
+        return len(rows)
 
     def prepare(self) -> None:  # noqa: B027  (a source that needs no preparation overrides nothing)
         """Downloads and builds caches: called once, on one process, before `vocab` and `rows`."""

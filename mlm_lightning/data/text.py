@@ -21,14 +21,18 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data import token_cache
 from mlm_lightning.data import tokenizer as tokenizers_
 from mlm_lightning.data.documents import TXT_DOCUMENTS, Documents, FileDocuments, find_files, format_of
+from mlm_lightning.data.encoder import Encoder
 from mlm_lightning.data.hub import HubDocuments, open_hub
 from mlm_lightning.data.preparation import Preparation, Progress, Recipe, choose_documents, delete_scratch
 from mlm_lightning.data.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.source import SPLITS, Source, Split
+from mlm_lightning.data.stream import FirstDocuments, StreamedDocuments, StreamRows
 from mlm_lightning.data.token_cache import TokenCache
 from mlm_lightning.data.tokenizer import TRAIN, load_tokenizer
 from mlm_lightning.data.tokenizer_training import ALGORITHMS
@@ -39,7 +43,8 @@ __all__ = ["TextSource", "choose_documents", "load_tokenizer"]
 
 log = logging.getLogger(__name__)
 
-TextRows = ChunkRows | DocumentRows | PackedRows
+CachedRows = ChunkRows | DocumentRows | PackedRows
+STREAM_VAL_SIZE = 1_000
 PACKINGS = ("chunk", "document", "sentence_pack")
 
 FORMAT = 2
@@ -53,6 +58,8 @@ class TextSource(Source):
       `document` has one a row, padded or truncated, or with a `stride` as many windows as hold all of it; `sentence_pack` puts
       whole documents into a row that do not attend to each other. A `stride` is for training: rows of validation and test do
       not overlap.
+    - `streaming` reads a dataset while training goes on, again and again, and never has all of it: rows are shuffled in blocks
+      of `shuffle_buffer`. The first `val_size` documents (null: 1,000) are set aside, unless there is a `val_split`.
     - Equal documents: `deduplicate` keeps the first, those held out coming first.
 
     - `path`, `val_path`, `test_path`: files, folders, globs, or a list of them. `dataset`: a hub name or a folder, with
@@ -77,6 +84,8 @@ class TextSource(Source):
         dataset: str | None = None,
         dataset_config: str | None = None,
         revision: str | None = None,
+        streaming: bool = False,
+        shuffle_buffer: int = 10_000,
         val_split: str | None = None,
         test_split: str | None = None,
         text_column: str = "text",
@@ -99,6 +108,7 @@ class TextSource(Source):
             _paths("test_path", test_path),
         )
         self.dataset, self.dataset_config, self.revision = dataset, dataset_config, revision
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.val_split, self.test_split = val_split, test_split
         self.text_column = text_column
         self.txt_documents = txt_documents
@@ -111,7 +121,7 @@ class TextSource(Source):
         self.cache_dir = _default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self._check()
         self._cache: TokenCache | None = None
-        self._rows: dict[Split, TextRows] = {}
+        self._rows: dict[Split, CachedRows | StreamRows] = {}
 
     # -- what a source offers --------------------------------------------------------------------------------------------
 
@@ -127,15 +137,37 @@ class TextSource(Source):
     def packs_documents(self) -> bool:
         return self.packing == "sentence_pack"
 
-    def rows(self, split: Split) -> TextRows:
+    @property
+    def endless(self) -> bool:
+        return self.streaming
+
+    def rows(self, split: Split) -> CachedRows | StreamRows:
         cache = self._opened()
-        if split not in cache.splits:
-            raise ValueError(self._no_split(split))
         if split not in self._rows:
-            self._rows[split] = self._open_rows(cache, split)
+            if self.streaming and split == "train":
+                self._rows[split] = self._stream(cache.folder, cache.dtype)
+            elif split in cache.splits:
+                self._rows[split] = self._open_rows(cache, split)
+            else:
+                raise ValueError(self._no_split(split))
         return self._rows[split]
 
-    def _open_rows(self, cache: TokenCache, split: Split) -> TextRows:
+    def _stream(self, folder: Path, dtype: np.dtype) -> StreamRows:
+        """The rows for training, with the tokenizer and the index of a cache folder."""
+        return StreamRows(
+            self._streamed("train"),
+            Encoder.from_backend((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"), dtype),
+            chunk_size=self.chunk_size,
+            shuffle_buffer=self.shuffle_buffer,
+            held_out=self._num_held_out if self.val_split is None else 0,
+            folder=folder / "stream",
+        )
+
+    @property
+    def _num_held_out(self) -> int:
+        return STREAM_VAL_SIZE if self.val_size is None else int(self.val_size)
+
+    def _open_rows(self, cache: TokenCache, split: Split) -> CachedRows:
         tokens_file, ends_file, pad_id = cache.tokens_file(split), cache.ends_file(split), cache.vocab.pad_id
         stride = self.chunk_size if self.stride is not None and split != "train" else self.stride
         if self.packing == "chunk":
@@ -214,7 +246,7 @@ class TextSource(Source):
                 "tokens": counts["tokens"],
                 "tokens_per_document": counts["tokens"] / counts["documents"],
                 "unknown_share": counts["unknown"] / counts["tokens"],
-                "rows": len(rows := self.rows(cast(Split, split))),
+                "rows": len(rows := cast(CachedRows, self.rows(cast(Split, split)))),
                 "truncated": getattr(rows, "num_truncated", 0),
                 "dropped_tokens": rows.num_cut_tokens,
                 "bytes": counts["tokens"] * cache.dtype.itemsize,
@@ -252,6 +284,7 @@ class TextSource(Source):
             raise ValueError(f"data.txt_documents={self.txt_documents}: must be one of {', '.join(TXT_DOCUMENTS)}")
         _check_int("chunk_size", self.chunk_size, at_least=2)
         self._check_packing()
+        self._check_streaming()
         _check_int("seed", self.seed, at_least=0)
         _check_size("train_size", self.train_size, at_least=1)
         _check_size("val_size", self.val_size, at_least=0)
@@ -278,6 +311,32 @@ class TextSource(Source):
         if self.packing == "sentence_pack":
             raise ValueError(
                 f"data.stride={self.stride}: packed documents are whole; set data.stride=null, or data.packing=chunk"
+            )
+
+    def _check_streaming(self) -> None:
+        _check_int("shuffle_buffer", self.shuffle_buffer, at_least=1)
+        if not self.streaming:
+            return
+        whole = "a stream is never there as a whole"
+        if self.dataset is None:
+            raise ValueError(
+                "data.streaming=true: goes with data.dataset only; set data.streaming=false: files are read in parts"
+            )
+        if self.tokenizer == TRAIN:
+            raise ValueError(
+                f"data.tokenizer=train: {whole}; train one on a part first (mlm prepare with data.streaming=false and "
+                "data.train_size), then set data.tokenizer to its folder"
+            )
+        for key, wanted in {"packing": "chunk", "stride": None, "train_size": None, "deduplicate": False}.items():
+            if (value := getattr(self, key)) != wanted:
+                shown = "null" if wanted is None else str(wanted).lower()
+                raise ValueError(f"data.{key}={value}: {whole}, so data.streaming=true goes with data.{key}={shown} alone")
+        for key in ("val_size", "test_size"):
+            if isinstance(value := getattr(self, key), float):
+                raise ValueError(f"data.{key}={value}: {whole}, and has no shares; give a number of documents")
+        if self.test_size is not None and self.test_split is None:
+            raise ValueError(
+                f"data.test_size={self.test_size}: a stream needs a data.test_split for that; set data.test_size=null"
             )
 
     def _check_tokenizer(self) -> None:
@@ -349,6 +408,7 @@ class TextSource(Source):
             "tokenizer_algorithm": self.tokenizer_algorithm if self.tokenizer == TRAIN else None,
             "sizes": [self.train_size, self.val_size, self.test_size],
             "deduplicate": self.deduplicate,
+            "streaming": self.streaming,
             "seed": self.seed,
         }
 
@@ -384,19 +444,38 @@ class TextSource(Source):
             for split, files in self._files().items()
         }
 
-    def _hub_documents(self) -> dict[Split, Documents]:
+    def _hub_splits(self) -> dict[Split, Any]:
+        """What `datasets` has of each split that is named."""
         assert self.dataset is not None
-        opened = open_hub(self.dataset, self.dataset_config, self.revision)
+        opened = open_hub(self.dataset, self.dataset_config, self.revision, self.streaming)
         wanted: dict[Split, str | None] = {"train": "train", "val": self.val_split, "test": self.test_split}
         for split, name in wanted.items():
             if name is not None and name not in opened:
                 key = f"data.{split}_split={name}" if split != "train" else f"data.dataset={self.dataset}"
                 raise ValueError(f"{key}: there is no split {name!r}; the dataset has {', '.join(opened)}")
+        return {split: opened[name] for split, name in wanted.items() if name is not None}
+
+    def _hub_documents(self) -> dict[Split, Documents]:
+        names = {"train": "train", "val": self.val_split, "test": self.test_split}
         return {
-            split: HubDocuments(opened[name], self.text_column, f"{self.dataset} ({name})")
-            for split, name in wanted.items()
-            if name
+            split: HubDocuments(rows, self.text_column, f"{self.dataset} ({names[split]})")
+            for split, rows in self._hub_splits().items()
         }
+
+    def _streamed(self, split: Split) -> StreamedDocuments:
+        assert self.dataset is not None
+        return StreamedDocuments(self._hub_splits()[split], self.text_column, self.dataset)
+
+    def _first_documents(self) -> dict[Split, Documents]:
+        """Of a stream: those that are set aside."""
+        documents: dict[Split, Documents] = {}
+        if self.val_split is not None:
+            documents["val"] = FirstDocuments(self._streamed("val"), self.val_size)  # type: ignore[arg-type]
+        elif self._num_held_out:
+            documents["val"] = FirstDocuments(self._streamed("train"), self._num_held_out)
+        if self.test_split is not None:
+            documents["test"] = FirstDocuments(self._streamed("test"), self.test_size)  # type: ignore[arg-type]
+        return documents
 
     def _build(self, request: dict, work: Path, folder: Path, progress: Progress | None, workers: Workers) -> None:
         meta_file = work / "meta.json"
@@ -404,6 +483,8 @@ class TextSource(Source):
             if not meta_file.exists():
                 with _progress_bar(progress) as report:
                     made = Preparation(self._recipe(), work, workers, report).run()
+                if self.streaming:
+                    self._stream(work, np.dtype(made["dtype"])).check()
                 meta = {"format": FORMAT, "fingerprint": folder.name, "request": request, **made}
                 write_atomically(meta_file, json.dumps(meta, indent=1, ensure_ascii=False).encode())
         except (ValueError, FileNotFoundError):  # the same again would fail again
@@ -413,13 +494,18 @@ class TextSource(Source):
         token_cache.publish(work, folder)
 
     def _recipe(self) -> Recipe:
+        if self.streaming:
+            documents = self._first_documents()
+        else:
+            documents = self._file_documents() if self.dataset is None else self._hub_documents()
         own = {split: f"data.{_path_key(split)}={_shown(getattr(self, _path_key(split)))}" for split in SPLITS}
         return Recipe(
-            documents=self._file_documents() if self.dataset is None else self._hub_documents(),
+            documents=documents,
             origins=own if self.dataset is None else dict.fromkeys(SPLITS, self._origin),
             train_size=self.train_size,
-            val_size=self.val_size,
-            test_size=self.test_size,
+            # a stream's documents are those asked for
+            val_size=None if self.streaming else self.val_size,
+            test_size=None if self.streaming else self.test_size,
             seed=self.seed,
             deduplicate=self.deduplicate,
             tokenizer=self.tokenizer,

@@ -31,6 +31,20 @@ class CountedRows:
         return index_B.unsqueeze(1).expand(-1, self.seq_len).clone()
 
 
+class CountedForever:
+    """Row i is i, i, i, …, without an end; `asked` is what was to be read ahead."""
+
+    def __init__(self, shuffle_buffer: int) -> None:
+        self.shuffle_buffer = shuffle_buffer
+        self.asked: list[int] = []
+
+    def __getitem__(self, index_B: Tensor) -> Tensor:
+        return index_B.unsqueeze(1).expand(-1, 8).clone()
+
+    def read_ahead(self, stop: int) -> None:
+        self.asked.append(stop)
+
+
 class Counted(Source):
     def __init__(self, count: int = 50) -> None:
         self.count = count
@@ -90,6 +104,39 @@ def test_the_stream_does_not_depend_on_the_batch_size(batch_size: int) -> None:
 def test_a_batch_larger_than_an_epoch_holds_several_epochs() -> None:
     pairs = stream(datamodule(count=3, batch_size=8).train_batches(), range(1))
     assert [epoch for epoch, _ in pairs] == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def endless(batch_size: int, shuffle_buffer: int = 20, seed: int = 0, rank: int = 0, world_size: int = 1) -> TrainBatches:
+    mask = datamodule().train_batches().mask
+    return TrainBatches(CountedForever(shuffle_buffer), mask, batch_size, seed, rank, world_size)
+
+
+def test_each_block_of_endless_rows_is_a_permutation_of_its_own() -> None:
+    pairs = stream(endless(batch_size=8), range(25))
+    assert {epoch for epoch, _ in pairs} == {0}
+    blocks = [[row for _, row in pairs[start : start + 20]] for start in range(0, 200, 20)]
+    assert [sorted(block) for block in blocks] == [list(range(start, start + 20)) for start in range(0, 200, 20)]
+    orders = [tuple(row % 20 for row in block) for block in blocks]
+    assert len(set(orders)) == 10
+    assert stream(endless(batch_size=8, seed=1), range(25)) != pairs
+    assert [row for _, row in stream(endless(batch_size=8, shuffle_buffer=1), range(5))] == list(range(40))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_endless_rows_depend_neither_on_the_batch_size_nor_on_ranks(batch_size: int, world_size: int) -> None:
+    reference = stream(endless(batch_size=1), range(400))
+    ranks = [endless(batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    count = -(-128 // (batch_size * world_size))
+    found = [pair for index in range(count) for rank in ranks for pair in stream(rank, range(index, index + 1))]
+    assert found == reference[: len(found)]
+
+
+def test_a_block_is_read_ahead_of_all_ranks() -> None:
+    batches = endless(batch_size=4, rank=1, world_size=2)
+    for index in range(3):
+        batches[index]
+    assert batches.rows.asked == [8 + 20, 16 + 20, 24 + 20]  # type: ignore[union-attr]
 
 
 def test_ranks_share_the_rows_of_one_large_batch() -> None:

@@ -342,7 +342,8 @@ class TestDatasets:
 
         asked = []
 
-        def load_dataset(name, config, revision):
+        def load_dataset(name, config, revision, streaming):
+            assert not streaming
             asked.append(revision)
             if revision is None:
                 raise RuntimeError("Dataset scripts are no longer supported, but found xsum.py")
@@ -358,6 +359,74 @@ class TestDatasets:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(ValueError, match=r"data\.dataset=nobody/nothing: cannot be opened"):
             prepared(dataset="nobody/nothing")
+
+
+class TestStreaming:
+    """How a stream is read is tested with `stream`; here that it is the documents in their order, less those set aside."""
+
+    @pytest.fixture
+    def shards(self, tmp_path, documents) -> Path:
+        for number in range(3):
+            write_jsonl(tmp_path / f"train-{number}.jsonl", documents[number::3])
+        return tmp_path
+
+    def in_order(self, documents) -> list[str]:
+        return [document for number in range(3) for document in documents[number::3]]
+
+    def test_rows(self, shards, documents, bert):
+        source = prepared(dataset=str(shards), streaming=True, val_size=40, shuffle_buffer=16)
+        texts = self.in_order(documents)
+        assert torch.equal(all_rows(source, "val"), tutorial_chunks(texts[:40], bert, 32))
+        once = tutorial_chunks(texts[40:], bert, 32)
+        rows = source.rows("train")
+        assert torch.equal(rows[torch.arange(len(once))], once)
+        twice = tutorial_chunks(texts[40:] * 2, bert, 32)
+        assert torch.equal(rows[torch.arange(len(once), len(twice))], twice[len(once) :])
+        assert source.endless
+        assert source.num_rows() is None
+        assert [row["split"] for row in source.summary()] == ["val"]
+
+    def test_splits_of_its_own(self, shards, documents, bert):
+        for split in ("validation", "test"):
+            write_jsonl(shards / f"{split}.jsonl", documents[:30])
+        settings = {"dataset": str(shards), "streaming": True, "val_split": "validation", "test_split": "test", "test_size": 7}
+        source = prepared(**settings)
+        assert torch.equal(all_rows(source, "val"), tutorial_chunks(documents[:30], bert, 32))
+        assert torch.equal(all_rows(source, "test"), tutorial_chunks(documents[:7], bert, 32))
+        first = tutorial_chunks(self.in_order(documents)[:20], bert, 32)
+        assert torch.equal(source.rows("train")[torch.arange(len(first))], first)
+
+    def test_rows_travel_to_a_worker(self, shards):
+        rows = prepared(dataset=str(shards), streaming=True, val_size=40, shuffle_buffer=16).rows("train")
+        assert torch.equal(pickle.loads(pickle.dumps(rows))[torch.arange(20)], rows[torch.arange(20)])
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"dataset": None, "path": "."}, "data.streaming=true: goes with data.dataset only"),
+            (
+                {"tokenizer": "train", "vocab_size": 99},
+                "data.tokenizer=train: a stream is never there as a whole; train one on",
+            ),
+            ({"val_size": 0.1}, "data.val_size=0.1: a stream is never there as a whole, and has no shares; give a number"),
+            ({"train_size": 10}, "data.train_size=10: a stream is never there as a whole, so data.streaming=true goes with"),
+            ({"packing": "document"}, "goes with data.packing=chunk alone"),
+            ({"stride": 8}, "goes with data.stride=null alone"),
+            ({"deduplicate": True}, "goes with data.deduplicate=false alone"),
+            ({"test_size": 3}, "data.test_size=3: a stream needs a data.test_split for that"),
+            ({"shuffle_buffer": 0}, "data.shuffle_buffer=0: must be an integer of at least 1"),
+        ],
+    )
+    def test_what_a_stream_cannot_do(self, shards, config, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            TextSource(**{"dataset": str(shards), "tokenizer": VOCABULARY, "streaming": True, **config})
+
+    def test_more_set_aside_than_there_is(self, shards):
+        with pytest.raises(
+            ValueError, match=r"data\.val_size=1000: .* has 300 documents in all, which leaves none for training"
+        ):
+            prepared(dataset=str(shards), streaming=True)
+        assert not [file for file in Path(os.environ["MLM_CACHE"]).iterdir() if not file.name.endswith(".lock")]
 
 
 class TestTokenizer:
