@@ -12,7 +12,7 @@ from mlm_lightning.compose import composer, config_folder, to_plain
 from mlm_lightning.config import TrainerSettings, build_eval_maskings, problems, resolve_target
 from mlm_lightning.runs import identity
 
-GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
+GROUPS = ("data", "prepare", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
 LOADER_KEYS = {"batch_size", "num_workers"}
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
 EVERY_OPTION = pytest.mark.parametrize("option", OPTIONS)
@@ -36,7 +36,7 @@ def composed(option: str, corpus: Path) -> dict[str, Any]:
 
 def nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts of a config that name a class."""
-    named = {key: config[key] for key in ("data", "masking", "model", "optim", "schedule")}
+    named = {key: config[key] for key in ("data", "prepare", "masking", "model", "optim", "schedule")}
     for group in ("callbacks", "logger"):
         named |= {f"{group}.{name}": node for name, node in (config[group] or {}).items() if node}
     return named

@@ -41,11 +41,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _show(source: Source) -> None:
-    summary = getattr(source, "summary", None)
-    if summary is None:
+    rows = source.summary() if hasattr(source, "summary") else None
+    if rows is None:
         print(f"{type(source).__name__} makes its rows as they are asked for: nothing to prepare")
-    else:
-        _show_table(summary())
+    elif rows:
+        _show_table(rows)
+    if source.endless:
+        print("Rows for training are read as they are asked for.")
 
 
 def _show_table(rows: list[dict[str, Any]]) -> None:

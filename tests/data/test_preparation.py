@@ -133,11 +133,11 @@ def test_stopped_at_every_step_it_goes_on_and_repeats_little(corpus, expected, s
             source.prepare(stop_at_the_first_new, Local(1))
             break
         except KeyboardInterrupt:
-            assert [folder.name for folder in source.cache_dir.glob(".*.work")]
+            assert [folder.name for folder in source.cache_path.glob(".*.work")]
     assert stops > 20
     assert len({done for step, done, _ in reports if step == "tokenising"}) > 10
     assert content(source) == expected
-    assert not list(source.cache_dir.glob(".*.work"))
+    assert not list(source.cache_path.glob(".*.work"))
 
 
 def test_what_was_done_in_another_way_is_done_again(corpus, expected, small_shards, monkeypatch):
@@ -239,7 +239,7 @@ class TestFailures:
         source = TextSource(path=str(tmp_path), tokenizer=VOCABULARY)
         with pytest.raises(ValueError, match=r"data\.path: cannot read .*501\.txt\.gz .*repair it or leave it out"):
             source.prepare(workers=Local(2))
-        assert not [file for file in source.cache_dir.iterdir() if not file.name.endswith(".lock")]
+        assert not [file for file in source.cache_path.iterdir() if not file.name.endswith(".lock")]
         broken.write_bytes(gzip.compress(b"a line that can be read\n"))
         source.prepare(workers=Local(2))
         assert sum(row["documents"] for row in source.summary()) == 1001
@@ -295,7 +295,7 @@ TextSource(path={str(corpus)!r}, tokenizer={VOCABULARY!r}, chunk_size=16, test_s
     assert [command.wait() for command in commands] == [0, 0, 0]
     source = source_of(corpus)
     assert content(source) == expected
-    assert not list(source.cache_dir.glob(".*.work"))
+    assert not list(source.cache_path.glob(".*.work"))
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])

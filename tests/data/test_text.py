@@ -511,7 +511,7 @@ class TestCache:
     )
     def test_depends_on_the_settings(self, lines, change):
         source = TextSource(path=str(lines), tokenizer=VOCABULARY)
-        assert source._request() != TextSource(**{"path": str(lines), "tokenizer": VOCABULARY, **change})._request()
+        assert source.request() != TextSource(**{"path": str(lines), "tokenizer": VOCABULARY, **change}).request()
 
     def test_a_full_disk_loses_nothing(self, lines, monkeypatch):
         with monkeypatch.context() as patch:
@@ -598,7 +598,7 @@ print([name for name in ("transformers", "datasets", "tokenizers", "pyarrow", "p
 
     def test_where_it_lies(self, lines, monkeypatch, tmp_path):
         def cache_dir(**config) -> Path:
-            return TextSource(path=str(lines), tokenizer=VOCABULARY, **config).cache_dir
+            return TextSource(path=str(lines), tokenizer=VOCABULARY, **config).cache_path
 
         assert cache_dir() == Path(os.environ["MLM_CACHE"])
         assert cache_dir(cache_dir=str(tmp_path)) == tmp_path
