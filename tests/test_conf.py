@@ -86,7 +86,7 @@ def test_every_key_is_one_of_its_target(option, corpus):
 def test_an_option_changes_something(option, corpus):
     """A YAML in the wrong package, or one without content, would compose to the default."""
     defaults = {"data=tree", "masking=bernoulli", "model=transformer", "optim=adamw", "schedule=cosine", "trainer=default"}
-    defaults |= {"callbacks=default"}
+    defaults |= {"callbacks=default", "prepare=local"}
     assert (composed(option, corpus) == composed("seed=0", corpus)) == (option in defaults)
 
 
