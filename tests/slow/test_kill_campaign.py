@@ -5,7 +5,8 @@
       └── the same command again ──┘      … after the last kill, to the end
 
 The runs cover every three of: kind of data, data workers, precision, accumulation (half of the sixteen combinations do), each
-with dropout; a ninth trains DistilBERT. `pytest tests/slow/test_kill_campaign.py` takes about a quarter of an hour.
+with dropout; a ninth trains DistilBERT, and two more read a stream. `pytest tests/slow/test_kill_campaign.py` takes about 20
+minutes.
 """
 
 import os
@@ -42,6 +43,7 @@ COMMON = (
 TREE = ("data.num_symbols=3", "data.depth=4", "data.train_size=300", "data.val_size=400", "data.test_size=64")
 TEXT = ("data=text", "data.tokenizer=train", "data.vocab_size=200", "data.chunk_size=16", "data.val_size=0.4")
 TRANSFORMER = ("model.d_model=32", "model.num_layers=2", "model.nhead=2", "model.dim_feedforward=64", "model.dropout=0.1")
+STREAM = ("data=text", "data.streaming=true", "data.chunk_size=16", "data.shuffle_buffer=200", "data.val_size=100")
 DISTILBERT = ("model=distilbert", "model.config={n_layers: 2, dim: 32, n_heads: 2, hidden_dim: 64, dropout: 0.1}")
 
 
@@ -61,9 +63,14 @@ class Case:
         """The run `name` of `folder`. Its runs train one at a time: they share the corpus, its cache, and the phase file, whose
         name is part of what identifies a run."""
         rows, steps = (24, 1000) if self.accumulate == 1 else (8, 600)
-        text = (*TEXT, f"data.path={folder / 'corpus.txt'}", f"data.cache_dir={folder / 'cache'}")
+        cache = f"data.cache_dir={folder / 'cache'}"
+        data = {
+            "tree": TREE,
+            "text": (*TEXT, f"data.path={folder / 'corpus'}", cache),
+            "stream": (*STREAM, f"data.dataset={folder / 'corpus'}", f"data.tokenizer={folder / 'vocab.txt'}", cache),
+        }
         return [
-            *(TREE if self.data == "tree" else text),
+            *data[self.data],
             *(*self.model, *COMMON, f"trainer.max_steps={steps}", f"trainer.accumulate_grad_batches={self.accumulate}"),
             *(f"data.batch_size={rows}", f"data.num_workers={self.num_workers}", f"trainer.precision={self.precision}"),
             *(f"output_dir={folder / name}", f"callbacks.phases.file={folder / 'phase'}"),
@@ -80,6 +87,8 @@ CASES = (
     Case("text", 2, "32-true", 1),
     Case("text", 2, "bf16-mixed", 3),
     Case("text", 2, "bf16-mixed", 3, DISTILBERT),
+    Case("stream", 0, "bf16-mixed", 3),
+    Case("stream", 2, "32-true", 1),
 )
 
 
@@ -174,17 +183,21 @@ def tally() -> dict[Case, Counter[str]]:
     return {}
 
 
-def write_corpus(file: Path) -> None:
+def write_corpus(folder: Path) -> None:
+    """Three files of documents, and a vocabulary."""
     draw, words = random.Random(0), VOCABULARY.split(" ")
-    documents = [" ".join(draw.choices(words, k=draw.randint(5, 25))) for _ in range(500)]
-    file.write_text("".join(f"{document} .\n" for document in documents))
+    (folder / "corpus").mkdir()
+    for number in range(3):
+        documents = [" ".join(draw.choices(words, k=draw.randint(5, 25))) for _ in range(170)]
+        (folder / "corpus" / f"train-{number}.txt").write_text("".join(f"{document} .\n" for document in documents))
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case).replace(" ", "-"))
 def test_a_run_killed_in_all_its_phases_equals_the_uninterrupted_one(
     case: Case, tmp_path: Path, tally: dict[Case, Counter[str]]
 ) -> None:
-    write_corpus(tmp_path / "corpus.txt")
+    write_corpus(tmp_path)
     Training.start(case, tmp_path, "whole").complete()
     hits = train_killed(case, tmp_path, "killed", random.Random(str(case)))
     tally[case] = hits
