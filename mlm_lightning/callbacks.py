@@ -92,6 +92,8 @@ class Checkpoint(LightningCheckpoint):
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._seconds_of_a_save = 0.0
         self._signum = 0
+        # the step that a run begins at, until its first batch is there: reading it may take long, and there is nothing to save
+        self._before_first_batch: int | None = None
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
 
@@ -102,6 +104,8 @@ class Checkpoint(LightningCheckpoint):
         if trainer.world_size > 1:
             # of the CPUs: asking an accelerator at every step would wait for it at every step
             self._group = torch.distributed.new_group(backend="gloo")
+        else:  # other ranks would wait for one that has gone
+            self._before_first_batch = trainer.global_step
         # Lightning sets its own handlers between on_fit_start and here
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
@@ -117,8 +121,13 @@ class Checkpoint(LightningCheckpoint):
         if signum == signal.SIGINT and self._signum == signal.SIGINT:
             raise KeyboardInterrupt
         self._signum = signum
+        if self._before_first_batch is not None:
+            raise Interrupted(signum, self._before_first_batch or None)
         if signum == signal.SIGINT:
             print("\nCtrl-C: finishing this step and saving (once more: stop at once)", file=sys.stderr, flush=True)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._before_first_batch = None
 
     # saving
 

@@ -168,7 +168,10 @@ class Composer:
 
     @staticmethod
     def _no_key_value(override: str) -> str:
-        return f"'{override}': is no KEY=VALUE; quote it where the shell needs it, e.g. 'data.path=texts/*.txt'"
+        return (
+            f"'{override.removeprefix('++')}': is no KEY=VALUE; quote it where the shell needs it, e.g. "
+            "'data.path=texts/*.txt', and a value with spaces, quotes or brackets once more, e.g. 'data.path=\"my texts\"'"
+        )
 
 
 def _as_override(value: Any) -> str:

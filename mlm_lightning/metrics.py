@@ -68,6 +68,10 @@ class MetricSums:
         zero = self.vector.new_zeros(())
         self.vector += torch.stack([sums[n].sum(dtype=self.vector.dtype) if n in sums else zero for n in self.NAMES])
 
+    @property
+    def nothing_predicted(self) -> bool:
+        return not self.vector[self.NAMES.index("tokens")]
+
     def compute(self, with_oracle: bool) -> dict[str, float]:
         """The token-weighted means; NaN where nothing was predicted at all."""
         s = dict(zip(self.NAMES, self.vector.tolist(), strict=True))

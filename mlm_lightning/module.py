@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
 from mlm_lightning.checkpoints import STATE
 from mlm_lightning.data.source import Oracle
+from mlm_lightning.errors import UserError
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
 from mlm_lightning.optim import parameter_groups, scheduler
 from mlm_lightning.randomness import Stream, seed_torch
@@ -221,6 +222,11 @@ class MLMModule(L.LightningModule):
             reduced = self.trainer.strategy.reduce(sums.vector, reduce_op="sum")
             assert isinstance(reduced, Tensor)
             sums.vector = reduced
+            if sums.nothing_predicted:
+                raise UserError(
+                    f"{stage}: its rows hold special tokens and padding alone, so there is nothing to predict; look at the "
+                    "data, e.g. with mlm prepare"
+                )
             metrics = sums.compute(with_oracle=oracle is not None)
             self.last_metrics |= {f"{stage}/{name}{suffix}": value for name, value in metrics.items() for suffix in suffixes}
         self.log_dict(self.last_metrics, logger=False)

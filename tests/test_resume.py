@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_w
 from mlm_lightning.callbacks import CheckpointError
 from mlm_lightning.checkpoints import STATE, write_checkpoint
 from mlm_lightning.commands.train import train
+from mlm_lightning.data.datamodule import TrainBatches
 from mlm_lightning.errors import Interrupted, UserError
 from mlm_lightning.runs import Run
 
@@ -53,6 +55,36 @@ def test_a_signal_during_a_validation_stops_it_and_a_resumed_run_validates_first
         train(cut)
     assert stopped.value.step == step
     assert [line["step"] for line in lines_without_times(Run.find(cut)) if line.get("val/loss")] == ["4"][: step // 8]
+    train(cut)
+    assert_equal_runs(whole, cut)
+
+
+@pytest.mark.parametrize("steps_before", [0, 4])
+def test_a_signal_while_the_first_batch_is_read_stops_at_once(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_before: int
+) -> None:
+    """Which may take long (a stream's first block), and nothing has been done that could be saved."""
+    options = (f"callbacks.at._target_={AT}", DROPOUT)
+    whole, cut = (toy(f"output_dir={tmp_path / name}", *options) for name in ("whole", "cut"))
+    train(whole)
+    if steps_before:
+        At.set(("train", steps_before, 0), send(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(cut)
+    with monkeypatch.context() as patch:
+        reads = []
+
+        def never_ends(batches: TrainBatches, index: int) -> None:
+            reads.append(index)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+            pytest.fail("it was not stopped")
+
+        patch.setattr(TrainBatches, "__getitem__", never_ends)
+        with pytest.raises(Interrupted) as stopped:
+            train(cut)
+        assert stopped.value.step == (steps_before or None)
+        assert len(reads) == 1
     train(cut)
     assert_equal_runs(whole, cut)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mlm_lightning.commands.arguments import Parser, override
 from mlm_lightning.config import TrainerSettings, build_eval_maskings, check, prepare_sources, separate_documents
 from mlm_lightning.data.source import Source, Split
+from mlm_lightning.data.tokenizer import TRAIN
 from mlm_lightning.errors import UserError, mistakes
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
         and any(each.lstrip("+").startswith("data.") for each in overrides or [])
     ):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
-        config["data"] |= {"tokenizer": str(folder / "tokenizer"), "vocab_size": None}
+        trained = {"vocab_size": None, "tokenizer_algorithm": "wordpiece"}  # as they are where none is trained
+        known = {key: value for key, value in trained.items() if key in config["data"]}
+        config["data"] |= {"tokenizer": str(folder / "tokenizer"), **known}
     check({**config, "callbacks": None, "logger": None}, trust)
     loaded = load_run(run, trust)
     from mlm_lightning.data.datamodule import MLMDataModule
@@ -69,6 +72,7 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
         raise UserError(
             f"data: its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with "
             f"({loaded.vocab.size} tokens); evaluate on data of the same vocabulary"
+            f"{_CHANGED if config['data'].get('tokenizer') == TRAIN else ''}"
         )
     _check_length(loaded, source)
     with mistakes():
@@ -89,6 +93,11 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
     run_split = trainer.validate if split == "val" else trainer.test
     run_split(module, datamodule, verbose=False)
     return {"checkpoint": str(loaded.checkpoint), "step": loaded.step, **module.last_metrics}
+
+
+_CHANGED = (
+    ". Its files have changed since: name them, also by the same data.path=…, and they are read with the tokenizer of the run"
+)
 
 
 def _check_length(loaded: "LoadedRun", source: Source) -> None:

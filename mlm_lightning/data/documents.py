@@ -162,7 +162,7 @@ def find_files(patterns: Sequence[str], key: str) -> list[Path]:
 
     Raises FileNotFoundError where a pattern stands for no file, ValueError for a file of unknown format.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
@@ -176,11 +176,12 @@ def find_files(patterns: Sequence[str], key: str) -> list[Path]:
             missing = "no readable file matches the pattern" if has_magic(str(path)) else "there is no such file or folder"
         if not found:
             raise FileNotFoundError(f"{key}={pattern}: {missing}; give a file, a folder or a glob such as 'corpus/*.txt'")
-        files.update((file, None) for file in found)
-    for file in files:
+        for file in found:
+            files.setdefault(file.resolve(), file)  # one that has several names is still one
+    for file in files.values():
         if not _is_readable(file):
             raise ValueError(f"{key}={file}: unknown format; files must end in {_endings()}")
-    return list(files)
+    return list(files.values())
 
 
 def format_of(file: Path) -> str:
@@ -435,9 +436,11 @@ def file_errors(file: Path, key: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{key}: cannot read {file} ({reason}); repair it or leave it out") from error
     except ValueError as error:
-        # pyarrow's errors are ValueErrors (a .parquet that is none); ours already say what is wrong
-        if type(error) is ValueError:
+        if str(error).startswith("data."):
             raise
+        if type(error) is ValueError:
+            raise ValueError(f"{key}: {error}") from error
+        # pyarrow's errors are ValueErrors too (a .parquet that is none)
         raise ValueError(f"{key}: cannot read {file} ({error}); repair it or leave it out") from error
 
 

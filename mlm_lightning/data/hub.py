@@ -81,6 +81,7 @@ def open_hub(name: str, config: str | None, revision: str | None, streaming: boo
     except Exception as error:  # the hub's errors have no common ancestor
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"data.dataset={name}: cannot be opened ({type(error).__name__}: {reason}); check the name, data.dataset_config, "
-            "data.revision and the connection, or give data.path"
+            f"data.dataset={name}: cannot be opened ({type(error).__name__}: {reason}); "
+            f"{'' if local else 'there is no such folder here; '}check the name, data.dataset_config, data.revision and the "
+            "connection, or give data.path"
         ) from error

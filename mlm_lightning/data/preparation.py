@@ -95,6 +95,7 @@ class Preparation:
         return {
             "dtype": dtype.name,
             "own_tokenizer": is_bare or self.recipe.tokenizer == TRAIN,
+            "prefix": encoder.prefix,
             "suffix": encoder.suffix,
             "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
             "warnings": self.warnings,
@@ -131,8 +132,8 @@ class Preparation:
             if sum(counts[origin]) == 0:
                 found = "; ".join(problems.messages()) or "it is empty"
                 raise ValueError(
-                    f"{self.recipe.origins[origin]}: there is no document for {origin} ({found}); give text, or check "
-                    "data.text_column"
+                    f"{self.recipe.origins[origin]}: there is no document for {origin} ({found}); give text, or, where it is "
+                    "in a column, check data.text_column"
                 )
             self.warnings += problems.messages()
         return counts
@@ -407,7 +408,8 @@ def choose_documents(
     num_train = _number(train_size, num_documents, math.floor)
     asked = num_val + num_test + max(num_train or 0, 1)
     if asked > num_documents or num_train == 0:
-        sizes = f"data.train_size={train_size}, data.val_size={val_size}, data.test_size={test_size}"
+        given = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
+        sizes = ", ".join(f"data.{key}={size}" for key, size in given.items() if size is not None)
         raise ValueError(
             f"{sizes}: together at least {max(asked, 1):,} document(s) with one for training at the least, but {origin} has "
             f"{num_documents:,}; lower the sizes (0 sets none aside, a float is a share) or give more documents"

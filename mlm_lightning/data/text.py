@@ -9,9 +9,11 @@ The token file lies in a cache folder (`token_cache`) named after a fingerprint 
 the files, the tokenizer, the choice of documents. How rows are cut from it (`rows`) is not among it: another length is free.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -106,10 +108,10 @@ class TextSource(TextSettings, Source):
                 raise ValueError(self._too_small(split, num_tokens))
             return ChunkRows(tokens_file, cache.dtype, self.chunk_size, stride or self.chunk_size, num_tokens)
         suffix = cache.meta["suffix"]
-        if len(suffix) >= self.chunk_size:
+        if self.chunk_size <= (special := len(cache.meta["prefix"]) + len(suffix)):
             raise ValueError(
-                f"data.chunk_size={self.chunk_size}: too few for the {len(suffix)} closing special tokens of a document and "
-                "one of its own; raise it"
+                f"data.chunk_size={self.chunk_size}: a document begins and ends with special tokens, {special} in all, and "
+                f"none of its own would have room beside them; set data.chunk_size to {special + 1} or more"
             )
         if pad_id is None:
             raise ValueError(
@@ -130,6 +132,7 @@ class TextSource(TextSettings, Source):
         request = self.request()
         folder = self._folder(request)
         try:
+            self._make_cache_dir()
             if TokenCache.open(folder) is None:
                 with token_cache.building(folder) as work:
                     if TokenCache.open(folder) is None:
@@ -149,6 +152,12 @@ class TextSource(TextSettings, Source):
             self.rows(cast(Split, split))  # raises where there are too few tokens for one
         if cache.meta["warnings"]:
             log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in cache.meta["warnings"]))
+
+    def _make_cache_dir(self) -> None:
+        try:
+            self.cache_path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # where nobody may make one, such as /proc
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
 
     def fingerprint(self) -> str:
         return self._opened().folder.name
@@ -292,9 +301,10 @@ class TextSource(TextSettings, Source):
         return f"{given}=null, {size}={getattr(self, f'{split}_size')}: there is no {split} split; give {given} or {size}"
 
     def _too_small(self, split: Split, num_tokens: int) -> str:
+        larger = "" if getattr(self, f"{split}_size") is None else f", a larger data.{split}_size"
         return (
             f"data.chunk_size={self.chunk_size}: the {split} split has {num_tokens:,} tokens in all, which is less than one "
-            f"chunk; give more text, a larger data.{split}_size or a smaller data.chunk_size"
+            f"chunk; give more text{larger} or a smaller data.chunk_size"
         )
 
 

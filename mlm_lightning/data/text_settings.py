@@ -164,8 +164,9 @@ class TextSettings:
             )
         for key, wanted in {"packing": "chunk", "stride": None, "train_size": None, "deduplicate": False}.items():
             if (value := getattr(self, key)) != wanted:
-                shown = "null" if wanted is None else str(wanted).lower()
-                raise ValueError(f"data.{key}={value}: {whole}, so data.streaming=true goes with data.{key}={shown} alone")
+                raise ValueError(
+                    f"data.{key}={shown(value)}: {whole}, so data.streaming=true goes with data.{key}={shown(wanted)} alone"
+                )
         for key in ("val_size", "test_size"):
             if isinstance(value := getattr(self, key), float):
                 raise ValueError(f"data.{key}={value}: {whole}, and has no shares; give a number of documents")
@@ -226,8 +227,7 @@ class TextSettings:
         return {
             "format": FORMAT,
             "documents": self._documents_request(),
-            "text_column": self.text_column,
-            "txt_documents": self.txt_documents,
+            **self._reading_request(),
             "tokenizer": self._named_digests(tokenizer_files, "data.tokenizer") or self.tokenizer,
             "vocab_size": self.vocab_size,
             "tokenizer_algorithm": self.tokenizer_algorithm if self.tokenizer == TRAIN else None,
@@ -235,6 +235,16 @@ class TextSettings:
             "deduplicate": self.deduplicate,
             "streaming": self.streaming,
             "seed": self.seed,
+        }
+
+    def _reading_request(self) -> dict[str, Any]:
+        """How documents are found in files; what says nothing about these files is left out."""
+        formats = {format_of(file) for files in self.files().values() for file in files}
+        has_txt = any(format_.startswith(".txt") for format_ in formats)
+        has_columns = self.dataset is not None or not all(format_.startswith(".txt") for format_ in formats)
+        return {
+            "text_column": self.text_column if has_columns else None,
+            "txt_documents": self.txt_documents if has_txt else None,
         }
 
     def _documents_request(self) -> dict[str, Any]:
@@ -273,17 +283,20 @@ def path_key(split: str) -> str:
 
 
 def shown(value: object) -> str:
+    """As a config writes it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     return str(value[0]) if isinstance(value, list) and len(value) == 1 else str(value)
 
 
 def _check_string(key: str, value: object, optional: bool = False) -> None:
     if not (optional and value is None) and not (isinstance(value, str) and value):
-        raise ValueError(f"data.{key}={value}: must be a non-empty string{' or null' if optional else ''}")
+        raise ValueError(f"data.{key}={shown(value)}: must be a non-empty string{' or null' if optional else ''}")
 
 
 def _check_int(key: str, value: object, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ValueError(f"data.{key}={value}: must be an integer of at least {at_least}")
+        raise ValueError(f"data.{key}={shown(value)}: must be an integer of at least {at_least}")
 
 
 def _check_size(key: str, value: object, at_least: int) -> None:
@@ -291,5 +304,5 @@ def _check_size(key: str, value: object, at_least: int) -> None:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
     if value is not None and not is_share and not is_count:
         raise ValueError(
-            f"data.{key}={value}: must be null (all), a number of documents from {at_least}, or a share between 0 and 1"
+            f"data.{key}={shown(value)}: must be null (all), a number of documents from {at_least}, or a share between 0 and 1"
         )

@@ -25,7 +25,9 @@ import numpy as np
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.documents import file_errors
+from mlm_lightning.data.rows import ENDS_DTYPE
 from mlm_lightning.data.tokenizer import load_vocab
+from mlm_lightning.errors import say
 from mlm_lightning.files import sync_folder, write_atomically
 
 log = logging.getLogger(__name__)
@@ -48,10 +50,13 @@ class TokenCache:
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             cache = TokenCache(folder, meta, load_vocab(folder / "vocab.json"))
-            sizes = {split: cache.tokens_file(split).stat().st_size // cache.dtype.itemsize for split in cache.splits}
+            whole = (folder / "tokenizer" / "tokenizer.json").stat().st_size > 0
+            for split, counts in cache.splits.items():
+                whole &= cache.tokens_file(split).stat().st_size == counts["tokens"] * cache.dtype.itemsize
+                whole &= cache.ends_file(split).stat().st_size == counts["documents"] * ENDS_DTYPE.itemsize
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return cache if sizes == {split: counts["tokens"] for split, counts in cache.splits.items()} else None
+        return cache if whole else None
 
     @property
     def dtype(self) -> np.dtype:
@@ -80,7 +85,7 @@ def building(folder: Path) -> Iterator[Path]:
         try:
             lock.acquire(timeout=2)
         except Timeout:
-            log.info("Another process is preparing the same data; waiting for it (%s)", lock.lock_file)
+            say(f"another process is preparing the same data; waiting for it ({lock.lock_file})")
             lock.acquire()
         _delete_stale(folder.parent)
     except NotImplementedError:  # a file system without locks: each builds for itself, and the first to rename wins

@@ -55,7 +55,7 @@ class TestTxt:
         assert "a.txt line 3" in messages[0]
 
     def test_utf16_is_an_error_that_says_so(self, tmp_path):
-        with pytest.raises(ValueError, match=r"a\.txt is UTF-16; convert it to UTF-8"):
+        with pytest.raises(ValueError, match=r"data\.path: .*a\.txt is UTF-16; convert it to UTF-8"):
             read(write(tmp_path / "a.txt", "hello".encode("utf-16")))
 
     @pytest.mark.parametrize("compression", ["gzip", "zstd"])
@@ -227,6 +227,12 @@ class TestFindFiles:
         assert self.names(folder, "*") == ["a.jsonl", "b.txt"]
         assert self.names(folder, "**/*.csv") == ["deep/c.csv"]
         assert self.names(folder, "b.txt", "*.txt") == ["b.txt"]
+
+    def test_a_file_of_several_names_is_one(self, folder, monkeypatch):
+        (folder / "link.txt").symlink_to(folder / "b.txt")
+        assert self.names(folder, "b.txt", ".") == ["b.txt", "a.jsonl", "deep/c.csv", "deep/e.txt.gz"]
+        monkeypatch.chdir(folder)
+        assert len(find_files(["b.txt", str(folder / "b.txt"), "deep/../b.txt"], "data.path")) == 1
 
     @pytest.mark.parametrize("pattern", ["none.txt", "*.parquet", "deep/*.jsonl"])
     def test_nothing_found(self, folder, pattern):

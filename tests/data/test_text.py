@@ -527,12 +527,19 @@ class TestCache:
             prepared(path=str(lines), val_size=41)
         assert [file.name for file in Path(os.environ["MLM_CACHE"]).iterdir() if not file.name.endswith(".lock")] == []
 
-    def test_a_damaged_cache_is_built_again(self, lines):
+    @pytest.mark.parametrize("name", ["train.tokens", "val.ends", "vocab.json", "meta.json", "tokenizer/tokenizer.json"])
+    @pytest.mark.parametrize("size", [0, 10, None])
+    def test_a_damaged_cache_is_built_again(self, lines, name, size):
         source = prepared(path=str(lines))
         expected = all_rows(source).clone()
-        with (source.cache_folder / "train.tokens").open("r+b") as file:
-            file.truncate(10)
+        file = source.cache_folder / name
+        whole = file.read_bytes()
+        if size is None:
+            file.unlink()
+        elif name != "tokenizer/tokenizer.json" or size == 0:  # its content is not looked at
+            os.truncate(file, size)
         assert torch.equal(all_rows(prepared(path=str(lines))), expected)
+        assert file.read_bytes() == whole
 
     def test_work_that_nobody_went_on_with_is_removed_after_weeks(self, lines):
         cache_dir = Path(os.environ["MLM_CACHE"])
@@ -631,7 +638,7 @@ class TestMistakes:
             ({"packing": "sentence_pack", "stride": 8}, "data.stride=8: packed documents are whole; set data.stride=null"),
             ({"seed": -1}, "data.seed=-1: must be an integer of at least 0"),
             ({"train_size": 0}, "data.train_size=0: must be null (all), a number of documents from 1, or a share"),
-            ({"train_size": True}, "data.train_size=True"),
+            ({"train_size": True}, "data.train_size=true"),
             ({"val_size": 1.0}, "data.val_size=1.0"),
             ({"val_size": -5}, "data.val_size=-5"),
             ({"test_size": "many"}, "data.test_size=many"),
@@ -645,7 +652,7 @@ class TestMistakes:
             ({"vocab_size": 100}, "data.vocab_size=100: goes with data.tokenizer=train only"),
             ({"tokenizer": "./none"}, "data.tokenizer=./none: there is no such file or folder"),
             ({"tokenizer": "none.txt"}, "data.tokenizer=none.txt: there is no such file or folder"),
-            ({"tokenizer": None}, "data.tokenizer=None: must be a non-empty string"),
+            ({"tokenizer": None}, "data.tokenizer=null: must be a non-empty string"),
             ({"text_column": ""}, "data.text_column=: must be a non-empty string"),
         ],
     )
@@ -657,6 +664,16 @@ class TestMistakes:
         (tmp_path / "a.txt").write_text("\n \n")
         with pytest.raises(ValueError, match=r"data\.path=.*a\.txt: there is no document for train \(it is empty\)"):
             prepared(path=str(tmp_path / "a.txt"))
+
+    @pytest.mark.parametrize("packing", ["document", "sentence_pack"])
+    def test_rows_of_special_tokens_alone(self, lines, packing):
+        with pytest.raises(ValueError, match=r"data\.chunk_size=2: .* special tokens, 2 in all.*data\.chunk_size to 3 or more"):
+            prepared(path=str(lines), chunk_size=2, packing=packing)
+        assert len(prepared(path=str(lines), chunk_size=3, packing=packing).rows("train")) == 38
+
+    def test_a_cache_where_nobody_may_write(self, lines):
+        with pytest.raises(ValueError, match=r"data\.cache_dir=/proc/none: the token cache cannot be written there"):
+            prepared(path=str(lines), cache_dir="/proc/none")
 
     def test_nothing_but_bad_lines(self, tmp_path):
         (tmp_path / "a.jsonl").write_text("oops\n[1]\n")
