@@ -7,8 +7,9 @@ export HF_HUB_OFFLINE ?= 1
 demo: $(VENV)/.demo
 	$(BIN)/mlm train
 
+# two processes with a thread each: more threads than cores would be in each other's way
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(VENV)/.slow
 	$(BIN)/pytest -m slow

@@ -139,7 +139,7 @@ def test_an_interpolation_is_resolved(hydra):
     [
         ("data=unifrom", "data=unifrom: no such option; did you mean 'uniform'? There are: text, tree, uniform, xsum"),
         ("experiment=nope", "experiment=nope: no such option. There are: "),
-        ("data.depth=[1", "'++data.depth=[1': is no KEY=VALUE"),
+        ("data.depth=[1", "'data.depth=[1': is no KEY=VALUE"),
         ("no_equals", "'no_equals': is no KEY=VALUE"),
         ("=3", "'=3': is no KEY=VALUE"),
         ("", "'': is no KEY=VALUE"),
