@@ -39,7 +39,7 @@ FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 TXT_DOCUMENTS = ("line", "file", "paragraph")
 
-SHARD_BYTES = 8_000_000
+SHARD_BYTES = 4_000_000
 UNUSED = 255
 """In place of the index of a document's split."""
 
