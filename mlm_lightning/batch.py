@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,15 @@ class Vocab:
     @cached_property
     def is_regular_V(self) -> Tensor:
         return ~self.is_special_V
+
+    # views for code that works on whole batches in numpy: asking a tensor for one takes as long as using it
+    @cached_property
+    def is_regular_array_V(self) -> np.ndarray:
+        return self.is_regular_V.numpy()
+
+    @cached_property
+    def regular_ids_array(self) -> np.ndarray:
+        return self.regular_ids.numpy()
 
     @cached_property
     def is_special_V(self) -> Tensor:

@@ -142,7 +142,7 @@ class Masking(ABC):
         tokens, row_ids = tokens_BL.numpy(), row_ids_B.numpy()
         keys_B, replacement_keys_B = _row_keys(key, None if epochs_B is None else epochs_B.numpy(), row_ids)
 
-        maskable_BL = vocab.is_regular_V.numpy()[tokens]
+        maskable_BL = vocab.is_regular_array_V[tokens]
         if attention_mask_BL is not None:
             maskable_BL &= attention_mask_BL.numpy() != 0
         maskable_BL &= (row_ids != PADDING_ROW)[:, None]
@@ -155,7 +155,8 @@ class Masking(ABC):
         row_N = predicted_N // tokens.shape[1]
         position_N = predicted_N - row_N * tokens.shape[1]
         labels_N = tokens.reshape(-1)[predicted_N]
-        shown_N = self._shown(labels_N, replacement_keys_B, row_N, position_N, vocab)
+        offsets_N = randomness.position_offsets(tokens.shape[1])[position_N]
+        shown_N = self._shown(labels_N, replacement_keys_B[row_N], offsets_N, vocab)
 
         input_ids_BL, labels_BL = tokens.copy(), np.full(tokens.shape, IGNORE_INDEX)
         input_ids_BL.reshape(-1)[predicted_N] = shown_N
@@ -168,19 +169,17 @@ class Masking(ABC):
             row_ids_B=row_ids_B,
         )
 
-    def _shown(
-        self, labels_N: np.ndarray, keys_B: np.ndarray, row_N: np.ndarray, position_N: np.ndarray, vocab: Vocab
-    ) -> np.ndarray | int:
+    def _shown(self, labels_N: np.ndarray, keys_N: np.ndarray, offsets_N: np.ndarray, vocab: Vocab) -> np.ndarray | int:
         """What the model sees at the predicted positions."""
         if self.mask_share == 1:
             return vocab.mask_id
-        bits_N = randomness.random_bits_numpy(keys_B[row_N], position_N.view(np.uint64))
+        bits_N = randomness.random_bits_at(keys_N, offsets_N)
         choice_N = bits_N >> _HALF  # the upper half chooses among the three, the lower half a token
-        mask_below, random_width = np.uint64(round(self.mask_share * 2**32)), np.uint64(round(self.random_share * 2**32))
+        mask_below, random_width = _shares(self.mask_share, self.random_share)
         shown_N = labels_N.copy()
         np.putmask(shown_N, choice_N < mask_below, vocab.mask_id)
         random_M = np.flatnonzero(choice_N - mask_below < random_width)  # below mask_below the difference wraps to huge
-        lower_M, regular_ids = bits_N[random_M] & _LOWER, vocab.regular_ids.numpy()
+        lower_M, regular_ids = bits_N[random_M] & _LOWER, vocab.regular_ids_array
         shown_N[random_M] = regular_ids[(lower_M * np.uint64(len(regular_ids))) >> _HALF]
         return shown_N
 
@@ -336,6 +335,12 @@ def _check_rate(name: str, value: object) -> None:
 
 
 @lru_cache(maxsize=256)
+def _shares(*shares: float) -> list[np.uint64]:
+    """Shares of 32 bits."""
+    return [np.uint64(round(share * 2**32)) for share in shares]
+
+
+@lru_cache(maxsize=256)
 def _uniform_limit(rate: float) -> np.uint64:
     """The highest 64 bits whose u is below the rate: u = (bits >> 11) / 2**53, without leaving the integers."""
     return np.uint64((math.ceil(rate * 2**53) << 11) - 1)
@@ -361,7 +366,7 @@ def _stream_keys(key: int) -> np.ndarray:
 
 
 def _position_bits(keys_B: np.ndarray, seq_len: int) -> np.ndarray:
-    return randomness.random_bits_numpy(keys_B[:, None], np.arange(seq_len, dtype=np.uint64))
+    return randomness.random_bits_at(keys_B[:, None], randomness.position_offsets(seq_len))
 
 
 def _starts_word(tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:

@@ -11,6 +11,7 @@ Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OO
 """
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -82,6 +83,17 @@ def random_bits_numpy(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     offsets = np.array(positions)
     offsets += _1
     offsets *= _GAMMA_NUMPY
+    return random_bits_at(keys, offsets)
+
+
+@lru_cache(maxsize=64)
+def position_offsets(length: int) -> np.ndarray:
+    """Where the positions 0 … length - 1 lie in a row's sequence: for `random_bits_at`, if asked for again and again."""
+    return (np.arange(length, dtype=np.uint64) + _1) * _GAMMA_NUMPY
+
+
+def random_bits_at(keys: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """`random_bits_numpy` at the positions that have these offsets."""
     return _mix64_(np.asarray(keys + offsets))
 
 
