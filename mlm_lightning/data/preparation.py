@@ -76,10 +76,13 @@ class Preparation:
     def run(self) -> dict[str, Any]:
         """What meta.json says of the files."""
         self._begin()
+        # a name that leads nowhere is better found before hours of reading
+        tokenizer = None if self.recipe.tokenizer == TRAIN else tokenizers_.open_tokenizer(self.recipe.tokenizer)
         counts = self._count()
         numbers, copies = self._choose(counts)
         tasks = self._tasks(numbers, counts)
-        tokenizer = self._tokenizer(tasks)
+        if tokenizer is None:
+            tokenizer = self._trained_tokenizer(tasks)
         _save(tokenizer, self.work / "tokenizer")
         vocab = tokenizers_.read_vocab(tokenizer)
         tokenizers_.save_vocab(vocab, self.work / "vocab.json")
@@ -230,9 +233,7 @@ class Preparation:
 
     # -- the tokenizer ---------------------------------------------------------------------------------------------------
 
-    def _tokenizer(self, tasks: list[Task]) -> Any:
-        if self.recipe.tokenizer != TRAIN:
-            return tokenizers_.open_tokenizer(self.recipe.tokenizer)
+    def _trained_tokenizer(self, tasks: list[Task]) -> Any:
         trained = self.work / "trained"
         if not trained.exists():
             tokenizer = self._train_tokenizer([task for task in tasks if np.any(task.split_D == SPLITS.index("train"))])
