@@ -180,7 +180,7 @@ def _serve() -> None:
     """The life of a worker: reads what all tasks share, then one task after the other; answers each with None or an error."""
     tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not run into the answers
-    with suppress(EOFError, BrokenPipeError):  # the caller has ended
+    with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the caller has ended, perhaps in the middle of a word
         function, work = pickle.load(tasks)
         while True:
             pickle.dump(_attempt(function, work, pickle.load(tasks)), answers)
