@@ -145,7 +145,8 @@ class Masking(ABC):
         maskable_BL = vocab.is_regular_array_V[tokens]
         if attention_mask_BL is not None:
             maskable_BL &= attention_mask_BL.numpy() != 0
-        maskable_BL &= (row_ids != PADDING_ROW)[:, None]
+        if row_ids.min(initial=0) == PADDING_ROW:
+            maskable_BL &= (row_ids != PADDING_ROW)[:, None]
 
         num_places = self.num_predicted(tokens.shape[1])
         scores_BL = self.scores(keys_B, tokens, maskable_BL, vocab)
@@ -158,7 +159,8 @@ class Masking(ABC):
         offsets_N = randomness.position_offsets(tokens.shape[1])[position_N]
         shown_N = self._shown(labels_N, replacement_keys_B[row_N], offsets_N, vocab)
 
-        input_ids_BL, labels_BL = tokens.copy(), np.full(tokens.shape, IGNORE_INDEX)
+        input_ids_BL, labels_BL = tokens.copy(), np.empty(tokens.shape, dtype=tokens.dtype)
+        labels_BL.fill(IGNORE_INDEX)
         input_ids_BL.reshape(-1)[predicted_N] = shown_N
         labels_BL.reshape(-1)[predicted_N] = labels_N
         return MLMBatch(
@@ -173,12 +175,12 @@ class Masking(ABC):
         """What the model sees at the predicted positions."""
         if self.mask_share == 1:
             return vocab.mask_id
+        # the upper half chooses among the three, the lower half a token
         bits_N = randomness.random_bits_at(keys_N, offsets_N)
-        choice_N = bits_N >> _HALF  # the upper half chooses among the three, the lower half a token
         mask_below, random_width = _shares(self.mask_share, self.random_share)
         shown_N = labels_N.copy()
-        np.putmask(shown_N, choice_N < mask_below, vocab.mask_id)
-        random_M = np.flatnonzero(choice_N - mask_below < random_width)  # below mask_below the difference wraps to huge
+        np.putmask(shown_N, bits_N < mask_below, vocab.mask_id)
+        (random_M,) = (bits_N - mask_below < random_width).nonzero()  # below mask_below the difference wraps to huge
         lower_M, regular_ids = bits_N[random_M] & _LOWER, vocab.regular_ids_array
         shown_N[random_M] = regular_ids[(lower_M * np.uint64(len(regular_ids))) >> _HALF]
         return shown_N
@@ -336,8 +338,8 @@ def _check_rate(name: str, value: object) -> None:
 
 @lru_cache(maxsize=256)
 def _shares(*shares: float) -> list[np.uint64]:
-    """Shares of 32 bits."""
-    return [np.uint64(round(share * 2**32)) for share in shares]
+    """Shares of 64 bits, in steps of 2^-32; all of them is one less, the highest number that there is."""
+    return [np.uint64(min(round(share * 2**32) << 32, 2**64 - 1)) for share in shares]
 
 
 @lru_cache(maxsize=256)
@@ -390,9 +392,10 @@ def _predicted(
     if not count_B.all():
         _predict_lowest(predicted_BL, np.flatnonzero(count_B == 0), scores_BL, maskable_BL)
         count_B = predicted_BL.sum(axis=1, dtype=np.int32)
-    for row in np.flatnonzero(count_B > num_places):
-        _keep_lowest(predicted_BL[row], scores_BL[row], num_places)
-        count_B[row] = predicted_BL[row].sum()
+    if count_B.max(initial=0) > num_places:
+        for row in np.flatnonzero(count_B > num_places):
+            _keep_lowest(predicted_BL[row], scores_BL[row], num_places)
+            count_B[row] = predicted_BL[row].sum()
     return predicted_BL, count_B
 
 
