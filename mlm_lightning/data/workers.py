@@ -39,8 +39,7 @@ class Local(Workers):
     """`num_workers` processes on this machine; null: one a core."""
 
     def __init__(self, num_workers: int | None = None) -> None:
-        if num_workers is not None and num_workers < 1:
-            raise ValueError(f"prepare.num_workers={num_workers}: give a number above 0, or null for one a core")
+        _check_num_workers(num_workers)
         self.num_workers = num_workers or num_cores()
 
     def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
@@ -60,11 +59,12 @@ class Ray(Workers):
     """
 
     def __init__(self, address: str | None = None, num_workers: int | None = None) -> None:
-        if num_workers is not None and num_workers < 1:
-            raise ValueError(f"prepare.num_workers={num_workers}: give a number above 0, or null for one a core")
+        _check_num_workers(num_workers)
         self.address, self.num_workers = address, num_workers
 
     def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
+        if not tasks:  # Ray refuses a dataset without rows
+            return
         try:
             import ray
             import ray.data
@@ -84,6 +84,11 @@ class Ray(Workers):
             if row["error"]:
                 raise pickle.loads(row["error"])
             yield tasks[row["number"]]
+
+
+def _check_num_workers(num_workers: int | None) -> None:
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"prepare.num_workers={num_workers}: give a number above 0, or null for one a core")
 
 
 def _attempt_on_ray(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +174,7 @@ class _Worker:
                 ended.put(task if error is None else error)
         except queue.Empty:
             return
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             status = self._process.wait()
             ended.put(
                 RuntimeError(f"a process that prepares text ended unexpectedly (status {status}); is there too little memory?")

@@ -26,6 +26,7 @@ from mlm_lightning.data import documents as documents_module
 from mlm_lightning.data import preparation as preparation_module
 from mlm_lightning.data import workers as workers_module
 from mlm_lightning.data.preparation import choose_documents
+from mlm_lightning.data.shards import Work, count
 from mlm_lightning.data.text import TextSource
 from mlm_lightning.data.workers import Local, Ray
 
@@ -95,6 +96,12 @@ def test_shards_and_workers_change_nothing(corpus, expected, small_shards, num_w
     source = source_of(corpus)
     source.prepare(workers=Local(num_workers))
     assert content(source) == expected
+
+
+@pytest.mark.parametrize("workers", [Local(2), Ray()])
+def test_nothing_to_do_is_done(workers):
+    """A command that was killed after its last shard."""
+    assert list(workers.run(count, Work({}), [])) == []
 
 
 @pytest.mark.slow
@@ -274,6 +281,7 @@ class TestFailures:
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from mlm_lightning.data.shards import Work, count
 from mlm_lightning.data.text import TextSource
 TextSource(path={str(corpus)!r}, tokenizer={VOCABULARY!r}, chunk_size=16, test_size=7).prepare()
 """
@@ -288,6 +296,7 @@ TextSource(path={str(corpus)!r}, tokenizer={VOCABULARY!r}, chunk_size=16, test_s
 def test_two_commands_at_once(corpus, expected, small_shards):
     code = f"""
 from mlm_lightning.data import documents, workers
+from mlm_lightning.data.shards import Work, count
 from mlm_lightning.data.text import TextSource
 documents.SHARD_BYTES, workers._FEW_BYTES = 3_000, 0
 TextSource(path={str(corpus)!r}, tokenizer={VOCABULARY!r}, chunk_size=16, test_size=7).prepare(workers=workers.Local(2))
@@ -304,6 +313,7 @@ def test_killed_at_random_moments_it_makes_the_same_files(corpus, expected, smal
     code = f"""
 import time
 from mlm_lightning.data import documents, shards, workers
+from mlm_lightning.data.shards import Work, count
 from mlm_lightning.data.text import TextSource
 documents.SHARD_BYTES, workers._FEW_BYTES = 3_000, 0
 print("started", flush=True)
