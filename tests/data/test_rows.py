@@ -1,5 +1,4 @@
 import pickle
-import time
 import tracemalloc
 from itertools import chain, pairwise
 from pathlib import Path
@@ -167,16 +166,13 @@ def test_rows_travel_to_a_worker_as_names(tmp_path, kind):
     assert all(torch.equal(a, b) for a, b in zip(again[index_B], rows[index_B], strict=True))
 
 
-def test_packing_takes_little_time_and_memory(tmp_path):
-    lengths = np.random.default_rng(0).geometric(1 / 40, 10**6) + 2
+def test_packing_takes_little_memory(tmp_path):
+    lengths = np.random.default_rng(0).geometric(1 / 40, 200_000) + 2
     np.zeros(10, np.uint16).tofile(tmp_path / "tokens")  # packing reads the ends alone
     np.cumsum(lengths).astype("<i8").tofile(tmp_path / "ends")
-    start = time.perf_counter()
-    rows = PackedRows(tmp_path / "tokens", tmp_path / "ends", np.dtype("<u2"), 128, PAD, (SEP,))
-    assert time.perf_counter() - start < 3
-    np.cumsum(lengths[:200_000]).astype("<i8").tofile(tmp_path / "ends")
     tracemalloc.start()
     rows = PackedRows(tmp_path / "tokens", tmp_path / "ends", np.dtype("<u2"), 128, PAD, (SEP,))
+    assert len(rows) > 50_000
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept < 4 * len(rows) + 50_000
