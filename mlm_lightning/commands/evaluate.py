@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mlm_lightning.commands.arguments import Parser, override
 from mlm_lightning.config import TrainerSettings, build_eval_maskings, check, prepare_sources, separate_documents
 from mlm_lightning.data.source import Source, Split
-from mlm_lightning.data.tokenizer import TRAIN
+from mlm_lightning.data.tokenizer import TRAIN, keys_of
 from mlm_lightning.errors import UserError, mistakes
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
         and any(each.lstrip("+").startswith("data.") for each in overrides or [])
     ):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
-        trained = {"vocab_size": None, "tokenizer_algorithm": "wordpiece"}  # as they are where none is trained
-        known = {key: value for key, value in trained.items() if key in config["data"]}
-        config["data"] |= {"tokenizer": str(folder / "tokenizer"), **known}
+        config["data"] |= {key: value for key, value in keys_of(folder / "tokenizer").items() if key in config["data"]}
     check({**config, "callbacks": None, "logger": None}, trust)
     loaded = load_run(run, trust)
     from mlm_lightning.data.datamodule import MLMDataModule

@@ -23,6 +23,7 @@ from threading import Thread
 from typing import Any
 
 from mlm_lightning.config import Config
+from mlm_lightning.data.workers import num_cores
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.sweeps import Job, Source
 
@@ -37,16 +38,12 @@ class Slot:
     visible_devices: str | None
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def slots(at_once: int, config: Config) -> list[Slot]:
     """With several runs at once: an equal share of the cores each, and one of the GPUs each in turn. A single run at a time has
     what `mlm train` has."""
     if at_once == 1:
         return [Slot(None, None)]
-    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores() // at_once)
+    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, num_cores() // at_once)
     devices = _gpus() if config["trainer"]["accelerator"] != "cpu" and config["trainer"]["devices"] == 1 else []
     return [Slot(threads, devices[place % len(devices)] if devices else None) for place in range(at_once)]
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from mlm_lightning.commands import pool
 from mlm_lightning.compose import Composer, to_plain
 from mlm_lightning.config import Config
+from mlm_lightning.data.workers import num_cores
 from mlm_lightning.errors import BusyError, Interrupted, PrunedError, UserError, say
 from mlm_lightning.runs import Run
 from mlm_lightning.sweeps import Grid, Job, Source, Sweep, own
@@ -134,7 +135,7 @@ def _run(hydra: Composer, master: DictConfig, source: Source, expected: Sweep) -
 
     if "BasicLauncher" in master.hydra.launcher._target_:
         at_once = expected.settings["jobs"]
-        at_once = pool.cores() if at_once == "auto" else at_once
+        at_once = num_cores() if at_once == "auto" else at_once
         places = pool.slots(min(at_once, total), _first_config(source, master))
         pool.run_all(source, places, started, ended)
     else:
@@ -147,7 +148,7 @@ def _first_config(source: Source, master: DictConfig) -> Config:
 
 def _run_by_plugin(hydra: Composer, master: DictConfig, source: Source, started: Any, ended: Any) -> None:
     """By one of Hydra's launchers: joblib, Ray, submitit. They take a batch of jobs and return when all of them have ended."""
-    at_once = master.hydra.launcher.get("n_jobs") or master.hydra.launcher.get("array_parallelism") or pool.cores()
+    at_once = master.hydra.launcher.get("n_jobs") or master.hydra.launcher.get("array_parallelism") or num_cores()
     searching = to_plain(master)["sweep"]["trials"] is not None
     while batch := _next_batch(source, int(at_once) if searching else None):
         for job in batch:

@@ -265,11 +265,11 @@ class FileDocuments:
     def _read_txt(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         if self.txt_documents == "line":
             # blank lines separate; they are no documents that could be missed
-            yield from (line for line in _decode(_lines(stream, segment), segment, problems) if not _is_blank(line))
+            yield from (line for line in _decode(_lines(stream, segment), segment, problems) if not is_blank(line))
         elif self.txt_documents == "paragraph":
             paragraph: list[str] = []
             for line in _decode(_paragraph_lines(stream, segment), segment, problems):
-                if not _is_blank(line):
+                if not is_blank(line):
                     paragraph.append(line)
                 elif paragraph:
                     yield "\n".join(paragraph)
@@ -278,7 +278,7 @@ class FileDocuments:
                 yield "\n".join(paragraph)
         else:
             text = "\n".join(_decode(_lines(stream, segment), segment, problems))
-            if _is_blank(text):
+            if is_blank(text):
                 problems.add(EMPTY, Place(str(segment.file)))
             else:
                 yield text
@@ -286,7 +286,7 @@ class FileDocuments:
     def _read_jsonl(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         file = str(segment.file)
         for number, line in enumerate(_decode(_lines(stream, segment), segment, problems), start=1):
-            if _is_blank(line):
+            if is_blank(line):
                 continue
             try:
                 record = json.loads(line)
@@ -343,7 +343,7 @@ class FileDocuments:
                     yield from self._value(value, Place(str(file), "row", problems.read[str(file)]), problems)
 
     def _value(self, value: object, where: Place, problems: Problems) -> Iterator[str]:
-        if isinstance(value, str) and not _is_blank(value):
+        if isinstance(value, str) and not is_blank(value):
             # JSON can spell half a surrogate pair ("\ud800"), which is no character and which no tokenizer takes
             yield value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
         else:
@@ -407,7 +407,7 @@ def _replace_bad_bytes(line: bytes) -> str:
     return re.sub("[\udc80-\udcff]", "\ufffd", line.decode("utf-8", "surrogateescape"))
 
 
-def _is_blank(text: str) -> bool:
+def is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 

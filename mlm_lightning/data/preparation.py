@@ -28,7 +28,7 @@ from mlm_lightning.data import documents as documents_
 from mlm_lightning.data import tokenizer as tokenizers_
 from mlm_lightning.data.documents import EMPTY, UNUSED, Documents, Problems
 from mlm_lightning.data.encoder import Encoder
-from mlm_lightning.data.shards import END_DTYPE, HASH_DTYPE, Task, Work, count, count_characters, tokenise
+from mlm_lightning.data.shards import ENDS_DTYPE, HASH_DTYPE, Task, Work, count, count_characters, tokenise
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.tokenizer import TRAIN
 from mlm_lightning.data.tokenizer_training import train_tokenizer
@@ -269,7 +269,8 @@ class Preparation:
 
     def _tokenise(self, tasks: list[Task], work: Work, dtype: np.dtype) -> dict[Split, dict[str, int]]:
         joined = _Joined(self.work, tasks, dtype)
-        for _ in self._running("tokenising", tokenise, work, tasks[joined.num_parts :], joined.size(self._size)):
+        done, missing = tasks[: joined.num_parts], tasks[joined.num_parts :]
+        for _ in self._running("tokenising", tokenise, work, missing, done_before=self._size(done)):
             joined.join_finished()
         joined.join_finished()
         assert joined.num_parts == len(tasks)
@@ -279,7 +280,7 @@ class Preparation:
 
     def _check_splits(self, counts: dict[Split, dict[str, int]]) -> None:
         for split, own in counts.items():
-            origin = self.recipe.origins.get(split, self.recipe.origins["train"])
+            origin = self.recipe.origins[split if split in self.recipe.documents else "train"]
             if not own["tokens"]:
                 raise ValueError(f"{origin}: all {own['empty']:,} documents of the {split} split are empty; give text")
             if own["empty"]:
@@ -327,14 +328,10 @@ class _Joined:
             self.num_parts, self.counts = noted["parts"], noted["counts"]
         self._committed, self._uncommitted = self.num_parts, 0
         for split, counts in self.counts.items():
-            for ending, itemsize, number in (("tokens", dtype.itemsize, "tokens"), ("ends", END_DTYPE.itemsize, "documents")):
+            for ending, itemsize, number in (("tokens", dtype.itemsize, "tokens"), ("ends", ENDS_DTYPE.itemsize, "documents")):
                 file = work / f"{split}.{ending}"
                 file.touch()
                 os.truncate(file, counts[number] * itemsize)
-
-    def size(self, size_of: Callable[[Sequence[Task]], int]) -> int:
-        """Bytes of input that are joined."""
-        return size_of(self.tasks[: self.num_parts])
 
     def join_finished(self) -> None:
         """Appends the parts that are next."""
@@ -348,9 +345,9 @@ class _Joined:
     def _append(self, task: Task, split: Split, counts: dict[str, int]) -> None:
         with open(f"{task.output}.{split}.tokens", "rb") as part, (self.work / f"{split}.tokens").open("ab") as whole:
             shutil.copyfileobj(part, whole, 1 << 20)
-        ends = np.fromfile(f"{task.output}.{split}.ends", END_DTYPE) + self.counts[split]["tokens"]
+        ends = np.fromfile(f"{task.output}.{split}.ends", ENDS_DTYPE) + self.counts[split]["tokens"]
         with (self.work / f"{split}.ends").open("ab") as whole:
-            whole.write(ends.astype(END_DTYPE).data)
+            whole.write(ends.astype(ENDS_DTYPE).data)
         for name, number in counts.items():
             self.counts[split][name] += number
         self._uncommitted += counts["tokens"] * self.dtype.itemsize

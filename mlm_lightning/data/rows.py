@@ -26,8 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ENDS_DTYPE = np.dtype("<i8")
-"""Of a file of ends."""
+from mlm_lightning.data.shards import ENDS_DTYPE
 
 _BLOCK = 2**18
 """Documents whose lengths are in memory at a time."""
@@ -198,18 +197,6 @@ class PackedRows(_PaddedRows):
     The attention mask holds the number of each token's document within its row, 1, 2, 3 …, and 0 at padding.
     """
 
-    def __init__(
-        self,
-        tokens_file: Path,
-        ends_file: Path,
-        dtype: np.dtype,
-        chunk_size: int,
-        pad_id: int,
-        suffix: Sequence[int] = (),
-    ) -> None:
-        super().__init__(tokens_file, ends_file, dtype, chunk_size, pad_id, suffix)
-        self._first_R = self._first_documents()
-
     def __len__(self) -> int:
         return len(self._first_R) - 1
 
@@ -233,7 +220,8 @@ class PackedRows(_PaddedRows):
         number_BL[row[inside], end[inside]] = 1
         return np.cumsum(number_BL, axis=1, out=number_BL) + 1
 
-    def _first_documents(self) -> np.ndarray:
+    @cached_property
+    def _first_R(self) -> np.ndarray:
         """The first document of each row, and the number of documents at last, (R+1)."""
         num_documents = len(self._ends_N)
         dtype = np.uint32 if num_documents < 2**32 else np.int64

@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlm_lightning.data.documents import Documents, Problems
+from mlm_lightning.data.documents import Documents, Problems, is_blank
 from mlm_lightning.data.encoder import Encoder
 from mlm_lightning.data.splits import SPLITS, Split
 
-END_DTYPE = np.dtype("<i8")
+ENDS_DTYPE = np.dtype("<i8")
+"""Of a file of documents' ends."""
 HASH_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
 NO_HASH = b"\0" * HASH_DTYPE.itemsize
 """In place of the hash of an empty document, which equals no other."""
@@ -86,7 +87,7 @@ def count_characters(work: Work, task: Task) -> None:
 
 
 def tokenise(work: Work, task: Task) -> None:
-    """Writes each split's tokens and the documents' ends, END_DTYPE, counted from the shard's first token of that split."""
+    """Writes each split's tokens and the documents' ends, ENDS_DTYPE, counted from the shard's first token of that split."""
     assert work.encoder is not None
     assert task.split_D is not None
     kept: list[int] = []  # the splits of the documents handed to the encoder and not yet seen to end
@@ -110,10 +111,6 @@ def tokenise(work: Work, task: Task) -> None:
                 part.write(tokens, ends, split_N == split, np.array(kept[: len(ends)]) == split)
             del kept[: len(ends)]
         output.finish({"splits": {SPLITS[split]: part.counts for split, part in parts.items()}})
-
-
-def is_blank(text: str) -> bool:
-    return not text or text.isspace()
 
 
 def _read(work: Work, task: Task) -> Iterator[tuple[str, int]]:
@@ -141,7 +138,7 @@ class _Part:
         tokens_N = tokens_N[own_N]
         has_tokens_D = np.diff(ends_D, prepend=self._last_end) > 0
         self._tokens.write(tokens_N.data)
-        self._ends.write(ends_D[has_tokens_D].astype(END_DTYPE).data)
+        self._ends.write(ends_D[has_tokens_D].astype(ENDS_DTYPE).data)
         self._last_end = int(ends_D[-1]) if len(ends_D) else self._last_end
         self.counts["documents"] += int(has_tokens_D.sum())
         self.counts["empty"] += int((~has_tokens_D).sum())

@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,17 +30,14 @@ from mlm_lightning.data import tokenizer as tokenizers_
 from mlm_lightning.data.documents import Documents, FileDocuments
 from mlm_lightning.data.encoder import Encoder
 from mlm_lightning.data.hub import HubDocuments, open_hub
-from mlm_lightning.data.preparation import Preparation, Progress, Recipe, choose_documents, delete_scratch
+from mlm_lightning.data.preparation import Preparation, Progress, Recipe, delete_scratch
 from mlm_lightning.data.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.data.stream import FirstDocuments, StreamedDocuments, StreamRows
 from mlm_lightning.data.text_settings import FORMAT, TextSettings, path_key
 from mlm_lightning.data.token_cache import TokenCache
-from mlm_lightning.data.tokenizer import load_tokenizer
 from mlm_lightning.data.workers import Local, Workers
 from mlm_lightning.files import UNWRITABLE, write_atomically
-
-__all__ = ["TextSource", "choose_documents", "load_tokenizer"]
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +193,7 @@ class TextSource(TextSettings, Source):
 
     def tokenizer_keys(self) -> dict[str, Any]:
         """The keys that give another source the tokens of this one."""
-        return {"tokenizer": str(self.cache_folder / "tokenizer"), "vocab_size": None, "tokenizer_algorithm": "wordpiece"}
+        return tokenizers_.keys_of(self.cache_folder / "tokenizer")
 
     def save_tokenizer(self, folder: str | Path) -> None:
         """Writes a folder that `load_tokenizer` and `AutoTokenizer.from_pretrained` open; imports neither's library."""
@@ -225,27 +223,32 @@ class TextSource(TextSettings, Source):
             for split, files in self.files().items()
         }
 
+    @property
+    def _split_names(self) -> dict[Split, str]:
+        """Of a dataset's own splits."""
+        names: dict[Split, str | None] = {"train": "train", "val": self.val_split, "test": self.test_split}
+        return {split: name for split, name in names.items() if name is not None}
+
+    @cached_property
     def _hub_splits(self) -> dict[Split, Any]:
         """What `datasets` has of each split that is named."""
         assert self.dataset is not None
         opened = open_hub(self.dataset, self.dataset_config, self.revision, self.streaming)
-        wanted: dict[Split, str | None] = {"train": "train", "val": self.val_split, "test": self.test_split}
-        for split, name in wanted.items():
-            if name is not None and name not in opened:
+        for split, name in self._split_names.items():
+            if name not in opened:
                 key = f"data.{split}_split={name}" if split != "train" else f"data.dataset={self.dataset}"
                 raise ValueError(f"{key}: there is no split {name!r}; the dataset has {', '.join(opened)}")
-        return {split: opened[name] for split, name in wanted.items() if name is not None}
+        return {split: opened[name] for split, name in self._split_names.items()}
 
     def _hub_documents(self) -> dict[Split, Documents]:
-        names = {"train": "train", "val": self.val_split, "test": self.test_split}
         return {
-            split: HubDocuments(rows, self.text_column, f"{self.dataset} ({names[split]})")
-            for split, rows in self._hub_splits().items()
+            split: HubDocuments(rows, self.text_column, f"{self.dataset} ({self._split_names[split]})")
+            for split, rows in self._hub_splits.items()
         }
 
     def _streamed(self, split: Split) -> StreamedDocuments:
         assert self.dataset is not None
-        return StreamedDocuments(self._hub_splits()[split], self.text_column, self.dataset)
+        return StreamedDocuments(self._hub_splits[split], self.text_column, self.dataset)
 
     def _first_documents(self) -> dict[Split, Documents]:
         """Of a stream: those that are set aside."""

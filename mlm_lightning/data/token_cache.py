@@ -1,16 +1,17 @@
 """The folder of a text's tokens: whole or not there, found again by what it depends on, built by one process at a time.
 
-<cache_dir>/<fingerprint>/
-  meta.json               counts, warnings, where it came from; written last
-  vocab.json  tokenizer/  all that a run needs of the tokenizer; `tokenizer/` opens with AutoTokenizer
-  train.tokens  val.tokens  test.tokens            the tokens, nothing else: uint16 or uint32, memory-mapped by whoever reads
-  train.ends    val.ends    test.ends              where each document ends (exclusive): int64
-<cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
+    <cache_dir>/<fingerprint>/
+      meta.json               counts, warnings, where it came from; written last
+      vocab.json  tokenizer/  all that a run needs of the tokenizer; `tokenizer/` opens with AutoTokenizer
+      train.tokens  val.tokens  test.tokens            the tokens, nothing else: uint16 or uint32, to be memory-mapped
+      train.ends    val.ends    test.ends              where each document ends (exclusive): int64
+    <cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
+
+A process that has built a folder renames it into place, so nobody ever sees half of one.
 """
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
@@ -25,12 +26,10 @@ import numpy as np
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.documents import file_errors
-from mlm_lightning.data.rows import ENDS_DTYPE
+from mlm_lightning.data.shards import ENDS_DTYPE
 from mlm_lightning.data.tokenizer import load_vocab
 from mlm_lightning.errors import say
 from mlm_lightning.files import sync_folder, write_atomically
-
-log = logging.getLogger(__name__)
 
 _STALE_DAYS = 14
 """After so long, the unfinished work of a command that nobody repeated is deleted."""
@@ -75,10 +74,9 @@ class TokenCache:
 
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
-    """The folder to build in, for one process at a time; what an earlier one did not finish is still in it."""
+    """The folder to build in, beside `folder`, for one process at a time; what an earlier one did not finish is still in it."""
     from filelock import FileLock, Timeout
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     work = folder.parent / f".{folder.name}.work"
     try:

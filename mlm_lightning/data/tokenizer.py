@@ -28,6 +28,11 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
 
 
+def keys_of(folder: Path) -> dict[str, Any]:
+    """The keys of `data` that take the tokenizer of a folder, and train none."""
+    return {"tokenizer": str(folder), "vocab_size": None, "tokenizer_algorithm": "wordpiece"}
+
+
 def check_tokenizer(tokenizer: str) -> None:
     """Raises where the value of `data.tokenizer` cannot be a hub name, is a path and leads nowhere; reads nothing."""
     path = Path(tokenizer).expanduser()

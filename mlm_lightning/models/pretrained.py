@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlm_lightning.models.packing import attendable, positions_within
+from mlm_lightning.models.transformer import take
 
 try:
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
@@ -206,8 +207,8 @@ class _GatherHook:
         if positions_BK is None:
             return output
         if isinstance(output, tuple):
-            return _take(output[0], positions_BK), *output[1:]
-        output["last_hidden_state"] = _take(output["last_hidden_state"], positions_BK)
+            return take(output[0], positions_BK), *output[1:]
+        output["last_hidden_state"] = take(output["last_hidden_state"], positions_BK)
         return output
 
 
@@ -234,7 +235,7 @@ class _DistilBertLastBlock(TransformerBlock):
     ) -> Tensor:
         if positions_BK is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        x_BKD = _take(hidden_states, positions_BK)
+        x_BKD = take(hidden_states, positions_BK)
         x_BKD = self.sa_layer_norm(x_BKD + self._attend(x_BKD, positions_BK, hidden_states, attention_mask))
         return self.output_layer_norm(x_BKD + self.ffn(x_BKD))
 
@@ -258,10 +259,6 @@ class _DistilBertLastBlock(TransformerBlock):
             # padding is hidden from every query alike: the first query's row of the mask serves them all
             return mask_B1LL[:, :, :1]
         return mask_B1LL.gather(2, positions_BK[:, None, :, None].expand(-1, -1, -1, mask_B1LL.shape[-1]))
-
-
-def _take(x_BLD: Tensor, positions_BK: Tensor) -> Tensor:
-    return x_BLD.gather(1, positions_BK.unsqueeze(-1).expand(-1, -1, x_BLD.shape[-1]))
 
 
 # the configuration

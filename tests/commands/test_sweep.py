@@ -157,7 +157,7 @@ def test_runs_at_the_same_time_share_cores_and_gpus(monkeypatch: pytest.MonkeyPa
     config: dict[str, Any] = {"trainer": {"accelerator": "auto", "devices": 1}}
     assert slots(1, config) == [Slot(None, None)]
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("mlm_lightning.commands.pool.cores", lambda: 8)
+    monkeypatch.setattr("mlm_lightning.commands.pool.num_cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert slots(3, config) == [Slot(2, "4"), Slot(2, "6"), Slot(2, "4")]
     config["trainer"]["accelerator"] = "cpu"

