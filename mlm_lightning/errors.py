@@ -1,15 +1,102 @@
-"""What ends a command, beside a failure: the user's mistake, or a signal."""
+"""What ends a command besides success, and its exit statuses.
+
+UserError       2    a mistake that the user can fix; ConfigError: one wrong setting, as data; ConfigErrors: several at once
+Interrupted    75    a signal stopped the command with everything saved (Ctrl-C: 130)
+anything else   1    a failure
+"""
 
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+FAILURE, MISTAKE, STOPPED, CTRL_C = 1, 2, 75, 130
+
+NO_VALUE: Any = object()
+"""The value of a ConfigError whose key has none, or none worth showing."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: reported as its message alone, with exit status 2."""
+    """A mistake that the user can fix: reported as its message alone, with exit status 2."""
+
+
+class ConfigError(UserError, ValueError):
+    """One setting that cannot be: `key=value: problem; remedy`."""
+
+    def __init__(self, key: str, value: Any, problem: str, remedy: str = "") -> None:
+        super().__init__(key, value, problem, remedy)
+        self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
+
+    def __str__(self) -> str:
+        setting = self.key if self.value is NO_VALUE else f"{self.key}={as_typed(self.value)}"
+        return f"{setting}: {self.problem}" + (f"; {self.remedy}" if self.remedy else "")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfigError) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self) -> Any:
+        value = None if self.value is NO_VALUE else (self.value,)  # a sentinel does not survive another process
+        return _config_error, (self.key, value, self.problem, self.remedy)
+
+    def moved(self, group: str, to: str) -> "ConfigError":
+        """The same of a group's copy elsewhere: `data.depth` as `eval.data.k0.depth`."""
+        inside = self.key == group or self.key.startswith(f"{group}.")
+        key = to + self.key.removeprefix(group) if inside else f"{to}.{self.key}"
+        return ConfigError(key, self.value, self.problem, self.remedy)
+
+
+def _config_error(key: str, value: tuple[Any] | None, problem: str, remedy: str) -> ConfigError:
+    return ConfigError(key, NO_VALUE if value is None else value[0], problem, remedy)
+
+
+class ConfigErrors(UserError, ValueError):
+    """All that is wrong with a config, a line each."""
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        self.errors = tuple(dict.fromkeys(errors))
+        super().__init__(self.errors)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.errors))
+
+
+def refuse(errors: Iterable[ConfigError]) -> None:
+    """Raises them, if there are any: a single one as itself."""
+    found = tuple(dict.fromkeys(errors))
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise ConfigErrors(found)
+
+
+def config_errors(error: Exception, key: str) -> list[ConfigError]:
+    """What an exception says about settings; one that names none is about `key`."""
+    if isinstance(error, ConfigErrors):
+        return list(error.errors)
+    return [error if isinstance(error, ConfigError) else ConfigError(key, NO_VALUE, one_line(error))]
+
+
+def as_typed(value: Any) -> str:
+    """A value as one types it in a command."""
+    if isinstance(value, str):
+        return value if value.strip() else repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {as_typed(each)}' for name, each in value.items())}}}"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message; its class where it has none."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 class BusyError(UserError):
@@ -30,11 +117,15 @@ class Interrupted(BaseException):
         )
         self.signum, self.step = signum, step
 
+    @property
+    def exit_status(self) -> int:
+        return CTRL_C if self.signum == signal.SIGINT else STOPPED
+
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGTERM and SIGUSR1 raise `Interrupted` inside, as SIGINT raises KeyboardInterrupt; by default they end the process
-    without a word. Outside the main thread, which alone may handle signals, it does nothing."""
+    without a message. Outside the main thread, which alone may handle signals, it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -54,9 +145,11 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def mistakes() -> Iterator[None]:
-    """What constructors and data refuse is the user's to mend."""
+    """What constructors and data refuse is a mistake that the user can fix."""
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise UserError(str(error)) from error
 

@@ -1,0 +1,48 @@
+"""One way to speak to the user: results to standard output, everything else to standard error.
+
+logging.getLogger(__name__).info(…)     notes and progress, by the one handler of the logger "mlm_lightning"
+report(error) -> exit status            what ended the command, and whether the same command continues
+"""
+
+import logging
+import os
+import sys
+import traceback
+
+from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError
+
+
+class _StandardError(logging.Handler):
+    """Prints the message alone, to what standard error is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _print(self.format(record))
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def speak() -> None:
+    """Makes notes and progress reach the user; called by whatever starts a command, also more than once."""
+    logger = logging.getLogger("mlm_lightning")
+    if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
+        logger.addHandler(_StandardError())
+        logger.setLevel(logging.INFO)
+
+
+def report(error: BaseException) -> int:
+    """Prints what went wrong and returns the exit status; `--debug` (MLM_DEBUG=1) shows the traceback."""
+    if os.environ.get("MLM_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        _print("stopped\nthe same command continues")
+        return CTRL_C
+    if isinstance(error, Interrupted):
+        _print(f"{error}\nthe same command continues")
+        return error.exit_status
+    if isinstance(error, UserError):
+        _print(str(error))
+        return MISTAKE
+    _print(f"{type(error).__name__}: {error}\n(--debug shows where)")
+    return FAILURE

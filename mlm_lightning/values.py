@@ -1,0 +1,240 @@
+"""Whether values have the types and the ranges that a signature asks for.
+
+    depth: Annotated[int, Interval(ge=1, le=16), "a row has 2^depth tokens"]
+
+    depth=three    data.depth='three': should be a whole number
+    depth=40       data.depth=40: must be from 1 to 16; a row has 2^depth tokens
+
+Bounds are those of `annotated_types` (Ge, Gt, Le, Lt, Interval); a text beside them says what to give. The same check serves a
+config, whose keys are a constructor's parameters, and the constructor itself when Python calls it (`checked`).
+"""
+
+import difflib
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt
+
+from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def checked(group: str) -> Callable[[Init], Init]:
+    """Makes a constructor check its arguments against its signature, as those of a config's `group`: ConfigError."""
+
+    def decorate(init: Init) -> Init:
+        signature = inspect.signature(init)
+
+        @functools.wraps(init)
+        def checking(self: Any, *args: Any, **kwargs: Any) -> None:
+            bound = signature.bind(self, *args, **kwargs).arguments
+            hints = _hints(init)
+            refuse(
+                error
+                for name, value in bound.items()
+                if name in hints
+                for error in check(f"{group}.{name}", value, hints[name])
+            )
+            init(self, *args, **kwargs)
+
+        return typing.cast(Init, checking)
+
+    return decorate
+
+
+def check_fields(settings: Any, group: str) -> None:
+    """The same for a dataclass, from its `__post_init__`."""
+    hints = _hints(type(settings))
+    refuse(
+        error
+        for field in fields(settings)
+        for error in check(f"{group}.{field.name}", getattr(settings, field.name), hints[field.name])
+    )
+
+
+def check(key: str, value: Any, hint: Any) -> list[ConfigError]:
+    """What is wrong with a value."""
+    if isinstance(value, str) and value == "???":
+        return [ConfigError(key, NO_VALUE, "no value given", f"add {key}=VALUE to the command")]
+    if isinstance(value, dict) and (node := next(filter(is_dataclass, _members(hint)), None)):
+        return check_arguments(key, value, node)
+    if not matches(value, hint):
+        shown = repr(value) if isinstance(value, str) else value
+        return [ConfigError(key, shown, f"should be {describe(hint)}")]
+    return list(_outside(key, value, hint, value))
+
+
+def check_arguments(
+    key: str, arguments: Mapping[str, Any], target: Any, provided: Collection[str] = (), also: Collection[str] = ()
+) -> list[ConfigError]:
+    """Unknown, missing and wrong arguments of a callable. `provided` are those that the framework passes itself, `also` keys of
+    the same group that are somebody else's."""
+    parameters = inspect.signature(target).parameters
+    hints = _hints(target)
+    named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    owner = getattr(target, "OWNER", target.__name__)
+    found = []
+    for name, value in arguments.items():
+        if name not in named and not takes_any:
+            found.append(unknown(f"{key}.{name}", owner, [*sorted(named - set(provided)), *also]))
+        else:
+            found += check(f"{key}.{name}", value, hints.get(name, Any))
+    for name in sorted(named - set(arguments) - set(provided)):
+        if parameters[name].default is inspect.Parameter.empty:
+            found.append(ConfigError(f"{key}.{name}", NO_VALUE, "no value given", f"{owner} needs it"))
+    return found
+
+
+def unknown(key: str, owner: str, names: Sequence[str]) -> ConfigError:
+    return ConfigError(key, NO_VALUE, f"unknown key of {owner}{suggestion(key.rpartition('.')[2], names)}")
+
+
+def not_one_of(key: str, value: object, options: Sequence[object]) -> ConfigError:
+    names = list(dict.fromkeys(map(str, options)))
+    return ConfigError(key, value, f"unknown{suggestion(str(value), names)} There are: {', '.join(names)}")
+
+
+def suggestion(word: str, candidates: Sequence[str]) -> str:
+    """`; did you mean 'candidate'?`, or a full stop."""
+    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else "."
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Whether a plain value of a config has the type that a signature asks for; its range is another matter."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or hint is inspect.Parameter.empty:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (Union, types.UnionType):
+        return any(matches(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is typing.Annotated:
+        return matches(value, arguments[0])
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is str or hint is Path:
+        return isinstance(value, str | Path)
+    if _is_tensor(hint):  # torch's optimizers take `float | Tensor`; a config holds none
+        return False
+    if is_dataclass(hint):
+        return isinstance(value, dict | typing.cast(type, hint))
+    container = origin or hint
+    if isinstance(container, type) and issubclass(container, dict | typing.Mapping):
+        return isinstance(value, dict)
+    if isinstance(container, type) and issubclass(container, Sequence):
+        if not isinstance(value, list | tuple):
+            return False
+        if (length := _tuple_length(hint)) is not None:
+            return len(value) == length and all(map(matches, value, arguments))
+        element = arguments[0] if arguments else Any
+        return all(matches(each, element) for each in value)
+    return True
+
+
+def describe(hint: Any) -> str:
+    """A type in words."""
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        None: "null",
+    }
+    names |= {dict: "a group of keys", Path: "a path"}
+    if hint in names:
+        return names[hint]
+    if get_origin(hint) is typing.Annotated:
+        return describe(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(each) for each in get_args(hint) if not _is_tensor(each)))
+    if is_dataclass(hint):
+        return f"{names[dict]} ({', '.join(field.name for field in fields(hint))})"
+    if get_origin(hint) is Literal:
+        return " or ".join(str(each) for each in get_args(hint))
+    container = get_origin(hint) or hint
+    if isinstance(container, type) and issubclass(container, dict | typing.Mapping):
+        return names[dict]
+    if isinstance(container, type) and issubclass(container, Sequence):
+        length = _tuple_length(hint)
+        return "a list" if length is None else f"a list of {length} values"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigError]:
+    """A value, or an element of it, that has the right type and lies outside of its range."""
+    member = next((each for each in _members(hint) if matches(value, each)), hint)
+    inner = member
+    if get_origin(member) is typing.Annotated:
+        inner, *metadata = get_args(member)
+        bounds = [bound for each in metadata for bound in _bounds(each)]
+        if not all(_holds(value, bound) for bound in bounds):  # a comparison with nan does not hold
+            remedy = next((each for each in metadata if isinstance(each, str)), "")
+            subject = "" if value is whole else f"{value} "
+            yield ConfigError(key, whole, f"{subject}must be {_range(bounds)}", remedy)
+    if isinstance(value, list | tuple) and (elements := get_args(inner)):
+        for each in value:
+            yield from _outside(key, each, elements[0], whole)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other hint itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _bounds(metadata: Any) -> list[BaseMetadata]:
+    return list(metadata) if isinstance(metadata, GroupedMetadata) else [metadata] if isinstance(metadata, BaseMetadata) else []
+
+
+def _holds(value: Any, bound: Any) -> bool:
+    match bound:
+        case Ge(limit):
+            return value >= limit
+        case Gt(limit):
+            return value > limit
+        case Le(limit):
+            return value <= limit
+        case Lt(limit):
+            return value < limit
+    raise AssertionError(f"{bound} is no bound that is known here")
+
+
+def _range(bounds: list[Any]) -> str:
+    words = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
+    limits = {type(bound): getattr(bound, type(bound).__match_args__[0]) for bound in bounds}
+    if set(limits) == {Ge, Le}:
+        return f"from {limits[Ge]:g} to {limits[Le]:g}"
+    return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in limits.items())
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) and "__init__" in vars(target) else target
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        return {}
+
+
+def _is_tensor(hint: Any) -> bool:
+    return getattr(hint, "__module__", None) == "torch" and hint.__name__ == "Tensor"
+
+
+def _tuple_length(hint: Any) -> int | None:
+    """2 for `tuple[float, float]`; None where a hint fixes no length."""
+    arguments = get_args(hint)
+    return len(arguments) if get_origin(hint) is tuple and Ellipsis not in arguments else None
