@@ -1,6 +1,6 @@
 """What ends a command besides success, and its exit statuses.
 
-UserError       2    a mistake that the user can fix; ConfigError: one wrong setting, as data; ConfigErrors: several at once
+UserError       2    a mistake that the user can fix; ConfigError: one wrong setting, as data; InvalidConfigError: several at once
 Interrupted    75    a signal stopped the command with everything saved (Ctrl-C: 130)
 anything else   1    a failure
 """
@@ -55,7 +55,7 @@ def _config_error(key: str, value: tuple[Any] | None, problem: str, remedy: str)
     return ConfigError(key, NO_VALUE if value is None else value[0], problem, remedy)
 
 
-class ConfigErrors(UserError, ValueError):
+class InvalidConfigError(UserError, ValueError):
     """All that is wrong with a config, a line each."""
 
     def __init__(self, errors: Iterable[ConfigError]) -> None:
@@ -72,12 +72,12 @@ def refuse(errors: Iterable[ConfigError]) -> None:
     if len(found) == 1:
         raise found[0]
     if found:
-        raise ConfigErrors(found)
+        raise InvalidConfigError(found)
 
 
 def config_errors(error: Exception, key: str) -> list[ConfigError]:
     """What an exception says about settings; one that names none is about `key`."""
-    if isinstance(error, ConfigErrors):
+    if isinstance(error, InvalidConfigError):
         return list(error.errors)
     return [error if isinstance(error, ConfigError) else ConfigError(key, NO_VALUE, one_line(error))]
 

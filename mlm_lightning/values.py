@@ -197,7 +197,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _bounds(metadata: Any) -> list[BaseMetadata]:
+def _bounds(metadata: Any) -> list[Any]:
     return list(metadata) if isinstance(metadata, GroupedMetadata) else [metadata] if isinstance(metadata, BaseMetadata) else []
 
 
