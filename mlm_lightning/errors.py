@@ -1,6 +1,6 @@
 """What ends a command besides success, and its exit statuses.
 
-UserError       2    a mistake that the user can fix; ConfigError: one wrong setting, as data; InvalidConfigError: several at once
+    UserError       2    a mistake that the user can fix (ConfigError: one wrong setting; InvalidConfigError: several at once)
 Interrupted    75    a signal stopped the command with everything saved (Ctrl-C: 130)
 anything else   1    a failure
 """
