@@ -100,6 +100,11 @@ class Masking(ABC):
                 f"set masking.random_share to at most {1 - self.mask_share:.6g}"
             )
 
+    @property
+    def final_rate(self) -> float | None:
+        """The rate at a run's last optimizer step; None for a kind without a rate."""
+        return None
+
     @abstractmethod
     def num_predicted(self, seq_len: int) -> int:
         """K, the places for predicted positions in a row of `seq_len` positions."""
@@ -204,6 +209,10 @@ class Bernoulli(Masking):
 
     def rate_at(self, progress: float) -> float:
         return self.rate.at(progress) if isinstance(self.rate, RateSchedule) else self.rate
+
+    @property
+    def final_rate(self) -> float:
+        return self.rate_at(1.0)
 
     @cached_property
     def highest_rate(self) -> float:

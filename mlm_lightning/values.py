@@ -81,15 +81,17 @@ def check_arguments(
     named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
     owner = getattr(target, "OWNER", target.__name__)
+    prefix = f"{key}." if key else ""
     found = []
     for name, value in arguments.items():
         if name not in named and not takes_any:
-            found.append(unknown(f"{key}.{name}", owner, [*sorted(named - set(provided)), *also]))
+            found.append(unknown(f"{prefix}{name}", owner, [*sorted(named - set(provided)), *also]))
         else:
-            found += check(f"{key}.{name}", value, hints.get(name, Any))
+            found += check(f"{prefix}{name}", value, hints.get(name, Any))
     for name in sorted(named - set(arguments) - set(provided)):
         if parameters[name].default is inspect.Parameter.empty:
-            found.append(ConfigError(f"{key}.{name}", NO_VALUE, "no value given", f"{owner} needs it"))
+            remedy = f"{owner} needs it" if owner == target.__name__ else ""
+            found.append(ConfigError(f"{prefix}{name}", NO_VALUE, "no value given", remedy))
     return found
 
 

@@ -13,13 +13,13 @@ import queue
 import subprocess
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
 from mlm_lightning.data.shards import Task, Work
+from mlm_lightning.processes import Workers, num_cores
 
 __all__ = ["Local", "Ray", "Workers"]
 
@@ -27,12 +27,6 @@ Function = Callable[[Work, Task], None]
 
 _FEW_BYTES = 16_000_000
 """Less than this is done here, before workers would have started."""
-
-
-class Workers(ABC):
-    @abstractmethod
-    def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
-        """Raises what `function` raises. Closing the iterator gives up what is not done."""
 
 
 class Local(Workers):
@@ -102,11 +96,6 @@ def _fetched(shared: Any) -> tuple[Function, Work]:
     import ray
 
     return pickle.loads(ray.get(shared))
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -- processes on this machine -----------------------------------------------------------------------------------------------

@@ -1,24 +1,26 @@
 """Command lines become configs: Hydra's composition, without its stack traces.
 
-    data=uniform  optim.lr=1e-3,3e-4  ─►  jobs: [data=uniform, ++optim.lr=1e-3]  ─►  compose  ─►  one config a job
+    data=uniform  optim.lr=1e-3,3e-4  ─►  jobs: [data=uniform, ++optim.lr=1e-3]  ─►  compose  ─►  one Composed a job
                                                 [data=uniform, ++optim.lr=3e-4]
 
 A plain `key=value` is composed as `++key=value`: Hydra would stop at the first unknown key with a message of its own, while the
-check that follows (`config.problems`) finds all of them, whichever way they came in.
+check that follows (`parse`) finds all of them, whichever way they came in.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mlm_lightning.config import suggestion
-from mlm_lightning.errors import UserError
+from mlm_lightning.config.settings import Composed
+from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.values import suggestion
 
 CONFIG_NAME = "train"
 GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep", "launcher")
@@ -26,7 +28,7 @@ GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks
 
 def config_folder() -> Path:
     """The shipped `conf/`: in the wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
@@ -48,15 +50,28 @@ class Composer:
         from hydra.core.global_hydra import GlobalHydra
 
         self.loader = GlobalHydra.instance().config_loader()
-        self.config_name = config_name
+        self.config_dir, self.config_name = config_dir, config_name
         self.search_path = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """One config. Raises UserError for anything that Hydra or OmegaConf finds wrong."""
+        """One config, with Hydra's own part. Raises UserError for anything that Hydra or OmegaConf finds wrong."""
         from hydra import compose
+        from hydra.core.hydra_config import HydraConfig
 
         with self._explaining():
-            return compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
+            config = compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
+            with open_dict(config.hydra):
+                config.hydra.runtime.output_dir = os.getcwd()
+            HydraConfig.instance().set_config(config)  # for ${hydra:…} in a config
+        return config
+
+    def composed(self, overrides: Sequence[str]) -> Composed:
+        """One config in plain dicts, and what it was composed of."""
+        return self.plain_config(self.compose(overrides), overrides)
+
+    def plain_config(self, config: DictConfig, overrides: Sequence[str]) -> Composed:
+        name = None if self.config_name == CONFIG_NAME else self.config_name
+        return Composed(to_plain(config), tuple(overrides), self.config_dir, name)
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -68,7 +83,8 @@ class Composer:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._explain(error)) from error
         except YAMLError as error:  # names the file and the line
-            raise UserError(f"no YAML: {' '.join(str(error).split())}") from error
+            where = getattr(error, "problem_mark", None)
+            raise UserError(f"{where.name if where else 'a config'}: is no YAML: {one_line(error)}") from error
 
     def plain(self, overrides: Sequence[str]) -> list[str]:
         """The overrides with `++` before every plain `key=value` that chooses no group."""
@@ -164,7 +180,7 @@ class Composer:
             return f"{group}={choice}: no such option{suggestion(choice, options)} There are: {', '.join(options)}"
         if isinstance(error, OverrideParseException):
             return self._no_key_value(error.override)
-        return _first_line(error)
+        return _with_key(error)
 
     @staticmethod
     def _no_key_value(override: str) -> str:
@@ -179,11 +195,10 @@ def _as_override(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _first_line(error: Exception) -> str:
+def _with_key(error: Exception) -> str:
     """The message without OmegaConf's details, but with the key that they name."""
-    first, *_ = str(error).splitlines() or [type(error).__name__]
-    key = getattr(error, "full_key", None)
-    return f"{key}: {first}" if key and key not in first else first
+    message, key = one_line(error), getattr(error, "full_key", None)
+    return f"{key}: {message}" if key and key not in message else message
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
@@ -192,7 +207,7 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise UserError(_first_line(error)) from error
+        raise UserError(_with_key(error)) from error
     assert isinstance(container, dict)
     # a group without any option leaves no key
     return {"callbacks": None, "logger": None} | {str(key): value for key, value in container.items()}

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from mlm_lightning.errors import one_line
 from mlm_lightning.files import write_atomically
 
 FORMAT = 1
@@ -83,7 +84,7 @@ def read_checkpoint(path: Path, sealed: bool = False) -> dict[str, Any]:
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise ValueError("it holds no weights")
     except Exception as error:  # a damaged file fails in many ways
-        raise DamagedCheckpointError(f"it is no checkpoint: {' '.join(str(error).split())[:200]}") from error
+        raise DamagedCheckpointError(f"it is no checkpoint: {one_line(error)}") from error
     return checkpoint
 
 
