@@ -28,6 +28,7 @@ from mlm_lightning.batch import IGNORE_INDEX
 from mlm_lightning.checkpoints import write_checkpoint
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.files import sync_folder
+from mlm_lightning.lightning_internals import show_in_progress_bar, shown_in_progress_bar
 from mlm_lightning.module import MLMModule, TrainingDivergedError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -291,7 +292,7 @@ class Throughput(Callback):
                 rate = (self.train_tokens - tokens_then) / elapsed
                 metrics = {"perf/tokens_per_second": rate, "perf/step_seconds": elapsed / (step - logged_step)}
                 pl_module.log_scalars(metrics, step)
-                trainer.progress_bar_metrics["tokens/s"] = rate
+                show_in_progress_bar(trainer, "tokens/s", rate)
             self._logged = (step, self.train_seconds, self.train_tokens)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -350,7 +351,7 @@ class Progress(Callback):
     ) -> None:
         if self._bar is None:
             return
-        metrics = trainer.progress_bar_metrics
+        metrics = shown_in_progress_bar(trainer)
         loss = f"loss {metrics['train/loss']:.3f}" if "train/loss" in metrics else ""
         rate = f"{metrics['tokens/s']:,.0f} tokens/s" if "tokens/s" in metrics else ""
         self._bar.update(self._task, completed=trainer.global_step, loss=loss, rate=rate)

@@ -22,11 +22,10 @@ from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
 from mlm_lightning.checkpoints import STATE
 from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import UserError
+from mlm_lightning.lightning_internals import mend_counters, schedule_validation, show_in_progress_bar, validate_now
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
 from mlm_lightning.optim import parameter_groups, scheduler
 from mlm_lightning.randomness import Stream, seed_torch
-
-_NEVER = 2**62
 
 
 class TrainingDivergedError(RuntimeError):
@@ -91,13 +90,13 @@ class MLMModule(L.LightningModule):
         self._step_sums = self._zeros()  # of the present optimizer step and rank: loss, predicted tokens, tokens
         running = self._restored.get("running", [0.0, 0.0, 0.0])
         self._running = self._zeros() + self._zeros().new_tensor(running)  # the first two since the last log
-        self.trainer.val_check_batch = _NEVER
+        schedule_validation(self.trainer, due=False)
         if self._restored.get("stopped"):  # early stopping said so, and the end of the run was lost
             self.trainer.should_stop = True
         if self.from_parent:
             self._keep_own_hyperparameters()
         if self._restored.get("validation_pending"):
-            self._validate_first()
+            validate_now(self.trainer)
 
     def _keep_own_hyperparameters(self) -> None:
         """Undoes what another run's checkpoint brought with its optimizer's state: its learning rate, betas …"""
@@ -108,17 +107,6 @@ class MLMModule(L.LightningModule):
             group.update(own)
             assert self._schedule is not None
             group["lr"] = own["initial_lr"] * self._schedule(self.trainer.global_step, self.total_steps)
-
-    def _validate_first(self) -> None:
-        """The validation that a signal cut off, before the first step. Lightning would go on in the middle of it, or leave it
-        out."""
-        epochs = self.trainer.fit_loop.epoch_loop
-        epochs.val_loop.restarting = False
-        self.trainer.validating = True
-        epochs._batches_that_stepped -= 1  # which counts a step after its validation
-        epochs.val_loop.run()
-        epochs._batches_that_stepped += 1
-        self.trainer.training = True
 
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
@@ -166,7 +154,7 @@ class MLMModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: MLMBatch, batch_idx: int) -> None:
         due = self.at_step_boundary(batch_idx) and self.validation_due(self.trainer.global_step)
-        self.trainer.val_check_batch = 1 if due else _NEVER
+        schedule_validation(self.trainer, due)
 
     def at_step_boundary(self, batch_idx: int) -> bool:
         """Whether micro-batch `batch_idx` completed an optimizer step."""
@@ -256,7 +244,7 @@ class MLMModule(L.LightningModule):
         if self._mask_rate is not None:
             metrics["train/mask_rate"] = self._mask_rate(step - 1)
         self.log_scalars(metrics, step)
-        self.trainer.progress_bar_metrics["train/loss"] = loss
+        show_in_progress_bar(self.trainer, "train/loss", loss)
 
     def _diverged(self, what: str, step: int) -> str:
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -285,15 +273,7 @@ class MLMModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get(STATE, {})
-        loop = checkpoint["loops"]["fit_loop"]
-        total = loop["epoch_loop.batch_progress"]["total"]
-        if total["completed"] == total["processed"]:
-            # written after a validation: Lightning counts the last step of every other checkpoint when it continues, but not
-            # that of this one, and from then on LearningRateMonitor would draw a step too early
-            loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
-        if self._restored.get("validation_pending"):
-            progress = loop["epoch_loop.val_loop.batch_progress"]
-            progress["total"] = {name: value - progress["current"][name] for name, value in progress["total"].items()}
+        mend_counters(checkpoint, bool(self._restored.get("validation_pending")))
         if self.from_parent:
             self._restored = self._restored | {"validation_pending": False, "stopped": False}
             checkpoint["callbacks"] = {}

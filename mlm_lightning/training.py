@@ -36,6 +36,7 @@ from mlm_lightning.data.datamodule import MLMDataModule, progress_of_run
 from mlm_lightning.data.source import Sources
 from mlm_lightning.errors import UserError, mistakes, say
 from mlm_lightning.files import UNWRITABLE
+from mlm_lightning.lightning_internals import NEVER, add_summary
 from mlm_lightning.masking import Masking, RateSchedule
 from mlm_lightning.module import MLMModule
 from mlm_lightning.runs import Position, Run, deciding, describe_model, kinship, record_of
@@ -210,7 +211,7 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
         accumulate_grad_batches=settings.accumulate_grad_batches,
         gradient_clip_val=settings.gradient_clip_val,
         gradient_clip_algorithm=settings.gradient_clip_algorithm,
-        val_check_interval=2**62,  # MLMModule says when
+        val_check_interval=NEVER,  # MLMModule says when
         check_val_every_n_epoch=None,
         limit_val_batches=settings.limit_val_batches,
         limit_test_batches=settings.limit_test_batches,
@@ -243,7 +244,7 @@ def _log_hyperparameters(loggers: list[Any], run: Run, summary: dict[str, Any]) 
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             for part in hparams(plain, metrics):
-                logger.experiment._get_file_writer().add_summary(part)
+                add_summary(logger, part)
 
 
 def _keep_freed_memory() -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(mlm_lightning.__file__).parent
 # from the bottom up; a module imports from layers below its own, or from its own layer where IN_LAYER says so
 LAYERS = (
     ("batch", "files", "errors"),
-    ("randomness", "checkpoints"),
+    ("randomness", "checkpoints", "lightning_internals"),
     ("masking", "metrics", "optim", "data", "data.*", "models", "models.*"),
     ("config", "module", "data.datamodule", "loggers"),
     ("compose", "callbacks", "runs"),
@@ -28,7 +28,18 @@ LAYERS = (
     ("__main__", ""),
 )
 MAY_USE = {
-    "lightning": ("module", "data.datamodule", "callbacks", "loggers", "runs", "training", "search", "commands", "commands.*"),
+    "lightning": (
+        "lightning_internals",
+        "module",
+        "data.datamodule",
+        "callbacks",
+        "loggers",
+        "runs",
+        "training",
+        "search",
+        "commands",
+        "commands.*",
+    ),
     "hydra": ("config", "compose", "runs", "commands", "commands.*"),
     "omegaconf": ("config", "compose", "runs", "commands", "commands.*"),
 }
