@@ -100,10 +100,14 @@ class Masking(ABC):
                 f"set masking.random_share to at most {1 - self.mask_share:.6g}"
             )
 
-    @property
-    def final_rate(self) -> float | None:
-        """The rate at a run's last optimizer step; None for a kind without a rate."""
+    def rate_at(self, progress: float) -> float | None:
+        """The rate at a share of a run's progress, from 0 to 1; None for a kind without a rate."""
         return None
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the rate changes in the course of a run."""
+        return False
 
     @abstractmethod
     def num_predicted(self, seq_len: int) -> int:
@@ -211,8 +215,8 @@ class Bernoulli(Masking):
         return self.rate.at(progress) if isinstance(self.rate, RateSchedule) else self.rate
 
     @property
-    def final_rate(self) -> float:
-        return self.rate_at(1.0)
+    def is_scheduled(self) -> bool:
+        return isinstance(self.rate, RateSchedule)
 
     @cached_property
     def highest_rate(self) -> float:

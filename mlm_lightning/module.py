@@ -9,7 +9,8 @@ number of tokens, so unequal mask counts weigh as in one large batch.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -19,56 +20,56 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from torch.optim import Optimizer
 
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
-from mlm_lightning.checkpoints import STATE
+from mlm_lightning.data.batches import Plan
+from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import UserError
 from mlm_lightning.lightning_internals import mend_counters, schedule_validation, show_in_progress_bar, validate_now
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
 from mlm_lightning.optim import parameter_groups, scheduler
 from mlm_lightning.randomness import Stream, seed_torch
+from mlm_lightning.runs.checkpoint import STATE
 
 
 class TrainingDivergedError(RuntimeError):
     """The loss is no longer a number."""
 
 
-class MLMModule(L.LightningModule):
-    """Trains and evaluates `model`.
+@dataclass(frozen=True)
+class Origin:
+    """What a run computes, and where it begins.
 
-    `optimizer` makes the optimizer from parameter groups; `suffixes` names, for each evaluation loader, the endings of its
-    metrics (`""` is plain `val/loss`; `"_rate_0.30"` is `val/loss_rate_0.30`), and `eval_oracles` gives the oracle of those
-    loaders whose rows are of another source, in place of `oracle`. Validation runs every `validate_every` optimizer steps (also
-    a fraction, as epochs end where they end) and after the last one. `mask_rate` gives the rate at an optimizer step, from 0,
-    where it changes in the run: it is logged. `record` says what is computed: plain values, kept in each checkpoint.
-    `from_parent`: the run begins at the checkpoint of another one, whose weights, optimizer state and position it takes, and
-    nothing else: it has its own hyperparameters, best score and patience.
+    `record` says what is computed: plain values, kept in each checkpoint. `from_parent`: the run begins at the checkpoint of
+    another one, whose weights, optimizer state and position it takes, and nothing else: it has its own hyperparameters, best
+    score and patience.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+    from_parent: bool = False
+
+
+class MLMModule(L.LightningModule):
+    """Trains `model`, and evaluates it under `conditions`, each with a loader of its own.
+
+    `optimizer` makes the optimizer from parameter groups; `schedule(step, total_steps)` is the factor on its learning rate.
+    Validation runs where `plan` says, and after the last step. `mask_rate` gives the rate at a share of the run's progress,
+    where it changes in the run: it is logged.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        oracle: Oracle | None = None,
+        conditions: Sequence[Condition],
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
-        weight_decay: float = 0.0,
         schedule: Callable[[int, int], float] | None = None,
-        total_steps: int = 0,
-        validate_every: float = math.inf,
-        steps_per_epoch: float = math.inf,
-        log_every_n_steps: int = 50,
+        plan: Plan = Plan(total_steps=0),
         seed: int = 0,
-        suffixes: Sequence[tuple[str, ...]] = (("",),),
-        record: dict[str, Any] | None = None,
-        from_parent: bool = False,
-        eval_oracles: Mapping[tuple[str, ...], Oracle | None] | None = None,
-        mask_rate: Callable[[int], float] | None = None,
+        mask_rate: Callable[[float], float] | None = None,
+        origin: Origin = Origin(),
     ) -> None:
         super().__init__()
-        self.model = model
-        self.oracles = [(eval_oracles or {}).get(each, oracle) for each in suffixes]
-        self._make_optimizer, self._weight_decay, self._schedule = optimizer, weight_decay, schedule
-        self.total_steps, self.validate_every, self.steps_per_epoch = total_steps, validate_every, steps_per_epoch
-        self.log_every_n_steps, self.seed, self.suffixes = log_every_n_steps, seed, suffixes
-        self.record, self.from_parent, self._mask_rate = record or {}, from_parent, mask_rate
+        self.model, self.conditions, self.plan, self.seed, self.origin = model, conditions, plan, seed, origin
+        self._make_optimizer, self._schedule, self._mask_rate = optimizer, schedule, mask_rate
         self.last_metrics: dict[str, float] = {}
         self.validation_pending = False
         """Whether the step at hand was to be validated, and a signal came first."""
@@ -93,7 +94,7 @@ class MLMModule(L.LightningModule):
         schedule_validation(self.trainer, due=False)
         if self._restored.get("stopped"):  # early stopping said so, and the end of the run was lost
             self.trainer.should_stop = True
-        if self.from_parent:
+        if self.origin.from_parent:
             self._keep_own_hyperparameters()
         if self._restored.get("validation_pending"):
             validate_now(self.trainer)
@@ -106,7 +107,7 @@ class MLMModule(L.LightningModule):
         for group, own in zip(optimizer.param_groups, self._own_groups, strict=True):
             group.update(own)
             assert self._schedule is not None
-            group["lr"] = own["initial_lr"] * self._schedule(self.trainer.global_step, self.total_steps)
+            group["lr"] = own["initial_lr"] * self._schedule(self.trainer.global_step, self.plan.total_steps)
 
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
@@ -128,7 +129,7 @@ class MLMModule(L.LightningModule):
         torch._foreach_mul_(gradients, scale.to(gradients[0]))
 
         self._running += sums
-        logging = step % self.log_every_n_steps == 0
+        logging = step % self.plan.log_every_n_steps == 0
         # reading a value waits for an accelerator, so those are read when logged; on a CPU there is nothing to wait for
         if (logging or self.device.type == "cpu") and not math.isfinite(loss_sum := self._running[0].item()):
             raise TrainingDivergedError(self._diverged(f"train/loss is {loss_sum}", step))
@@ -153,33 +154,31 @@ class MLMModule(L.LightningModule):
             clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
 
     def on_train_batch_end(self, outputs: Any, batch: MLMBatch, batch_idx: int) -> None:
-        due = self.at_step_boundary(batch_idx) and self.validation_due(self.trainer.global_step)
+        due = self.at_step_boundary(batch_idx) and self.plan.validation_due(self.trainer.global_step)
         schedule_validation(self.trainer, due)
 
     def at_step_boundary(self, batch_idx: int) -> bool:
         """Whether micro-batch `batch_idx` completed an optimizer step."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
-    def validation_due(self, step: int) -> bool:
-        """Whether validation follows optimizer step `step`."""
-        return step >= self.total_steps or step // self.validate_every > (step - 1) // self.validate_every
-
     def configure_optimizers(self) -> Any:
         assert self._make_optimizer is not None
         assert self._schedule is not None
-        optimizer = self._make_optimizer(parameter_groups(self.model, self._weight_decay))
-        learning_rate = scheduler(optimizer, self._schedule, self.total_steps)
+        optimizer = self._make_optimizer(parameter_groups(self.model))
+        learning_rate = scheduler(optimizer, self._schedule, self.plan.total_steps)
         self._own_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": learning_rate, "interval": "step"}}
 
     # evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._eval_sums = [MetricSums(self.device) for _ in self.suffixes]
+        self._eval_sums = [MetricSums(self.device) for _ in self.conditions]
 
     def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
-        self._eval_sums[dataloader_idx].update(self(batch), batch, self.oracle_probs(batch, self.oracles[dataloader_idx]))
+        self._eval_sums[dataloader_idx].update(
+            self(batch), batch, self.oracle_probs(batch, self.conditions[dataloader_idx].oracle)
+        )
 
     def on_validation_epoch_end(self) -> None:
         self._finish_evaluation("val")
@@ -206,7 +205,7 @@ class MLMModule(L.LightningModule):
 
     def _finish_evaluation(self, stage: str) -> None:
         self.last_metrics = {}
-        for sums, suffixes, oracle in zip(self._eval_sums, self.suffixes, self.oracles, strict=True):
+        for sums, condition in zip(self._eval_sums, self.conditions, strict=True):
             reduced = self.trainer.strategy.reduce(sums.vector, reduce_op="sum")
             assert isinstance(reduced, Tensor)
             sums.vector = reduced
@@ -215,8 +214,7 @@ class MLMModule(L.LightningModule):
                     f"{stage}: its rows hold special tokens and padding alone, so there is nothing to predict; look at the "
                     "data, e.g. with mlm prepare"
                 )
-            metrics = sums.compute(with_oracle=oracle is not None)
-            self.last_metrics |= {f"{stage}/{name}{suffix}": value for name, value in metrics.items() for suffix in suffixes}
+            self.last_metrics |= condition.metrics(stage, sums.compute(with_oracle=condition.oracle is not None))
         self.log_dict(self.last_metrics, logger=False)
         if self.trainer.state.fn == "fit":
             self.log_scalars(self.last_metrics, self.trainer.global_step)
@@ -232,7 +230,8 @@ class MLMModule(L.LightningModule):
         loss_sum, predicted, tokens = self._running.tolist()
         self._running[:2] = 0
         loss = loss_sum / max(1.0, predicted)
-        epoch = {"train/epoch": step / self.steps_per_epoch} if math.isfinite(self.steps_per_epoch) else {}
+        steps_per_epoch = self.plan.steps_per_epoch
+        epoch = {"train/epoch": step / steps_per_epoch} if math.isfinite(steps_per_epoch) else {}
         metrics = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
@@ -242,7 +241,7 @@ class MLMModule(L.LightningModule):
             "lr": optimizer.param_groups[0]["lr"],
         }
         if self._mask_rate is not None:
-            metrics["train/mask_rate"] = self._mask_rate(step - 1)
+            metrics["train/mask_rate"] = self._mask_rate(self.plan.progress(step - 1))
         self.log_scalars(metrics, step)
         show_in_progress_bar(self.trainer, "train/loss", loss)
 
@@ -265,7 +264,7 @@ class MLMModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATE] = {
-            "record": self.record,
+            "record": self.origin.record,
             "running": self._running.tolist(),
             "validation_pending": self.validation_pending,
             "stopped": self.trainer.should_stop,
@@ -274,6 +273,6 @@ class MLMModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get(STATE, {})
         mend_counters(checkpoint, bool(self._restored.get("validation_pending")))
-        if self.from_parent:
+        if self.origin.from_parent:
             self._restored = self._restored | {"validation_pending": False, "stopped": False}
             checkpoint["callbacks"] = {}

@@ -20,12 +20,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: matrices and embeddings decay, biases and norms (fewer than two dimensions)
-    don't (Devlin et al. 2018, as in their published optimizer)."""
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups of the trainable parameters: matrices and embeddings decay as the optimizer says, biases and norms (fewer than
+    two dimensions) don't (Devlin et al. 2018, as in their published optimizer)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2]},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

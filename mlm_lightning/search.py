@@ -9,36 +9,14 @@ to version 2.10 of it and cannot prune, so we ask and tell ourselves.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import Callback
-
-from mlm_lightning.errors import PrunedError, UserError
-from mlm_lightning.module import MLMModule
+from mlm_lightning.config.settings import SweepSettings
+from mlm_lightning.errors import ConfigError
 from mlm_lightning.sweeps import Job
 
 if TYPE_CHECKING:
     import optuna
-
-STORAGE = "search.log"
-
-
-def open_study(folder: Path, settings: dict[str, Any]) -> "optuna.Study":
-    """The study of a sweep's folder; made if it isn't there."""
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as error:
-        raise UserError(f"sweep.trials={settings['trials']}: needs Optuna; pip install 'mlm-lightning[sweep]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / STORAGE)))
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if settings["prune"] else optuna.pruners.NopPruner()
-    return optuna.create_study(
-        study_name=folder.name, storage=storage, pruner=pruner, direction=settings["direction"], load_if_exists=True
-    )
 
 
 def distribution(override: Any) -> "optuna.distributions.BaseDistribution":
@@ -61,17 +39,15 @@ def distribution(override: Any) -> "optuna.distributions.BaseDistribution":
 
 
 class Search:
-    """Jobs that Optuna proposes: `trials` of them in all, those included that an earlier command has made.
+    """Jobs that Optuna proposes: `settings.trials` of them in all, those included that an earlier command has made.
 
     `make(values, trial)` composes the job of some overrides.
     """
 
-    def __init__(
-        self, study: "optuna.Study", choices: list[Any], trials: int, seed: int, objective: str, make: Callable[..., Job]
-    ) -> None:
+    def __init__(self, study: "optuna.Study", choices: list[Any], settings: SweepSettings, make: Callable[..., Job]) -> None:
         import optuna
 
-        self._study, self._trials, self._seed, self._objective, self._make = study, trials, seed, objective, make
+        self._study, self._settings, self._make = study, settings, make
         self._space = {override.get_key_element(): distribution(override) for override in choices}
         begun = [trial for trial in study.trials if trial.state != optuna.trial.TrialState.WAITING]
         self._jobs = [self._job(trial) for trial in begun]
@@ -85,12 +61,13 @@ class Search:
     def next(self) -> Job | None:
         if self._again:  # a command that was stopped left them behind
             return self._again.pop(0)
-        if len(self._jobs) >= self._trials:
+        assert self._settings.trials is not None
+        if len(self._jobs) >= self._settings.trials:
             return None
         import optuna
 
         # a function of the trials so far, and not of how often the search was stopped
-        self._study.sampler = optuna.samplers.TPESampler(seed=self._seed + len(self._jobs))
+        self._study.sampler = optuna.samplers.TPESampler(seed=self._settings.seed + len(self._jobs))
         job = self._job(self._study.ask(self._space))
         self._jobs.append(job)
         return job
@@ -101,41 +78,13 @@ class Search:
         assert job.trial is not None
         status, state = job.run.status, optuna.trial.TrialState
         if status == "complete":
-            summary = job.run.summary or {}
-            if self._objective not in summary:
+            summary, objective = job.run.summary or {}, self._settings.objective
+            if objective not in summary:
                 there = ", ".join(name for name in summary if "/" in name)
-                raise UserError(f"sweep.objective={self._objective}: is none of the results, which are {there}")
-            self._study.tell(job.trial, summary[self._objective], skip_if_finished=True)
+                raise ConfigError("sweep.objective", objective, f"is none of the results, which are {there}")
+            self._study.tell(job.trial, summary[objective], skip_if_finished=True)
         elif status in ("failed", "pruned"):
             self._study.tell(job.trial, state=state.FAIL if status == "failed" else state.PRUNED, skip_if_finished=True)
 
     def _job(self, trial: Any) -> Job:
         return self._make([f"{key}={value}" for key, value in trial.params.items()], trial.number)
-
-
-class Pruning(Callback):
-    """Reports each validation to the search, and ends a run that falls behind once its checkpoint is written."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self._folder, self._settings = folder, settings
-        self._message = ""
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        assert isinstance(pl_module, MLMModule)
-        if trainer.state.fn != "fit" or trainer.global_step >= pl_module.total_steps:
-            return
-        message = ""
-        if trainer.is_global_zero:
-            from optuna.trial import Trial
-
-            study = open_study(self._folder, self._settings)
-            trial = Trial(study, study.trials[self._settings["trial"]]._trial_id)
-            name, step = self._settings["objective"], trainer.global_step
-            trial.report(pl_module.last_metrics[name], step)
-            if trial.should_prune():
-                message = f"given up after step {step}: {name} {pl_module.last_metrics[name]:.4g} is worse than the median"
-        self._message = trainer.strategy.broadcast(message)
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self._message:
-            raise PrunedError(self._message)

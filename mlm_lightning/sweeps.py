@@ -12,25 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlm_lightning.checkpoints import flat
-from mlm_lightning.config import Config
+from mlm_lightning.config.settings import Settings, SweepSettings
 from mlm_lightning.files import write_atomically
-from mlm_lightning.runs import Run
+from mlm_lightning.runs.folder import Run
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of a sweep: its overrides as Hydra takes them, and those of them that are its own."""
+    """One run of a sweep; `swept` are the overrides that tell it from the others."""
 
-    overrides: tuple[str, ...]
+    settings: Settings
     swept: tuple[str, ...]
     run: Run
     trial: int | None = None
 
     @classmethod
-    def of(cls, config: Config, overrides: Sequence[str], swept: Sequence[str], trial: int | None = None) -> "Job":
-        """The job of a composed config; `swept` are the keys that the sweep gives several values."""
-        return cls(tuple(overrides), own(overrides, swept), Run.find(config, naming(overrides, swept)), trial)
+    def of(cls, settings: Settings, swept_keys: Sequence[str], trial: int | None = None) -> "Job":
+        """`swept_keys` are the keys that the sweep gives several values. They come first in the run's name, which is cut off."""
+        overrides = settings.composed.overrides or ()
+        swept = swept_overrides(overrides, swept_keys)
+        others = [each for each in overrides if each.lstrip("+~") not in swept]
+        return cls(settings, swept, Run.find(settings, [*swept, *others]), trial)
 
     @property
     def difference(self) -> str:
@@ -38,33 +40,17 @@ class Job:
         return " ".join(self.swept) or self.run.folder.name
 
     @property
-    def naming(self) -> list[str]:
-        return naming(self.overrides, [each.partition("=")[0] for each in self.swept])
-
-    @property
-    def repeatable(self) -> list[str]:
-        """The overrides of a command that makes this run by itself: without its number in a search, which has ended there."""
-        plain = (override.lstrip("+") for override in self.overrides)
-        return [override for override in plain if not override.startswith("sweep.trial=")]
-
-    @property
     def is_done(self) -> bool:
         return self.run.status in ("complete", "pruned")
 
 
-def naming(overrides: Sequence[str], swept: Sequence[str]) -> list[str]:
-    """The overrides in an order that makes a run's name tell it from the others, though names are cut off."""
-    first = own(overrides, swept)
-    return [*first, *(override for override in overrides if override.lstrip("+") not in first)]
+def swept_overrides(overrides: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
+    """Those overrides that give one of the swept keys its value."""
+    plain = (override.lstrip("+~") for override in overrides)
+    return tuple(override for override in plain if override.partition("=")[0] in keys)
 
 
-def own(overrides: Sequence[str], swept: Sequence[str]) -> tuple[str, ...]:
-    """Those overrides that give one of the `swept` keys its value."""
-    plain = (override.lstrip("+") for override in overrides)
-    return tuple(override for override in plain if override.partition("=")[0] in swept)
-
-
-class Source(Protocol):
+class JobSource(Protocol):
     """Where the next jobs come from."""
 
     def next(self) -> Job | None:
@@ -83,7 +69,7 @@ class Grid:
 
     def __init__(self, jobs: Sequence[Job], retries: int = 0) -> None:
         self._jobs, self._retries = list(jobs), retries
-        self._waiting = [job for job in jobs if job.run.config["resume"] == "never" or not job.is_done]
+        self._waiting = [job for job in jobs if job.settings.resume == "never" or not job.is_done]
         self._failures: dict[Job, int] = {}
 
     @property
@@ -107,38 +93,26 @@ class Sweep:
     folder: Path
     command: list[str]
     swept: list[str]
-    settings: dict[str, Any]
+    settings: SweepSettings
 
     def write(self, jobs: Sequence[Job]) -> None:
         """Writes sweep.json: the jobs that are expected."""
         content = {
             "command": self.command,
             "swept": self.swept,
-            "objective": self.settings["objective"],
-            "direction": self.settings["direction"],
-            "trials": self.settings["trials"],
-            "jobs": [{"folder": job.run.folder.name, "overrides": job.repeatable} for job in jobs],
+            "objective": self.settings.objective,
+            "direction": self.settings.direction,
+            "trials": self.settings.trials,
+            "jobs": [{"folder": job.run.folder.name, "overrides": job.settings.composed.typed_overrides} for job in jobs],
         }
         write_atomically(self.folder / "sweep.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
     def value(self, job: Job) -> float | None:
         """A complete job's objective."""
         summary = job.run.summary
-        return None if summary is None else summary.get(self.settings["objective"])
+        return None if summary is None else summary.get(self.settings.objective)
 
     def best(self, jobs: Sequence[Job]) -> Job | None:
         values = {job: value for job in jobs if (value := self.value(job)) is not None}
-        choose = min if self.settings["direction"] == "minimize" else max
+        choose = min if self.settings.direction == "minimize" else max
         return choose(values, key=lambda job: values[job]) if values else None
-
-
-def swept_values(run: Run) -> dict[str, Any]:
-    """What a run's sweep gives several values, with those of this run; empty for a run of no sweep."""
-    try:
-        content = json.loads((run.folder.parent / "sweep.json").read_text())
-        overrides = next(job["overrides"] for job in content["jobs"] if job["folder"] == run.folder.name)
-    except (OSError, ValueError, StopIteration):
-        return {}
-    values = dict(override.partition("=")[::2] for override in own(overrides, content["swept"]))
-    settings = flat(run.config)
-    return {key: settings.get(key, value) for key, value in values.items()}

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -20,54 +20,52 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from mlm_lightning.callbacks import AtomicCheckpointIO, Checkpoint, CheckpointError, Progress, Throughput
-from mlm_lightning.checkpoints import differences, flat, read_checkpoint
-from mlm_lightning.config import (
-    TrainerSettings,
-    build_each,
-    build_eval_maskings,
-    build_masking,
-    build_model,
-    build_optimizer,
-    build_schedule,
-    prepare_sources,
-    separate_documents,
-)
-from mlm_lightning.data.datamodule import MLMDataModule, progress_of_run
-from mlm_lightning.data.source import Sources
-from mlm_lightning.errors import UserError, mistakes, say
+from mlm_lightning.config.build import build_each, build_model, build_optimizer, prepare
+from mlm_lightning.config.settings import Settings
+from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.data.condition import Condition, fingerprint
+from mlm_lightning.data.datamodule import MLMDataModule
+from mlm_lightning.errors import ConfigError, mistakes
 from mlm_lightning.files import UNWRITABLE
 from mlm_lightning.lightning_internals import NEVER, add_summary
-from mlm_lightning.masking import Masking, RateSchedule
-from mlm_lightning.module import MLMModule
-from mlm_lightning.runs import Position, Run, deciding, describe_model, kinship, record_of
-from mlm_lightning.sweeps import swept_values
+from mlm_lightning.messages import speak
+from mlm_lightning.module import MLMModule, Origin
+from mlm_lightning.runs.checkpoint import differences, flat, read_checkpoint
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.identity import deciding, sibling_hash
+from mlm_lightning.runs.load import describe_model
+from mlm_lightning.runs.position import Position, record_of
+
+log = logging.getLogger(__name__)
 
 
-def fit(run: Run, position: Position | None = None, sources: Sources | None = None) -> dict[str, Any]:
+def fit(
+    run: Run, settings: Settings, position: Position | None = None, conditions: list[Condition] | None = None
+) -> dict[str, Any]:
     """Trains a run from a position (None: from its beginning) in this process, which is the run's only one or one of its ranks.
-    Returns the summary. `sources` are the config's, prepared, if they are at hand."""
+    Returns the summary. `conditions` are the settings', prepared, if they are at hand."""
     quiet()
     _keep_freed_memory()
-    if sources is None:
-        sources = prepare_sources(run.config)
+    if conditions is None:
+        conditions = prepare(settings)
     from_parent = position is not None and position.path.parent != run.checkpoints
-    module, datamodule = _assemble(run, sources, from_parent)
+    module, datamodule = _assemble(settings, conditions, from_parent)
     if from_parent:
         assert position is not None
         _check_weights(module, position)
-    if TrainerSettings(**run.config["trainer"]).world_size() == 1 or _is_first_rank():
-        _describe(run, module, sources, position)
+    if settings.trainer.world_size() == 1 or _is_first_rank():
+        _describe(run, settings, module, conditions, position)
     step = 0 if position is None else position.step
     # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
-    loggers = build_each(run.config["logger"], save_dir=str(run.folder), purge_step=step + 1 if position else 0)
-    callbacks = build_each(run.config["callbacks"], folder=str(run.checkpoints))
-    if run.config["sweep"] and run.config["sweep"].get("trial") is not None:
-        from mlm_lightning.search import Pruning
+    loggers = build_each(settings.logger.values(), save_dir=str(run.folder), purge_step=step + 1 if position else 0)
+    callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
+    if settings.sweep and settings.sweep.trial is not None:
+        from mlm_lightning.pruning import Pruning
 
-        callbacks.append(Pruning(run.folder.parent, run.config["sweep"]))
-    trainer = build_trainer(TrainerSettings(**run.config["trainer"]), callbacks, loggers)
+        callbacks.append(Pruning(run.folder.parent, settings.sweep))
+    trainer = build_trainer(settings.trainer, callbacks, loggers)
     if position and not from_parent and trainer.is_global_zero:
-        say(f"continuing {run.folder} after step {step:,} of {module.total_steps:,}")
+        log.info("continuing %s after step %s of %s", run.folder, f"{step:,}", f"{module.plan.total_steps:,}")
     with _disk_named(run):
         try:
             trainer.fit(module, datamodule, ckpt_path=position.path if position else None)
@@ -77,7 +75,7 @@ def fit(run: Run, position: Position | None = None, sources: Sources | None = No
             trainer.validate(module, datamodule, verbose=False)
         summary = _summary(trainer, module)
         if trainer.is_global_zero:
-            _log_hyperparameters(loggers, run, summary)
+            _log_hyperparameters(loggers, run, settings, summary)
             for logger in loggers:
                 logger.finalize("success")
             run.write_json("summary.json", summary)
@@ -103,52 +101,33 @@ def _is_first_rank() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
 
 
-def _assemble(run: Run, sources: Sources, from_parent: bool) -> tuple[MLMModule, MLMDataModule]:
+def _assemble(settings: Settings, conditions: list[Condition], from_parent: bool) -> tuple[MLMModule, MLMDataModule]:
     """The LightningModule and the LightningDataModule of a run."""
-    config, settings, source = run.config, TrainerSettings(**run.config["trainer"]), sources.own
-    plan = settings.plan(source.num_rows(), config["data"]["batch_size"])
-    eval_maskings = build_eval_maskings(config)
+    source, masking = conditions[0].source, settings.masking.instance
+    plan = settings.trainer.plan(source.num_rows(), settings.loader.batch_size)
     with mistakes():
-        model = build_model(config, source.vocab, source.seq_len)
-        separate_documents(model, sources)
-    masking = build_masking(config)
+        model = build_model(settings, conditions)
     module = MLMModule(
         model,
-        oracle=source.oracle(),
-        optimizer=build_optimizer(config),
-        weight_decay=config["optim"].get("weight_decay", 0.0),
-        schedule=build_schedule(config),
-        total_steps=plan.total_steps,
-        validate_every=plan.validate_every,
-        steps_per_epoch=plan.steps_per_epoch,
-        log_every_n_steps=settings.log_every_n_steps,
-        seed=config["seed"],
-        suffixes=list(eval_maskings),
-        record=record_of(config, sources.fingerprint()),
-        from_parent=from_parent,
-        eval_oracles=sources.oracles(),
-        mask_rate=_scheduled_rate(masking, plan.total_steps),
+        conditions,
+        optimizer=build_optimizer(settings.optim, settings.trainer.precision),
+        schedule=settings.schedule.instance,
+        plan=plan,
+        seed=settings.seed,
+        mask_rate=masking.rate_at if masking.is_scheduled else None,
+        origin=Origin(record_of(settings, fingerprint(conditions)), from_parent),
     )
     datamodule = MLMDataModule(
         source,
         masking,
-        eval_maskings,
-        batch_size=config["data"]["batch_size"],
-        seed=config["seed"],
-        eval_seed=config["eval"]["seed"],
-        num_workers=config["data"]["num_workers"],
-        accumulate_grad_batches=settings.accumulate_grad_batches,
-        rows_per_epoch=plan.rows_per_epoch,
-        total_steps=plan.total_steps,
-        eval_sources=sources.further,
+        conditions,
+        batch_size=settings.loader.batch_size,
+        seed=settings.seed,
+        eval_seed=settings.eval.seed,
+        num_workers=settings.loader.num_workers,
+        plan=plan,
     )
     return module, datamodule
-
-
-def _scheduled_rate(masking: Masking, total_steps: int) -> Callable[[int], float] | None:
-    """The mask rate at an optimizer step, where it changes."""
-    rate = getattr(masking, "rate", None)
-    return (lambda step: rate.at(progress_of_run(step, total_steps))) if isinstance(rate, RateSchedule) else None
 
 
 def _check_weights(module: MLMModule, parent: Position) -> None:
@@ -161,26 +140,27 @@ def _check_weights(module: MLMModule, parent: Position) -> None:
     if found := differences(*shapes):
         shown = "\n".join(f"  {each}" for each in found[:5])
         more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
-        raise UserError(f"resume={parent.path}: its weights don't fit this model (there → here):\n{shown}{more}")
+        raise ConfigError("resume", str(parent.path), f"its weights don't fit this model (there → here):\n{shown}{more}")
 
 
-def _describe(run: Run, module: MLMModule, sources: Sources, position: Position | None) -> None:
+def _describe(
+    run: Run, settings: Settings, module: MLMModule, conditions: Sequence[Condition], position: Position | None
+) -> None:
     """Writes all of the run's folder that is known before training."""
-    source = sources.own
-    manifest: dict[str, Any] = {"data": sources.fingerprint(), "kinship": kinship(run.config)}
+    composed, origin = settings.composed, module.origin
+    manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
-    if module.from_parent:
+    if origin.from_parent:
         assert position is not None
         manifest |= {
-            "parent": {"checkpoint": str(position.path), "step": position.step, "changes": position.changes(module.record)}
+            "parent": {"checkpoint": str(position.path), "step": position.step, "changes": position.changes(origin.record)}
         }
-    run.open()
+    run.open(settings)
     changed = run.describe(**manifest)
-    if position and not module.from_parent and changed:
-        say(f"from here on, the last digits may not be those of an uninterrupted run: {', '.join(changed)}")
-    describe_model(run, module.model, source.vocab, source.seq_len, sources.packs_documents)
-    if hasattr(source, "save_tokenizer"):
-        source.save_tokenizer(run.folder / "tokenizer")
+    if position and not origin.from_parent and changed:
+        log.warning("from here on, the last digits may not be those of an uninterrupted run: %s", ", ".join(changed))
+    describe_model(run, settings, module.model, conditions)
+    conditions[0].source.save_tokenizer(run.folder / "tokenizer")
 
 
 def _summary(trainer: Any, module: Any) -> dict[str, Any]:
@@ -233,13 +213,14 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
     )
 
 
-def _log_hyperparameters(loggers: list[Any], run: Run, summary: dict[str, Any]) -> None:
+def _log_hyperparameters(loggers: list[Any], run: Run, settings: Settings, summary: dict[str, Any]) -> None:
     """Fills TensorBoard's HParams tab: the settings (of a sweep's run: those that the sweep varies), beside the last values of
     curves that are there already. Lightning's own way shows -1, or draws a further one-point curve for each metric."""
     from torch.utils.tensorboard.summary import hparams
 
-    settings = swept_values(run) or flat(deciding(run.config, without=frozenset({"callbacks"})))
-    plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in settings.items()}
+    config = settings.composed.config
+    shown = run.swept_values(config) or flat(deciding(config, without=frozenset({"callbacks"})))
+    plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in shown.items()}
     metrics = {name: value for name, value in summary.items() if name.startswith("val/")}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -261,6 +242,7 @@ def _keep_freed_memory() -> None:
 
 def quiet() -> None:
     """Lightning's own advice does not apply to how it is used here, and a full disk is reported once, by the main thread."""
+    speak()
     threading.excepthook = _report_unless_the_main_thread_does
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

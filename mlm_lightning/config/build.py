@@ -51,7 +51,7 @@ def eval_maskings(
 ) -> dict[tuple[str, ...], Masking]:
     """The frozen masking of each condition by its names: first the training's, then further rates, then the training's on the
     further sources, whose names are given."""
-    rate = training.final_rate
+    rate = training.rate_at(1.0)
     if kind is None:
         masking = training.frozen()
     elif kind == "single":

@@ -211,3 +211,15 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     assert isinstance(container, dict)
     # a group without any option leaves no key
     return {"callbacks": None, "logger": None} | {str(key): value for key, value in container.items()}
+
+
+def config_yaml(composed: Composed) -> bytes:
+    """As a run's folder keeps it."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(composed.config))).encode()
+
+
+def read_config(folder: Path) -> Composed:
+    """The config of a run's folder."""
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    assert isinstance(config, dict)
+    return Composed({str(key): value for key, value in config.items()})

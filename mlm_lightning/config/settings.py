@@ -19,12 +19,19 @@ from mlm_lightning.values import check_fields
 
 @dataclass(frozen=True)
 class Composed:
-    """A config as it was composed: `config` in plain dicts and lists, and what it was composed of."""
+    """A config as it was composed: `config` in plain dicts and lists, and what it was composed of (`overrides` None: unknown,
+    for it was read from a run's folder)."""
 
     config: Mapping[str, Any]
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] | None = None
     config_dir: str | None = None
     config_name: str | None = None
+
+    @property
+    def typed_overrides(self) -> list[str]:
+        """The overrides of a command that makes this run by itself: as typed, without the number in a search, which has ended."""
+        plain = (override.removeprefix("++") for override in self.overrides or ())
+        return [override for override in plain if override.partition("=")[0] != "sweep.trial"]
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key such as `data.chunk_size`."""

@@ -16,19 +16,19 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
 
-from mlm_lightning.config.settings import Settings
+from mlm_lightning.config.compose import config_yaml
+from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.errors import BusyError, ConfigError, UserError
 from mlm_lightning.files import write_atomically
-from mlm_lightning.runs.checkpoint import DamagedCheckpointError, differences
+from mlm_lightning.runs.checkpoint import DamagedCheckpointError, differences, flat
 from mlm_lightning.runs.environment import describe_environment, of_last_digits
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
 from mlm_lightning.runs.position import Position
@@ -79,7 +79,7 @@ class Run:
         parent = Path(settings.output_dir) / settings.name
         hash8 = identity(settings.composed.config)
         there = sorted(parent.glob(f"*-{hash8}")) if parent.is_dir() else []
-        words = settings.composed.overrides if naming is None else naming
+        words = (settings.composed.overrides or ()) if naming is None else naming
         return cls(there[0] if there else parent / f"{slug(words)}-{hash8}")
 
     @property
@@ -177,15 +177,16 @@ class Run:
         self.checkpoints.mkdir(exist_ok=True)
         for half_written in [*self.checkpoints.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:  # by a killed process
             half_written.unlink()
-        write_atomically(
-            self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(settings.composed.config))).encode()
-        )
+        write_atomically(self.folder / "config.yaml", config_yaml(settings.composed))
+        if settings.composed.overrides is not None:
+            self.write_json("manifest.json", _read_json(self.folder / "manifest.json") | _command(settings.composed))
 
     def describe(self, **more: Any) -> list[str]:
         """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
         environment, before = describe_environment(), _read_json(self.folder / "manifest.json")
-        self.write_json("manifest.json", environment | more)
-        return differences(of_last_digits(before), of_last_digits(environment)) if before else []
+        command = {name: before.get(name) for name in ("overrides", "config_dir", "config_name")}
+        self.write_json("manifest.json", environment | command | more)
+        return differences(of_last_digits(before), of_last_digits(environment)) if "packages" in before else []
 
     def fail(self, error: BaseException) -> None:
         """Writes why the run failed."""
@@ -210,6 +211,14 @@ class Run:
             raise UserError("no checkpoint of this run can be read; resume=never starts it again:\n" + "\n".join(damaged))
         return None
 
+    def swept_values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the sweep of the run gives several values, with those of this run; empty for a run of no sweep."""
+        content = _read_json(self.folder.parent / "sweep.json")
+        overrides = [job["overrides"] for job in content.get("jobs", []) if job["folder"] == self.folder.name]
+        typed = dict(each.lstrip("+~").partition("=")[::2] for each in (overrides[0] if overrides else []))
+        values = flat(config)
+        return {key: values.get(key, value) for key, value in typed.items() if key in content["swept"]}
+
     def longest_sibling(self, settings: Settings, below: int) -> tuple[Path, int] | None:
         """The folder and the step of another run that this one could go on from: the longest of those that differ in their
         length alone, with less than `below` steps."""
@@ -221,6 +230,15 @@ class Run:
                     step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
                     found += [(step, manifest.parent)] if step < below else []
         return (max(found)[1], max(found)[0]) if found else None
+
+
+def _command(composed: Composed) -> dict[str, Any]:
+    """What makes this run again: a rank, which reads its config from the folder, does not know it."""
+    return {
+        "overrides": composed.typed_overrides,
+        "config_dir": composed.config_dir,
+        "config_name": composed.config_name,
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

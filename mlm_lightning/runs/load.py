@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
@@ -79,13 +79,6 @@ def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{argument}={path}: is not a run: there is no {folder / 'config.yaml'}")
     return folder, checkpoint
-
-
-def read_config(folder: Path) -> Composed:
-    """The config of a run's folder."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-    assert isinstance(config, dict)
-    return Composed({str(key): value for key, value in config.items()})
 
 
 def describe_model(run: Run, settings: Settings, model: nn.Module, conditions: list[Condition]) -> None:

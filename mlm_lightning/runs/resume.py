@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
 from mlm_lightning.data.source import Source
@@ -18,7 +19,7 @@ from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, differences, flat
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import deciding
-from mlm_lightning.runs.load import locate, read_config
+from mlm_lightning.runs.load import locate
 from mlm_lightning.runs.position import Position, record_of
 
 log = logging.getLogger(__name__)
