@@ -32,12 +32,12 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.checkpoints import FORMAT, STATE, DamagedCheckpointError, differences, read_checkpoint
+from mlm_lightning.checkpoints import BEST, FORMAT, LAST, PREVIOUS, STATE, DamagedCheckpointError, differences, read_checkpoint
 from mlm_lightning.config import Config, TrainerSettings, resolve_target
 from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import write_atomically
 
-CHECKPOINTS = ("last.ckpt", "previous.ckpt")
+CHECKPOINTS = (LAST, PREVIOUS)
 
 Status = Literal["complete", "running", "failed", "pruned", "interrupted", "missing"]
 
@@ -270,7 +270,7 @@ class Run:
         `below` steps."""
         found, wanted = [], kinship(self.config)
         for manifest in self.folder.parent.glob("*/manifest.json"):
-            last = manifest.parent / "checkpoints" / CHECKPOINTS[0]
+            last = manifest.parent / "checkpoints" / LAST
             if manifest.parent != self.folder and _read_json(manifest).get("kinship") == wanted and last.exists():
                 with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
                     step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
@@ -415,7 +415,7 @@ def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
         folder, checkpoint = path.parent.parent, path
     elif path.is_dir():
         folder = path
-        there = [path / "checkpoints" / name for name in ("best.ckpt", *CHECKPOINTS)]
+        there = [path / "checkpoints" / name for name in (BEST, *CHECKPOINTS)]
         found = [each for each in there if each.is_file()]
         if not found:
             raise UserError(f"{argument}={path}: has no checkpoint; give a run's folder (outputs/NAME/…) or a .ckpt file in it")

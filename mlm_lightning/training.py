@@ -19,7 +19,9 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from mlm_lightning.callbacks import AtomicCheckpointIO, Checkpoint, CheckpointError, Progress, Throughput
+from mlm_lightning.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError
+from mlm_lightning.callbacks.progress import ProgressReport
+from mlm_lightning.callbacks.throughput import Throughput
 from mlm_lightning.checkpoints import differences, flat, read_checkpoint
 from mlm_lightning.config import (
     TrainerSettings,
@@ -38,6 +40,7 @@ from mlm_lightning.errors import UserError, mistakes, say
 from mlm_lightning.files import UNWRITABLE
 from mlm_lightning.lightning_internals import NEVER, add_summary
 from mlm_lightning.masking import Masking, RateSchedule
+from mlm_lightning.messages import speak
 from mlm_lightning.module import MLMModule
 from mlm_lightning.runs import Position, Run, deciding, describe_model, kinship, record_of
 from mlm_lightning.sweeps import swept_values
@@ -199,7 +202,7 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
     # `mlm train` starts the ranks; what else a scheduler's variables could make Lightning believe doesn't hold
     plugins: list[Any] = [AtomicCheckpointIO(), LightningEnvironment()]
     if not settings.enable_progress_bar:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, Progress)]
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressReport)]
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -261,6 +264,7 @@ def _keep_freed_memory() -> None:
 
 def quiet() -> None:
     """Lightning's own advice does not apply to how it is used here, and a full disk is reported once, by the main thread."""
+    speak()
     threading.excepthook = _report_unless_the_main_thread_does
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
