@@ -16,7 +16,7 @@ from typing import Any
 
 import lightning as L
 
-from mlm_lightning.callbacks import Checkpoint
+from mlm_lightning.callbacks.checkpoint import Checkpoint
 from mlm_lightning.commands.train import train
 from mlm_lightning.compose import composer, to_plain
 from mlm_lightning.errors import Interrupted

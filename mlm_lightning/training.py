@@ -19,7 +19,9 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from mlm_lightning.callbacks import AtomicCheckpointIO, Checkpoint, CheckpointError, Progress, Throughput
+from mlm_lightning.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError
+from mlm_lightning.callbacks.progress import ProgressReport
+from mlm_lightning.callbacks.throughput import Throughput
 from mlm_lightning.config.build import build_each, build_model, build_optimizer, prepare
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.trainer import TrainerSettings
@@ -179,7 +181,7 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
     # `mlm train` starts the ranks; what else a scheduler's variables could make Lightning believe doesn't hold
     plugins: list[Any] = [AtomicCheckpointIO(), LightningEnvironment()]
     if not settings.enable_progress_bar:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, Progress)]
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressReport)]
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,

@@ -1,9 +1,13 @@
-"""What the callbacks show."""
+"""What the callbacks show, and what stays as it was for the folders of earlier versions."""
 
+import pytest
 import torch
 
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
-from mlm_lightning.callbacks import posteriors_as_image
+from mlm_lightning.callbacks.checkpoint import Checkpoint
+from mlm_lightning.callbacks.samples import Samples, posteriors_as_image
+from mlm_lightning.callbacks.throughput import Throughput
+from mlm_lightning.errors import ConfigError
 
 
 def test_the_image_has_the_model_left_and_the_oracle_right() -> None:
@@ -34,3 +38,18 @@ def test_the_image_has_the_model_left_and_the_oracle_right() -> None:
             assert torch.equal(line[:3], model_BKV[place])
             assert torch.equal(line[4:], oracle_BKV[place])
             assert line[3] == 0.5
+
+
+def test_old_checkpoints_find_their_callbacks() -> None:
+    """By these keys their state is stored; another name of the class would start it anew."""
+    assert [callback.state_key for callback in (Checkpoint("checkpoints"), Throughput())] == ["Checkpoint", "Throughput"]
+
+
+def test_what_is_out_of_range_is_refused_with_its_key() -> None:
+    for name, value in (("every_n_train_steps", 0), ("every_minutes", 0.0), ("every_n_epochs", -1)):
+        with pytest.raises(
+            ConfigError, match=rf"callbacks\.checkpoint\.{name}={value}: must be (at least 1|above 0); null is never"
+        ):
+            Checkpoint("checkpoints", **{name: value})
+    with pytest.raises(ConfigError, match=r"callbacks\.samples\.num_rows=0: must be at least 1"):
+        Samples(num_rows=0)

@@ -518,7 +518,7 @@ def test_another_kind_to_evaluate_with(kind, expected):
 def test_null_switches_a_callback_off(tmp_path):
     nodes = composed("callbacks.checkpoint=null")["callbacks"]
     names = [type(each).__name__ for each in build_each(nodes, folder=str(tmp_path))]
-    assert names == ["Throughput", "Progress", "Samples"]
+    assert names == ["Throughput", "ProgressReport", "Samples"]
     assert build_each(None) == []
 
 

@@ -17,7 +17,7 @@ import torch
 from conftest import TOY
 from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_without_times
 
-from mlm_lightning.callbacks import CheckpointError
+from mlm_lightning.callbacks.checkpoint import CheckpointError
 from mlm_lightning.checkpoints import STATE, write_checkpoint
 from mlm_lightning.commands.train import train
 from mlm_lightning.data.datamodule import TrainBatches
@@ -310,7 +310,7 @@ def test_another_division_of_the_same_rows_goes_on_from_a_parent(toy: Toy, tmp_p
 def test_training_goes_on_without_a_checkpoint_but_does_not_end_without_one(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import mlm_lightning.callbacks as callbacks
+    import mlm_lightning.callbacks.checkpoint as callbacks
 
     options = ("callbacks.checkpoint.every_n_train_steps=1", DROPOUT)
     whole, poor = (toy(f"output_dir={tmp_path / name}", *options) for name in ("whole", "poor"))

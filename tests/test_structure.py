@@ -16,10 +16,10 @@ PACKAGE = Path(mlm_lightning.__file__).parent
 # from the bottom up; a module imports from layers below its own, or from its own layer where IN_LAYER says so
 LAYERS = (
     ("batch", "files", "errors"),
-    ("randomness", "checkpoints", "lightning_internals"),
+    ("randomness", "checkpoints", "lightning_internals", "values", "messages"),
     ("masking", "metrics", "optim", "data", "data.*", "models", "models.*"),
     ("config", "module", "data.datamodule", "loggers"),
-    ("compose", "callbacks", "runs"),
+    ("compose", "callbacks", "callbacks.*", "runs"),
     ("sweeps", "resume"),
     ("search",),
     ("training", "report", "report.*"),
@@ -32,7 +32,7 @@ MAY_USE = {
         "lightning_internals",
         "module",
         "data.datamodule",
-        "callbacks",
+        "callbacks.*",
         "loggers",
         "runs",
         "training",

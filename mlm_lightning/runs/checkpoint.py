@@ -18,6 +18,8 @@ import torch
 from mlm_lightning.errors import one_line
 from mlm_lightning.files import write_atomically
 
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
 FORMAT = 1
 """Of what we write in a checkpoint; raised where an older one can't be continued."""
 

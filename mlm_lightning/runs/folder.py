@@ -28,14 +28,14 @@ from mlm_lightning.config.compose import config_yaml
 from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.errors import BusyError, ConfigError, UserError
 from mlm_lightning.files import write_atomically
-from mlm_lightning.runs.checkpoint import DamagedCheckpointError, differences, flat
+from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, differences, flat
 from mlm_lightning.runs.environment import describe_environment, of_last_digits
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
 from mlm_lightning.runs.position import Position
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = ("last.ckpt", "previous.ckpt")
+CHECKPOINTS = (LAST, PREVIOUS)
 
 Status = Literal["complete", "running", "failed", "pruned", "interrupted", "missing"]
 
@@ -224,7 +224,7 @@ class Run:
         length alone, with less than `below` steps."""
         found, wanted = [], sibling_hash(settings)
         for manifest in self.folder.parent.glob("*/manifest.json"):
-            last = manifest.parent / "checkpoints" / CHECKPOINTS[0]
+            last = manifest.parent / "checkpoints" / LAST
             if manifest.parent != self.folder and _read_json(manifest).get("kinship") == wanted and last.exists():
                 with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
                     step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]

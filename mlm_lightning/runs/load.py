@@ -17,6 +17,7 @@ from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
 from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.runs.checkpoint import BEST
 from mlm_lightning.runs.folder import CHECKPOINTS, Run
 
 
@@ -69,7 +70,7 @@ def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
         folder, checkpoint = path.parent.parent, path
     elif path.is_dir():
         folder = path
-        there = [path / "checkpoints" / name for name in ("best.ckpt", *CHECKPOINTS)]
+        there = [path / "checkpoints" / name for name in (BEST, *CHECKPOINTS)]
         found = [each for each in there if each.is_file()]
         if not found:
             raise UserError(f"{argument}={path}: has no checkpoint; {hint}")
