@@ -75,7 +75,7 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
     """
     workers = None if settings.prepare is None else settings.prepare.instance
     own: Source = settings.data.instance
-    own.prepare(workers)
+    own.prepare(workers=workers)
     if evaluated is not None:
         own.rows(evaluated)
     sources = {}
@@ -87,7 +87,7 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
             node = replace(node, arguments=node.arguments | own.tokenizer_keys())
         with moved_errors(names):
             source = sources[names] = node.instance
-            source.prepare(workers)
+            source.prepare(workers=workers)
             if evaluated is not None:
                 source.rows(evaluated)
         check_same_rows(names, source, own, prepared=True)

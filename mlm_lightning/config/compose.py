@@ -66,10 +66,11 @@ class Composer:
         return config
 
     def composed(self, overrides: Sequence[str]) -> Composed:
-        """One config in plain dicts, and what it was composed of."""
-        return self.plain_config(self.compose(overrides), overrides)
+        """One config in plain dicts."""
+        return self.with_origin(self.compose(overrides), overrides)
 
-    def plain_config(self, config: DictConfig, overrides: Sequence[str]) -> Composed:
+    def with_origin(self, config: DictConfig, overrides: Sequence[str]) -> Composed:
+        """A composed config in plain dicts."""
         name = None if self.config_name == CONFIG_NAME else self.config_name
         return Composed(to_plain(config), tuple(overrides), self.config_dir, name)
 

@@ -7,7 +7,7 @@ Composed ─► keys, types, ranges   by the signatures of what is named
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -25,6 +25,7 @@ from mlm_lightning.config.build import (
     model_for,
     moved_errors,
 )
+from mlm_lightning.config.compose import composer
 from mlm_lightning.config.settings import Composed, Eval, Loader, Node, Settings, SweepSettings
 from mlm_lightning.config.signatures import check_node
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
@@ -136,8 +137,8 @@ def parse(composed: Composed, trusted: bool = True) -> Settings:
     callbacks = findings.nodes("callbacks", config.get("callbacks"), "Callback", trusted)
     logger = findings.nodes("logger", config.get("logger"), "Logger", trusted)
 
-    own = data and findings.attempt("data", lambda: data.instance)
-    mask = masking and findings.attempt("masking", lambda: masking.instance)
+    own: Source | None = None if data is None else findings.attempt("data", lambda: data.instance)
+    mask: Masking | None = None if masking is None else findings.attempt("masking", lambda: masking.instance)
     for key, node in (("schedule", schedule), ("prepare", workers)):
         if node is not None:
             findings.attempt(key, lambda node=node: node.instance)  # type: ignore[misc]
@@ -179,6 +180,12 @@ def parse(composed: Composed, trusted: bool = True) -> Settings:
         logger=logger,
         composed=composed,
     )
+
+
+def settings(overrides: Sequence[str] = (), config_dir: str | None = None, config_name: str | None = None) -> Settings:
+    """The settings of a command line: `settings(["data.depth=3", "optim.lr=1e-3"])`. `config_dir` has your own configs."""
+    with composer(config_dir, config_name) as hydra:
+        return parse(hydra.composed(hydra.plain(overrides)))
 
 
 def _there(part: T | None) -> T:

@@ -29,7 +29,7 @@ class Composed:
 
     @property
     def typed_overrides(self) -> list[str]:
-        """The overrides of a command that makes this run by itself: as typed, without the number in a search, which has ended."""
+        """The overrides of a command that makes this run by itself: as typed, without its number in a search."""
         plain = (override.removeprefix("++") for override in self.overrides or ())
         return [override for override in plain if override.partition("=")[0] != "sweep.trial"]
 

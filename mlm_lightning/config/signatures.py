@@ -10,10 +10,19 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
+from mlm_lightning.errors import NO_VALUE, ConfigError, one_line
 from mlm_lightning.values import check_arguments
 
-MOVED: dict[str, str] = {}
+_CALLBACKS, _TRAINING = "mlm_lightning.training.callbacks", "mlm_lightning.training"
+MOVED: dict[str, str] = {
+    "mlm_lightning.callbacks.Checkpoint": f"{_CALLBACKS}.checkpoint.Checkpoint",
+    "mlm_lightning.callbacks.Throughput": f"{_CALLBACKS}.throughput.Throughput",
+    "mlm_lightning.callbacks.Progress": f"{_CALLBACKS}.progress.ProgressReport",
+    "mlm_lightning.callbacks.Samples": f"{_CALLBACKS}.samples.Samples",
+    "mlm_lightning.loggers.CSVLogger": f"{_TRAINING}.loggers.CSVLogger",
+    "mlm_lightning.loggers.TensorBoardLogger": f"{_TRAINING}.loggers.TensorBoardLogger",
+    **{f"mlm_lightning.optim.{name}": f"{_TRAINING}.optim.{name}" for name in ("Constant", "Cosine", "Linear", "WSD")},
+}
 """Where classes were in earlier versions: users' configs and the folders of runs still name them so."""
 
 TRUSTED_MODULES = frozenset(
@@ -38,7 +47,7 @@ _COMES_FROM = {"model": "data", "optim": "model"}
 
 
 def resolve_target(path: Any, trusted: bool = True) -> Any:
-    """The class that a `_target_` names; UserError where there is none, or none that is trusted."""
+    """The class that a `_target_` names; ConfigError where there is none, or none that is trusted."""
     refused = ConfigError("_target_", path, "is none of this package's own classes", "--trust runs it all the same")
     module, _, name = MOVED.get(str(path), str(path)).rpartition(".")
     if not trusted and module not in TRUSTED_MODULES:
@@ -62,8 +71,7 @@ def check_node(key: str, node: Mapping[str, Any], base: Any, trusted: bool, also
         return [ConfigError(key, NO_VALUE, "has no _target_", example)]
     try:
         target = resolve_target(node["_target_"], trusted)
-    except UserError as error:
-        assert isinstance(error, ConfigError)
+    except ConfigError as error:
         return [ConfigError(f"{key}.{error.key}", error.value, error.problem, error.remedy)]
     if not _is_subclass(target, base):
         wanted = base if isinstance(base, str) else base.__name__

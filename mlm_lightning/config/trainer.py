@@ -1,4 +1,4 @@
-"""The `trainer` part of a config, named as Lightning names it; what a config may not set of Lightning's, and what to use instead."""
+"""The `trainer` part of a config, named as Lightning names it; and what a config may not set, with what to use instead."""
 
 import math
 from dataclasses import dataclass

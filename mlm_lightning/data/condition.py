@@ -15,7 +15,7 @@ from mlm_lightning.masking import Masking
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """`names` end the names of its metrics (`""`: plain `val/loss`). `masking` is frozen: the same masks in every evaluation."""
+    """`names` end the names of its metrics (`""`: plain `val/loss`). `masking` is frozen: its masks are always the same."""
 
     names: tuple[str, ...]
     masking: Masking

@@ -8,11 +8,11 @@ import re
 import shlex
 from typing import Any
 
-from mlm_lightning.checkpoints import flat
-from mlm_lightning.compose import Composer, composer, to_plain
+from mlm_lightning.config.compose import Composer, composer, to_plain
 from mlm_lightning.errors import UserError
 from mlm_lightning.report.results import Result
-from mlm_lightning.runs import identity
+from mlm_lightning.runs.checkpoint import flat
+from mlm_lightning.runs.identity import identity
 
 _CHOSEN = ("data", "masking", "model", "optim", "schedule")
 """Groups that a `_target_` tells apart."""

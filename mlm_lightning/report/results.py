@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlm_lightning.checkpoints import flat
+from mlm_lightning.config.compose import read_config
 from mlm_lightning.errors import UserError
-from mlm_lightning.loggers import read_metrics
-from mlm_lightning.runs import Run, deciding, read_config
+from mlm_lightning.runs.checkpoint import flat
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.identity import deciding
+from mlm_lightning.training.loggers import read_metrics
 
 STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
 """Those of `Run`, and `damaged`: a file of the run can't be read."""
@@ -158,15 +160,15 @@ def read_result(folder: Path, overrides: Sequence[str] = (), sweep_command: Sequ
     result.settings = dict(setting(override) for override in overrides)
     if not (folder / "config.yaml").is_file():
         # a run whose process has only just begun holds its lock before it has a config
-        run = Run(folder, {})
+        run = Run(folder)
         result.status, result.reason = run.status, run.reason
         return result
     try:
-        result.config = read_config(folder)
+        result.config = dict(read_config(folder).config)
         result.settings = flat(deciding(result.config))
     except Exception as error:  # OmegaConf and YAML have errors of many kinds
         return _damaged(result, "config.yaml", error)
-    run = Run(folder, result.config)
+    run = Run(folder)
     result.status, result.reason = run.status, run.reason
     result.manifest = _read(folder / "manifest.json")
     result.manifest.pop("unreadable", None)

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from mlm_lightning.config import suggestion
 from mlm_lightning.errors import UserError
 from mlm_lightning.report.results import Collection, Result
+from mlm_lightning.values import suggestion
 
 NOT_SET = "not set"
 DEFAULT = "val/loss"

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from mlm_lightning.checkpoints import flat
 from mlm_lightning.report.results import Collection, Result
 from mlm_lightning.report.study import NOT_SET, Interval, Metric, Study, condition_name, differing, shown
+from mlm_lightning.runs.checkpoint import flat
 
 _SHOWN = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy")
 # They name a run, or follow from its config.

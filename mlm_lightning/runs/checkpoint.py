@@ -9,7 +9,7 @@ wrong weight; the seal covers every byte.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,7 +118,7 @@ def _parts(file: BinaryIO, size: int) -> Iterator[bytes]:
         yield part
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`key: before → now` for each value that two nested configs don't share."""
     one, other = flat(before), flat(now)
     missing = object()
@@ -126,10 +126,10 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{key}: {one.get(key, 'not set')} → {other.get(key, 'not set')}" for key in sorted(keys)]
 
 
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
     found: dict[str, Any] = {}
     for name, value in node.items():
         key = f"{prefix}{name}"
-        found |= flat(value, f"{key}.") if isinstance(value, dict) and value else {key: value}
+        found |= flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
     return found

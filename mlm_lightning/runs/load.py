@@ -47,8 +47,8 @@ def load_run(path: str | Path, trust: bool = False) -> LoadedRun:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         arguments = json.loads((folder / "model.json").read_text())
         target = arguments.pop("_target_")
-        content = json.loads((folder / "vocab.json").read_text())
-        vocab = Vocab(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        content: dict[str, Any] = json.loads((folder / "vocab.json").read_text())
+        vocab = Vocab(**(content | {name: tuple(value) for name, value in content.items() if isinstance(value, list)}))
     except Exception as error:
         raise UserError(f"{checkpoint}: cannot be read: {one_line(error)}") from error
     if "separates_documents" in arguments:  # as earlier versions wrote it

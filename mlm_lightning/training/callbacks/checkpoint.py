@@ -21,10 +21,10 @@ from annotated_types import Ge, Gt
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
-from mlm_lightning.checkpoints import BEST, LAST, PREVIOUS, write_checkpoint
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.files import sync_folder
-from mlm_lightning.module import MLMModule, TrainingDivergedError
+from mlm_lightning.runs.checkpoint import BEST, LAST, PREVIOUS, write_checkpoint
+from mlm_lightning.training.module import MLMModule, TrainingDivergedError
 from mlm_lightning.values import checked
 
 log = logging.getLogger(__name__)
@@ -127,8 +127,8 @@ class Checkpoint(LightningCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, MLMModule)
-        step, last = trainer.global_step, trainer.global_step >= pl_module.total_steps
-        if not pl_module.at_step_boundary(batch_idx) or (trainer.enable_validation and pl_module.validation_due(step)):
+        step, last = trainer.global_step, trainer.global_step >= pl_module.plan.total_steps
+        if not pl_module.at_step_boundary(batch_idx) or (trainer.enable_validation and pl_module.plan.validation_due(step)):
             return  # where a validation is due, the checkpoint is written after it
         signum, due = self._agree(self._signum, self._due(step))
         if signum or due or last or self._crosses_epoch(pl_module, step):
@@ -158,7 +158,7 @@ class Checkpoint(LightningCheckpoint):
         step, score = trainer.global_step, pl_module.last_metrics[self.monitor]
         if best := score < self.best_score:
             self.best_score, self.best_step = score, step
-        last = step >= pl_module.total_steps or trainer.should_stop
+        last = step >= pl_module.plan.total_steps or trainer.should_stop
         cheap = time.monotonic() - self._saved_at >= 50 * self._seconds_of_a_save
         signum, due = self._agree(self._signum, cheap or self._due(step))
         if signum or due or last or best or self._crosses_epoch(pl_module, step):
@@ -175,7 +175,7 @@ class Checkpoint(LightningCheckpoint):
         """The epoch that ended with this step, if its checkpoint is to be kept; else 0."""
         if self.every_n_epochs is None:
             return 0
-        epoch, before = int(step // module.steps_per_epoch), int((step - 1) // module.steps_per_epoch)
+        epoch, before = int(step // module.plan.steps_per_epoch), int((step - 1) // module.plan.steps_per_epoch)
         return epoch if epoch > before and epoch % self.every_n_epochs == 0 else 0
 
     def _agree(self, *values: int) -> list[int]:

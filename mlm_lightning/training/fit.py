@@ -9,34 +9,27 @@ import ctypes
 import logging
 import os
 import sys
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from mlm_lightning.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError
-from mlm_lightning.callbacks.progress import ProgressReport
-from mlm_lightning.callbacks.throughput import Throughput
 from mlm_lightning.config.build import build_each, build_model, build_optimizer, prepare
 from mlm_lightning.config.settings import Settings
-from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.condition import Condition, fingerprint
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.errors import ConfigError, mistakes
 from mlm_lightning.files import UNWRITABLE
-from mlm_lightning.lightning_internals import NEVER, add_summary
-from mlm_lightning.messages import speak
-from mlm_lightning.module import MLMModule, Origin
 from mlm_lightning.runs.checkpoint import differences, flat, read_checkpoint
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import deciding, sibling_hash
 from mlm_lightning.runs.load import describe_model
 from mlm_lightning.runs.position import Position, record_of
+from mlm_lightning.training.callbacks.checkpoint import Checkpoint, CheckpointError
+from mlm_lightning.training.callbacks.throughput import Throughput
+from mlm_lightning.training.lightning_internals import add_summary
+from mlm_lightning.training.module import MLMModule, Origin
+from mlm_lightning.training.trainer import build_trainer, quiet
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +55,7 @@ def fit(
     loggers = build_each(settings.logger.values(), save_dir=str(run.folder), purge_step=step + 1 if position else 0)
     callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
     if settings.sweep and settings.sweep.trial is not None:
-        from mlm_lightning.pruning import Pruning
+        from mlm_lightning.training.callbacks.pruning import Pruning
 
         callbacks.append(Pruning(run.folder.parent, settings.sweep))
     trainer = build_trainer(settings.trainer, callbacks, loggers)
@@ -145,11 +138,9 @@ def _check_weights(module: MLMModule, parent: Position) -> None:
         raise ConfigError("resume", str(parent.path), f"its weights don't fit this model (there → here):\n{shown}{more}")
 
 
-def _describe(
-    run: Run, settings: Settings, module: MLMModule, conditions: Sequence[Condition], position: Position | None
-) -> None:
+def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[Condition], position: Position | None) -> None:
     """Writes all of the run's folder that is known before training."""
-    composed, origin = settings.composed, module.origin
+    origin = module.origin
     manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
     if origin.from_parent:
@@ -174,45 +165,6 @@ def _summary(trainer: Any, module: Any) -> dict[str, Any]:
             callback.state_dict()  # adds the time since the last checkpoint
             summary |= {"tokens_per_second": callback.tokens_per_second, "seconds": callback.seconds}
     return summary | {"steps": trainer.global_step, "tokens": module.tokens_trained}
-
-
-def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list[Any]) -> L.Trainer:
-    """Lightning's Trainer. One Lightning "epoch" is the whole run: the loader is one stream over all epochs."""
-    # `mlm train` starts the ranks; what else a scheduler's variables could make Lightning believe doesn't hold
-    plugins: list[Any] = [AtomicCheckpointIO(), LightningEnvironment()]
-    if not settings.enable_progress_bar:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressReport)]
-    return L.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
-        precision=settings.resolved_precision(),  # type: ignore[arg-type]
-        max_epochs=1,
-        max_time=settings.max_time,
-        accumulate_grad_batches=settings.accumulate_grad_batches,
-        gradient_clip_val=settings.gradient_clip_val,
-        gradient_clip_algorithm=settings.gradient_clip_algorithm,
-        val_check_interval=NEVER,  # MLMModule says when
-        check_val_every_n_epoch=None,
-        limit_val_batches=settings.limit_val_batches,
-        limit_test_batches=settings.limit_test_batches,
-        num_sanity_val_steps=settings.num_sanity_val_steps,
-        log_every_n_steps=1,
-        deterministic=settings.deterministic,
-        benchmark=settings.benchmark,
-        detect_anomaly=settings.detect_anomaly,
-        inference_mode=settings.inference_mode,
-        sync_batchnorm=settings.sync_batchnorm,
-        profiler=settings.profiler,
-        enable_progress_bar=False,
-        enable_model_summary=bool(settings.enable_model_summary),
-        enable_checkpointing=any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-        logger=loggers or False,
-        plugins=plugins,
-    )
 
 
 def _log_hyperparameters(loggers: list[Any], run: Run, settings: Settings, summary: dict[str, Any]) -> None:
@@ -240,28 +192,3 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_threshold, 2**30)
         mallopt(trim_threshold, 2**31 - 1)
-
-
-def quiet() -> None:
-    """Lightning's own advice does not apply to how it is used here, and a full disk is reported once, by the main thread."""
-    speak()
-    threading.excepthook = _report_unless_the_main_thread_does
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*ended before the epoch ended and your dataloader is not resumable.*",
-        ".*recommended to use `self.log.*sync_dist=True.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)`.*",
-        ".*is smaller than the logging interval.*",
-        ".*Found keys that are not in the model state dict.*",
-        ".*The `srun` command is available.*",
-        ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _report_unless_the_main_thread_does(failed: threading.ExceptHookArgs) -> None:
-    # TensorBoard's writer hands its error to whoever logs next
-    if not isinstance(failed.exc_value, OSError):
-        threading.__excepthook__(failed)

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX
-from mlm_lightning.module import MLMModule
+from mlm_lightning.training.module import MLMModule
 from mlm_lightning.values import checked
 
 
@@ -32,10 +32,10 @@ class Samples(Callback):
             return
         assert isinstance(pl_module, MLMModule)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        batches = datamodule.eval_batches("val", next(iter(datamodule.eval_maskings)))
+        batches = datamodule.eval_batches("val", datamodule.conditions[0])
         batches.batch_size = min(self.num_rows, len(batches.rows))
         batch = batches[0]
-        probs_BKV, oracle_BKV = _probabilities(pl_module, batch), pl_module.oracle_probs(batch, pl_module.oracles[0])
+        probs_BKV, oracle_BKV = _probabilities(pl_module, batch), pl_module.oracle_probs(batch, pl_module.conditions[0].oracle)
         text = samples_as_markdown(batch, probs_BKV, datamodule.source.vocab.token)
         for board in boards:
             board.experiment.add_text("val/samples", text, trainer.global_step)

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from mlm_lightning.lightning_internals import show_in_progress_bar
-from mlm_lightning.module import MLMModule
+from mlm_lightning.training.lightning_internals import show_in_progress_bar
+from mlm_lightning.training.module import MLMModule
 
 
 class Throughput(Callback):
@@ -33,7 +33,7 @@ class Throughput(Callback):
         step = trainer.global_step
         if not pl_module.at_step_boundary(batch_idx):
             return
-        reading = step % pl_module.log_every_n_steps == 0 or pl_module.validation_due(step)
+        reading = step % pl_module.plan.log_every_n_steps == 0 or pl_module.plan.validation_due(step)
         if self._tokens_before is None or reading:
             tokens = pl_module.tokens_trained  # waits for the accelerator
             now = time.monotonic()
@@ -41,7 +41,7 @@ class Throughput(Callback):
                 self.train_seconds += now - self._mark
                 self.train_tokens += tokens - self._tokens_before
             self._tokens_before, self._mark = tokens, now
-        if step % pl_module.log_every_n_steps == 0 and step > self._logged[0]:
+        if step % pl_module.plan.log_every_n_steps == 0 and step > self._logged[0]:
             logged_step, seconds, tokens_then = self._logged
             elapsed = self.train_seconds - seconds
             if elapsed > 0 and self.train_tokens > tokens_then:

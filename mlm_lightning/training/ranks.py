@@ -10,6 +10,7 @@ sweep again in each of them.
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -25,9 +26,14 @@ from pathlib import Path
 from threading import Semaphore, Thread
 from typing import Any
 
-from mlm_lightning.config import TrainerSettings
-from mlm_lightning.errors import Interrupted, UserError, say
-from mlm_lightning.runs import Position, Run, identity
+from mlm_lightning.config.settings import Settings
+from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.errors import ConfigError, Interrupted, UserError
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.identity import identity
+from mlm_lightning.runs.position import Position
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 1800.0  # seconds that the other machines wait: the first may be preparing its data
 
@@ -41,16 +47,15 @@ def check_environment(settings: TrainerSettings) -> None:
     """Raises UserError where something else has started several processes, or where the other machines can't be found."""
     tasks_on_nodes = re.findall(r"\d+(?!\))", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))  # "1(x2)", "2,1"
     if "LOCAL_RANK" in os.environ or max(map(int, tasks_on_nodes), default=1) > 1:
-        raise UserError(
-            f"trainer.devices={settings.devices}: mlm train starts a process a device itself; start it once on each machine, "
-            "without torchrun, and under SLURM with --ntasks-per-node=1"
-        )
+        remedy = "start it once on each machine, without torchrun, and under SLURM with --ntasks-per-node=1"
+        raise ConfigError("trainer.devices", settings.devices, "mlm train starts a process a device itself", remedy)
     known = "SLURM_JOB_ID" in os.environ or {"NODE_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
     if settings.num_nodes > 1 and not known:
-        raise UserError(
-            f"trainer.num_nodes={settings.num_nodes}: start mlm train on each machine, by SLURM's srun --ntasks-per-node=1 or "
+        problem = (
+            "start mlm train on each machine, by SLURM's srun --ntasks-per-node=1 or "
             "with NODE_RANK (0, 1, …), MASTER_ADDR (the first machine's name) and MASTER_PORT (a free port there) set"
         )
+        raise ConfigError("trainer.num_nodes", settings.num_nodes, problem)
 
 
 # several machines
@@ -59,8 +64,8 @@ def check_environment(settings: TrainerSettings) -> None:
 class Nodes:
     """What the first machine tells the others about a run, over a socket; with one machine, nothing."""
 
-    def __init__(self, run: Run, settings: TrainerSettings) -> None:
-        self._key, self._others = identity(run.config).encode(), settings.num_nodes - 1
+    def __init__(self, settings: Settings) -> None:
+        self._key, self._others = identity(settings.composed.config).encode(), settings.trainer.num_nodes - 1
         self._message: Future[bytes] = Future()
         self._heard = Semaphore(0)
 
@@ -128,11 +133,10 @@ def _rendezvous() -> tuple[str, int]:
 # the ranks of this machine
 
 
-def lead(run: Run, position: Position | None, nodes: Nodes) -> dict[str, Any]:
+def lead(run: Run, settings: Settings, position: Position | None, nodes: Nodes) -> dict[str, Any]:
     """Trains on all devices of all machines, from the first of them; returns the summary."""
-    settings = TrainerSettings(**run.config["trainer"])
-    run.open()
-    address = _rendezvous()[0] if settings.num_nodes > 1 else "127.0.0.1"
+    run.open(settings)
+    address = _rendezvous()[0] if settings.trainer.num_nodes > 1 else "127.0.0.1"
     message = {
         "folder": str(run.folder.absolute()),
         "checkpoint": str(position.path.absolute()) if position else None,
@@ -140,7 +144,7 @@ def lead(run: Run, position: Position | None, nodes: Nodes) -> dict[str, Any]:
         "port": _free_port(),
     }
     nodes.tell(message)
-    _train_ranks(settings, message)
+    _train_ranks(settings.trainer, message)
     return run.summary or {}
 
 
@@ -148,7 +152,7 @@ def follow(settings: TrainerSettings, nodes: Nodes) -> dict[str, Any]:
     """Trains on the devices of this machine, which is not the first; returns nothing, as the first one has the summary."""
     message = nodes.hear()
     if "end" in message:
-        say(message["end"])
+        log.info("%s", message["end"])
     else:
         _train_ranks(settings, message)
     return {}
@@ -170,7 +174,7 @@ def _train_ranks(settings: TrainerSettings, message: dict[str, Any]) -> None:
         "NODE_RANK": str(node_rank() if settings.num_nodes > 1 else 0),
     }
     shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
-    command = [sys.executable, "-m", "mlm_lightning.commands.rank", str(os.getpid()), message["folder"]]
+    command = [sys.executable, "-m", "mlm_lightning.training.rank", str(os.getpid()), message["folder"]]
     command += [message["checkpoint"]] if message["checkpoint"] else []
     ranks: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
@@ -215,7 +219,7 @@ def _wait(ranks: list["subprocess.Popen[bytes]"]) -> list[int]:
 def _raise_what_ended(statuses: list[int], received: list[int], folder: Path) -> None:
     failed = next((status for status in statuses if status), 0)
     if failed in (75, 130):
-        position = Run(folder, {}).last_checkpoint()
+        position = Run(folder).last_checkpoint()
         signum = received[-1] if received else signal.SIGINT if failed == 130 else signal.SIGTERM
         raise Interrupted(signum, position.step if position else None)
     if failed:

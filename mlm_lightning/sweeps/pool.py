@@ -10,6 +10,7 @@ some milliseconds in place of seconds. The cores are divided among the runs that
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,12 +23,18 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from mlm_lightning.config import Config
-from mlm_lightning.data.workers import num_cores
-from mlm_lightning.errors import Interrupted
-from mlm_lightning.sweeps import Job, Source
+import torch
 
-_PRELOADED = ("mlm_lightning.training", "mlm_lightning.commands.sweep", "mlm_lightning.commands.pool")
+from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.errors import BusyError, Interrupted, PrunedError, interruptible
+from mlm_lightning.messages import report
+from mlm_lightning.processes import num_cores
+from mlm_lightning.sweeps.jobs import Job, JobSource
+from mlm_lightning.training.train import train
+
+log = logging.getLogger(__name__)
+
+_PRELOADED = ("mlm_lightning.training.fit", "mlm_lightning.sweeps.pool")
 
 
 @dataclass
@@ -38,37 +45,35 @@ class Slot:
     visible_devices: str | None
 
 
-def slots(at_once: int, config: Config) -> list[Slot]:
+def slots(at_once: int, trainer: TrainerSettings) -> list[Slot]:
     """With several runs at once: an equal share of the cores each, and one of the GPUs each in turn. A single run at a time has
     what `mlm train` has."""
     if at_once == 1:
         return [Slot(None, None)]
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, num_cores() // at_once)
-    devices = _gpus() if config["trainer"]["accelerator"] != "cpu" and config["trainer"]["devices"] == 1 else []
-    return [Slot(threads, devices[place % len(devices)] if devices else None) for place in range(at_once)]
+    devices = _gpus() if trainer.accelerator != "cpu" and trainer.devices == 1 else []
+    return [Slot(threads, devices[number % len(devices)] if devices else None) for number in range(at_once)]
 
 
 def _gpus() -> list[str]:
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")
-    import torch
-
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def run_all(source: Source, places: list[Slot], started: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
+def run_all(source: JobSource, slots: list[Slot], started: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
     """Runs what `source` hands out until nothing is left. On a signal all runs save and end, and Interrupted is raised; a
     second Ctrl-C ends them at once."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(_PRELOADED))
-    free, running = list(places), dict[Any, tuple[BaseProcess, Job, Slot]]()
+    free, running = list(slots), dict[Any, tuple[BaseProcess, Job, Slot]]()
     try:
         while True:
             while free and (job := source.next()) is not None:
                 slot = free.pop(0)
-                # with one run at a time its own words are what the user wants to see
-                log = None if len(places) == 1 else _log_of(job)
-                process: BaseProcess = server.Process(target=_work, args=(job.run.config, job.naming, slot, log))
+                # with one run at a time its messages are what the user wants to see
+                output = None if len(slots) == 1 else _output_of(job)
+                process: BaseProcess = server.Process(target=_work, args=(job, slot, output))
                 started(job)
                 process.start()
                 running[process.sentinel] = (process, job, slot)
@@ -109,33 +114,27 @@ def _record_death(process: BaseProcess, job: Job) -> None:
         job.run.fail(RuntimeError(f"its process was ended by {name}{hint}"))
 
 
-def _log_of(job: Job) -> Path:
+def _output_of(job: Job) -> Path:
     return job.run.folder.parent / ".logs" / f"{job.run.folder.name}.txt"
 
 
-def _work(config: Config, overrides: list[str], slot: Slot, log: Path | None) -> None:
+def _work(job: Job, slot: Slot, output: Path | None) -> None:
     """In the child process."""
     Thread(target=_die_with_sweep, daemon=True).start()
     os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the sweep, which hands it on once
     if slot.visible_devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("a") as file:
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
-    import torch
-
-    from mlm_lightning.commands.errors import report
-    from mlm_lightning.commands.sweep import attempt
-    from mlm_lightning.errors import interruptible
-
     if slot.threads is not None:
         torch.set_num_threads(slot.threads)
         os.environ["OMP_NUM_THREADS"] = str(slot.threads)  # of its ranks and workers
     with interruptible():
         try:
-            status = attempt(config, overrides)
+            status = attempt(job)
         except (Interrupted, KeyboardInterrupt) as error:
             status = report(error)
     sys.stdout.flush()
@@ -148,3 +147,18 @@ def _die_with_sweep() -> None:
     assert sweep is not None
     wait([sweep.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def attempt(job: Job) -> int:
+    """One job of a sweep: its result, or why there is none, is in its folder afterwards. Returns an exit status."""
+    try:
+        train(job.settings, job.naming)
+    except BusyError as error:  # another command is at it
+        log.warning("%s", error)
+    except PrunedError as error:
+        job.run.write_json("pruned.json", {"message": str(error)})
+        log.info("%s", error)
+    except Exception as error:
+        job.run.fail(error)
+        return report(error)
+    return 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.config.settings import SweepSettings
 from mlm_lightning.errors import ConfigError
-from mlm_lightning.sweeps import Job
+from mlm_lightning.sweeps.jobs import Job
 
 if TYPE_CHECKING:
     import optuna

@@ -24,7 +24,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters: matrices and embeddings decay as the optimizer says, biases and norms (fewer than
     two dimensions) don't (Devlin et al. 2018, as in their published optimizer)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim >= 2]},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]

@@ -7,15 +7,16 @@ from lightning.pytorch.callbacks import Callback
 
 from mlm_lightning.config.settings import SweepSettings
 from mlm_lightning.errors import PrunedError
-from mlm_lightning.module import MLMModule
 from mlm_lightning.runs.study import open_study
+from mlm_lightning.training.module import MLMModule
 
 
 class Pruning(Callback):
     """Reports each validation to the search, and ends a run that falls behind once its checkpoint is written."""
 
     def __init__(self, folder: Path, settings: SweepSettings) -> None:
-        self._folder, self._settings = folder, settings
+        assert settings.trial is not None
+        self._folder, self._settings, self._trial = folder, settings, settings.trial
         self._message = ""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -27,7 +28,7 @@ class Pruning(Callback):
             from optuna.trial import Trial
 
             study = open_study(self._folder, self._settings)
-            trial = Trial(study, study.trials[self._settings.trial]._trial_id)
+            trial = Trial(study, study.trials[self._trial]._trial_id)
             name, step = self._settings.objective, trainer.global_step
             trial.report(pl_module.last_metrics[name], step)
             if trial.should_prune():

@@ -24,11 +24,11 @@ from mlm_lightning.data.batches import Plan
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import UserError
-from mlm_lightning.lightning_internals import mend_counters, schedule_validation, show_in_progress_bar, validate_now
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
-from mlm_lightning.optim import parameter_groups, scheduler
 from mlm_lightning.randomness import Stream, seed_torch
 from mlm_lightning.runs.checkpoint import STATE
+from mlm_lightning.training.lightning_internals import mend_counters, schedule_validation, show_in_progress_bar, validate_now
+from mlm_lightning.training.optim import parameter_groups, scheduler
 
 
 class TrainingDivergedError(RuntimeError):
@@ -62,13 +62,14 @@ class MLMModule(L.LightningModule):
         conditions: Sequence[Condition],
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
         schedule: Callable[[int, int], float] | None = None,
-        plan: Plan = Plan(total_steps=0),
+        plan: Plan | None = None,
         seed: int = 0,
         mask_rate: Callable[[float], float] | None = None,
-        origin: Origin = Origin(),
+        origin: Origin | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.conditions, self.plan, self.seed, self.origin = model, conditions, plan, seed, origin
+        self.model, self.conditions, self.seed = model, conditions, seed
+        self.plan, self.origin = plan or Plan(total_steps=0), origin or Origin()
         self._make_optimizer, self._schedule, self._mask_rate = optimizer, schedule, mask_rate
         self.last_metrics: dict[str, float] = {}
         self.validation_pending = False

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mlm_lightning.config.settings import Settings, SweepSettings
 from mlm_lightning.files import write_atomically
@@ -23,16 +23,18 @@ class Job:
 
     settings: Settings
     swept: tuple[str, ...]
+    naming: tuple[str, ...]
+    """The overrides in an order that makes the run's name tell it from the others, though names are cut off."""
     run: Run
     trial: int | None = None
 
     @classmethod
     def of(cls, settings: Settings, swept_keys: Sequence[str], trial: int | None = None) -> "Job":
-        """`swept_keys` are the keys that the sweep gives several values. They come first in the run's name, which is cut off."""
+        """`swept_keys` are the keys that the sweep gives several values."""
         overrides = settings.composed.overrides or ()
         swept = swept_overrides(overrides, swept_keys)
-        others = [each for each in overrides if each.lstrip("+~") not in swept]
-        return cls(settings, swept, Run.find(settings, [*swept, *others]), trial)
+        naming = (*swept, *(each for each in overrides if each.lstrip("+~") not in swept))
+        return cls(settings, swept, naming, Run.find(settings, naming), trial)
 
     @property
     def difference(self) -> str:

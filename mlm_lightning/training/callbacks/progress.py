@@ -7,8 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from mlm_lightning.lightning_internals import shown_in_progress_bar
-from mlm_lightning.module import MLMModule
+from mlm_lightning.training.lightning_internals import shown_in_progress_bar
+from mlm_lightning.training.module import MLMModule
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class ProgressReport(Callback):
             transient=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task("", total=pl_module.total_steps, completed=trainer.global_step, loss="", rate="")
+        self._task = self._bar.add_task("", total=pl_module.plan.total_steps, completed=trainer.global_step, loss="", rate="")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,7 +59,7 @@ class ProgressReport(Callback):
             return
         names = ("val/loss", "val/perplexity", "val/accuracy", "val/excess_loss")
         metrics = "  ".join(f"{n} {pl_module.last_metrics[n]:.4g}" for n in names if n in pl_module.last_metrics)
-        line = f"step {trainer.global_step}/{pl_module.total_steps}  {metrics}"
+        line = f"step {trainer.global_step}/{pl_module.plan.total_steps}  {metrics}"
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
         else:
