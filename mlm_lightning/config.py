@@ -29,9 +29,9 @@ from torch.optim import Optimizer
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import Source, Sources, Split
 from mlm_lightning.data.tokenizer import TRAIN
-from mlm_lightning.data.workers import Workers
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
+from mlm_lightning.processes import Workers
 from mlm_lightning.randomness import Stream, seed_torch
 
 Config = dict[str, Any]

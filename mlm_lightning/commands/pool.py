@@ -23,8 +23,8 @@ from threading import Thread
 from typing import Any
 
 from mlm_lightning.config import Config
-from mlm_lightning.data.workers import num_cores
 from mlm_lightning.errors import Interrupted
+from mlm_lightning.processes import num_cores
 from mlm_lightning.sweeps import Job, Source
 
 _PRELOADED = ("mlm_lightning.training", "mlm_lightning.commands.sweep", "mlm_lightning.commands.pool")

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from mlm_lightning.commands import pool
 from mlm_lightning.compose import Composer, to_plain
 from mlm_lightning.config import Config
-from mlm_lightning.data.workers import num_cores
 from mlm_lightning.errors import BusyError, Interrupted, PrunedError, UserError, say
+from mlm_lightning.processes import num_cores
 from mlm_lightning.runs import Run
 from mlm_lightning.sweeps import Grid, Job, Source, Sweep, own
 

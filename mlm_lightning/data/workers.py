@@ -13,33 +13,29 @@ import queue
 import subprocess
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from mlm_lightning.data.shards import Task, Work
-
-__all__ = ["Local", "Ray", "Workers"]
+from mlm_lightning.processes import Workers, num_cores
+from mlm_lightning.values import checked
 
 Function = Callable[[Work, Task], None]
+NumWorkers = Annotated[int, Ge(1), "null is one a core"] | None
 
 _FEW_BYTES = 16_000_000
 """Less than this is done here, before workers would have started."""
 
 
-class Workers(ABC):
-    @abstractmethod
-    def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
-        """Raises what `function` raises. Closing the iterator gives up what is not done."""
-
-
 class Local(Workers):
     """`num_workers` processes on this machine; null: one a core."""
 
-    def __init__(self, num_workers: int | None = None) -> None:
-        _check_num_workers(num_workers)
+    @checked("prepare")
+    def __init__(self, num_workers: NumWorkers = None) -> None:
         self.num_workers = num_workers or num_cores()
 
     def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
@@ -58,8 +54,8 @@ class Ray(Workers):
     cluster.
     """
 
-    def __init__(self, address: str | None = None, num_workers: int | None = None) -> None:
-        _check_num_workers(num_workers)
+    @checked("prepare")
+    def __init__(self, address: str | None = None, num_workers: NumWorkers = None) -> None:
         self.address, self.num_workers = address, num_workers
 
     def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
@@ -86,11 +82,6 @@ class Ray(Workers):
             yield tasks[row["number"]]
 
 
-def _check_num_workers(num_workers: int | None) -> None:
-    if num_workers is not None and num_workers < 1:
-        raise ValueError(f"prepare.num_workers={num_workers}: give a number above 0, or null for one a core")
-
-
 def _attempt_on_ray(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(_ONE_THREAD)
     error = _attempt(*_fetched(shared), pickle.loads(row["task"]))
@@ -102,11 +93,6 @@ def _fetched(shared: Any) -> tuple[Function, Work]:
     import ray
 
     return pickle.loads(ray.get(shared))
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -- processes on this machine -----------------------------------------------------------------------------------------------
@@ -185,7 +171,7 @@ def _serve() -> None:
     """The life of a worker: reads what all tasks share, then one task after the other; answers each with None or an error."""
     tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not run into the answers
-    with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the caller has ended, perhaps in the middle of a word
+    with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the caller has ended, perhaps while it wrote
         function, work = pickle.load(tasks)
         while True:
             pickle.dump(_attempt(function, work, pickle.load(tasks)), answers)
