@@ -1,4 +1,4 @@
-"""Processes: how many cores there are, children that end with their parent, and who does work that can be divided."""
+"""Processes: how many cores there are for them, who runs work in several, and children that end with their parent."""
 
 import ctypes
 import os
@@ -7,6 +7,17 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+
+class Workers(ABC):
+    """Where the parts of a large piece of work are done: a config's `prepare` group."""
+
+    @abstractmethod
+    def run(self, function: Callable[[Any, Any], None], work: Any, tasks: Sequence[Any]) -> Iterator[Any]:
+        """Calls function(work, task) for every task, and yields the tasks in the order in which they end.
+
+        `work` is what all tasks share. Raises what `function` raises. Closing the iterator gives up what is not done.
+        """
 
 
 def num_cores() -> int:
@@ -21,12 +32,3 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before that
             os._exit(1)
-
-
-class Workers(ABC):
-    """Who does a source's preparation: the cores of this machine, or a cluster."""
-
-    @abstractmethod
-    def run(self, function: Callable[[Any, Any], None], work: Any, tasks: Sequence[Any]) -> Iterator[Any]:
-        """Calls function(work, task) for every task, and yields the tasks in the order in which they end. Raises what
-        `function` raises. Closing the iterator gives up what is not done."""

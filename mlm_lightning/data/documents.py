@@ -34,10 +34,10 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.errors import NO_VALUE, ConfigError, one_line
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
-TXT_DOCUMENTS = ("line", "file", "paragraph")
 
 SHARD_BYTES = 4_000_000
 UNUSED = 255
@@ -139,7 +139,7 @@ class Documents(Protocol):
         ...
 
     def check(self, problems: Problems) -> None:
-        """Raises ValueError where `problems`, those of all shards, say that a column is missing."""
+        """Raises ConfigError where `problems`, those of all shards, say that a column is missing."""
         ...
 
 
@@ -160,7 +160,7 @@ class Segment(NamedTuple):
 def find_files(patterns: Sequence[str], key: str) -> list[Path]:
     """The files that paths, folders (searched recursively) and globs stand for, in the order given, each once.
 
-    Raises FileNotFoundError where a pattern stands for no file, ValueError for a file of unknown format.
+    Raises ConfigError where a pattern stands for no file, and for a file of unknown format.
     """
     files: dict[Path, Path] = {}
     for pattern in patterns:
@@ -175,12 +175,12 @@ def find_files(patterns: Sequence[str], key: str) -> list[Path]:
             found = sorted(file for file in map(Path, glob(str(path), recursive=True)) if _is_readable(file))
             missing = "no readable file matches the pattern" if has_magic(str(path)) else "there is no such file or folder"
         if not found:
-            raise FileNotFoundError(f"{key}={pattern}: {missing}; give a file, a folder or a glob such as 'corpus/*.txt'")
+            raise ConfigError(key, pattern, missing, "give a file, a folder or a glob such as 'corpus/*.txt'")
         for file in found:
             files.setdefault(file.resolve(), file)  # one that has several names is still one
     for file in files.values():
         if not _is_readable(file):
-            raise ValueError(f"{key}={file}: unknown format; files must end in {_endings()}")
+            raise ConfigError(key, file, "unknown format", f"files must end in {_endings()}")
     return list(files.values())
 
 
@@ -217,14 +217,14 @@ class FileDocuments:
 
     def read(self, shard: tuple[Segment, ...], problems: Problems) -> Iterator[str]:
         for segment in shard:
-            file, own = segment.file, Problems()
+            file, found = segment.file, Problems()
             with file_errors(file, self.key):
                 if _suffixes(file)[0] == ".parquet":
-                    yield from self._read_parquet(segment, own)
+                    yield from self._read_parquet(segment, found)
                 else:
                     with _open(file) as stream:
-                        yield from self._readers()[_suffixes(file)[0]](stream, segment, own)
-            problems.extend(own)
+                        yield from self._readers()[_suffixes(file)[0]](stream, segment, found)
+            problems.extend(found)
 
     def chosen(self, numbers: dict[Split, np.ndarray], counts: list[int]) -> list[tuple[tuple[Segment, ...], np.ndarray]]:
         """In the order of the files: neighbours stay neighbours."""
@@ -265,10 +265,10 @@ class FileDocuments:
     def _read_txt(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         if self.txt_documents == "line":
             # blank lines separate; they are no documents that could be missed
-            yield from (line for line in _decode(_lines(stream, segment), segment, problems) if not is_blank(line))
+            yield from (line for line in _decode(_lines(stream, segment), segment, problems, self.key) if not is_blank(line))
         elif self.txt_documents == "paragraph":
             paragraph: list[str] = []
-            for line in _decode(_paragraph_lines(stream, segment), segment, problems):
+            for line in _decode(_paragraph_lines(stream, segment), segment, problems, self.key):
                 if not is_blank(line):
                     paragraph.append(line)
                 elif paragraph:
@@ -277,7 +277,7 @@ class FileDocuments:
             if paragraph:
                 yield "\n".join(paragraph)
         else:
-            text = "\n".join(_decode(_lines(stream, segment), segment, problems))
+            text = "\n".join(_decode(_lines(stream, segment), segment, problems, self.key))
             if is_blank(text):
                 problems.add(EMPTY, Place(str(segment.file)))
             else:
@@ -285,7 +285,7 @@ class FileDocuments:
 
     def _read_jsonl(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         file = str(segment.file)
-        for number, line in enumerate(_decode(_lines(stream, segment), segment, problems), start=1):
+        for number, line in enumerate(_decode(_lines(stream, segment), segment, problems, self.key), start=1):
             if is_blank(line):
                 continue
             try:
@@ -303,7 +303,7 @@ class FileDocuments:
 
     def _read_csv(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         csv.field_size_limit(sys.maxsize)  # the default, 128 KiB a field, is less than a long document
-        rows = csv.reader(line + "\n" for line in _decode(_lines(stream, segment), segment, problems))
+        rows = csv.reader(line + "\n" for line in _decode(_lines(stream, segment), segment, problems, self.key))
         header = next(rows, None)
         if header is None:
             return
@@ -335,7 +335,7 @@ class FileDocuments:
             type_ = table.schema_arrow.field(self.text_column).type
             value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
             if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or value_type == pa.string_view()):
-                raise ValueError(f"data.text_column={self.text_column}: the column of {file} holds {type_}, not strings")
+                raise ConfigError("data.text_column", self.text_column, f"the column of {file} holds {type_}, not strings")
             groups = range(segment.start, segment.stop)
             for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=[self.text_column]):
                 for value in batch.column(0).to_pylist():
@@ -349,9 +349,9 @@ class FileDocuments:
         else:
             problems.add(EMPTY if value is None or isinstance(value, str) else NOT_TEXT, where)
 
-    def _missing_column(self, file: Path, columns: Iterable[str]) -> ValueError:
+    def _missing_column(self, file: Path, columns: Iterable[str]) -> ConfigError:
         names = ", ".join(map(repr, columns))
-        return ValueError(f"data.text_column={self.text_column}: {file} has no such column; it has {names}")
+        return ConfigError("data.text_column", self.text_column, f"{file} has no such column", f"it has {names}")
 
 
 def _lines(stream: BinaryIO, segment: Segment) -> Iterator[bytes]:
@@ -384,14 +384,14 @@ def _lines_from(stream: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
         position += len(line)
 
 
-def _decode(lines: Iterable[bytes], segment: Segment, problems: Problems) -> Iterator[str]:
+def _decode(lines: Iterable[bytes], segment: Segment, problems: Problems, key: str) -> Iterator[str]:
     """The lines without their ends (\\n or \\r\\n), the byte-order mark removed. Lines end at \\n alone, unlike with
     `str.splitlines`, which would also cut at form feeds and U+2028."""
     file = str(segment.file)
     for number, line in enumerate(lines, start=1):
         if number == 1 and segment.start == 0:
             if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError(f"{file} is UTF-16; convert it to UTF-8, for instance with iconv")
+                raise ConfigError(key, NO_VALUE, f"{file} is UTF-16", "convert it to UTF-8, for instance with iconv")
             line = line.removeprefix(b"\xef\xbb\xbf")
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         problems.read[file] = number
@@ -432,16 +432,11 @@ def _open(file: Path) -> BinaryIO:
 def file_errors(file: Path, key: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{key}: cannot read {file} ({reason}); repair it or leave it out") from error
-    except ValueError as error:
-        if str(error).startswith("data."):
-            raise
-        if type(error) is ValueError:
-            raise ValueError(f"{key}: {error}") from error
-        # pyarrow's errors are ValueErrors too (a .parquet that is none)
-        raise ValueError(f"{key}: cannot read {file} ({error}); repair it or leave it out") from error
+    except ConfigError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # those of pyarrow are ValueErrors
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ConfigError(key, NO_VALUE, f"cannot read {file} ({reason})", "repair it or leave it out") from error
 
 
 def _suffixes(file: Path) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlm_lightning.data.documents import SHARD_BYTES, Problems
 from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,10 @@ class HubDocuments:
         self.name = name
         if text_column not in dataset.column_names:
             names = ", ".join(map(repr, dataset.column_names))
-            raise ValueError(f"data.text_column={text_column}: {name} has no such column; it has {names}")
+            raise ConfigError("data.text_column", text_column, f"{name} has no such column", f"it has {names}")
         dtype = getattr(dataset.features[text_column], "dtype", None)
         if dtype not in ("string", "large_string"):
-            raise ValueError(f"data.text_column={text_column}: the column of {name} holds {dtype}, not strings")
+            raise ConfigError("data.text_column", text_column, f"the column of {name} holds {dtype}, not strings")
         self._row_bytes = max(1, dataset.select_columns([text_column]).data.nbytes // max(1, len(dataset)))
 
     def content(self) -> str:
@@ -65,7 +66,7 @@ def open_hub(name: str, config: str | None, revision: str | None, streaming: boo
     """A `datasets.DatasetDict` from the hub or from a local folder, an `IterableDatasetDict` where `streaming`; never runs a
     dataset's own code.
 
-    Raises ValueError where it cannot be had.
+    Raises ConfigError where it cannot be opened.
     """
     from datasets import load_dataset
 
@@ -79,9 +80,10 @@ def open_hub(name: str, config: str | None, revision: str | None, streaming: boo
             log.info("data.dataset=%s is a script; taking the copy that the hub converted to parquet", name)
             return load_dataset(name, config, revision="refs/convert/parquet", streaming=streaming)
     except Exception as error:  # the hub's errors have no common ancestor
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
-            f"data.dataset={name}: cannot be opened ({type(error).__name__}: {reason}); "
+        raise ConfigError(
+            "data.dataset",
+            name,
+            f"cannot be opened ({type(error).__name__}: {one_line(error)})",
             f"{'' if local else 'there is no such folder here; '}check the name, data.dataset_config, data.revision and the "
-            "connection, or give data.path"
+            "connection, or give data.path",
         ) from error

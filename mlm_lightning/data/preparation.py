@@ -32,10 +32,12 @@ from mlm_lightning.data.shards import ENDS_DTYPE, HASH_DTYPE, Task, Work, count,
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.tokenizer import TRAIN
 from mlm_lightning.data.tokenizer_training import train_tokenizer
-from mlm_lightning.data.workers import Function, Workers
+from mlm_lightning.data.workers import Function
+from mlm_lightning.errors import ConfigError, as_typed
 from mlm_lightning.files import write_atomically
+from mlm_lightning.processes import Workers
 
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Called with (step, bytes of input done, bytes in all)."""
 
 DEFAULT_VAL_SHARE = 0.05
@@ -50,10 +52,10 @@ _COMMIT_BYTES = 64_000_000
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What to make. `documents` are those for training, and for validation and test where they have files of their own.
-    `origins` names each as the user did, for messages."""
+    `origins` are the keys that name them, with their values."""
 
     documents: dict[Split, Documents]
-    origins: dict[Split, str]
+    origins: dict[Split, tuple[str, Any]]
     train_size: int | float | None
     val_size: int | float | None
     test_size: int | float | None
@@ -67,7 +69,7 @@ class Recipe:
 class Preparation:
     """Makes a cache's files in `work`, which may hold what an earlier one did before it was stopped."""
 
-    def __init__(self, recipe: Recipe, work: Path, workers: Workers, report: Progress) -> None:
+    def __init__(self, recipe: Recipe, work: Path, workers: Workers, report: ProgressCallback) -> None:
         self.recipe, self.work, self.workers, self.report = recipe, work, workers, report
         self.warnings: list[str] = []
         # held out first: of equal documents the first is kept
@@ -134,10 +136,8 @@ class Preparation:
             self.recipe.documents[origin].check(problems)
             if sum(counts[origin]) == 0:
                 found = "; ".join(problems.messages()) or "it is empty"
-                raise ValueError(
-                    f"{self.recipe.origins[origin]}: there is no document for {origin} ({found}); give text, or, where it is "
-                    "in a column, check data.text_column"
-                )
+                remedy = "give text, or, where it is in a column, check data.text_column"
+                raise ConfigError(*self.recipe.origins[origin], f"there is no document for {origin} ({found})", remedy)
             self.warnings += problems.messages()
         return counts
 
@@ -161,12 +161,11 @@ class Preparation:
         """Of the documents of an origin (of those `kept`, if some are copies) which are for what."""
         recipe = self.recipe
         if kept is not None and not len(kept):
-            raise ValueError(
-                f"{recipe.origins[origin]}: all of its documents are copies of those of validation or test; give others, or "
-                "set data.deduplicate=false"
-            )
+            problem = "all of its documents are copies of those of validation or test"
+            raise ConfigError(*recipe.origins[origin], problem, "give others, or set data.deduplicate=false")
         number = num_documents if kept is None else len(kept)
         if origin == "train":
+            key, value = recipe.origins["train"]
             val_size = DEFAULT_VAL_SHARE if recipe.val_size is None else recipe.val_size
             chosen = choose_documents(
                 number,
@@ -174,7 +173,7 @@ class Preparation:
                 val_size=None if "val" in self.origins else val_size,
                 test_size=None if "test" in self.origins else recipe.test_size,
                 seed=recipe.seed,
-                origin=recipe.origins["train"],
+                origin=f"{key}={as_typed(value)}",
             )
         else:
             chosen = {origin: _choose_own(origin, getattr(recipe, f"{origin}_size"), number, recipe.seed)}
@@ -282,7 +281,7 @@ class Preparation:
         for split, own in counts.items():
             origin = self.recipe.origins[split if split in self.recipe.documents else "train"]
             if not own["tokens"]:
-                raise ValueError(f"{origin}: all {own['empty']:,} documents of the {split} split are empty; give text")
+                raise ConfigError(*origin, f"all {own['empty']:,} documents of the {split} split are empty", "give text")
             if own["empty"]:
                 self.warnings.append(f"{own['empty']:,} {EMPTY} of the {split} split")
 
@@ -406,11 +405,14 @@ def choose_documents(
     num_train = _number(train_size, num_documents, math.floor)
     asked = num_val + num_test + max(num_train or 0, 1)
     if asked > num_documents or num_train == 0:
-        given = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
-        sizes = ", ".join(f"data.{key}={size}" for key, size in given.items() if size is not None)
-        raise ValueError(
-            f"{sizes}: together at least {max(asked, 1):,} document(s) with one for training at the least, but {origin} has "
-            f"{num_documents:,}; lower the sizes (0 sets none aside, a float is a share) or give more documents"
+        sizes = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
+        given = [(f"data.{name}", size) for name, size in sizes.items() if size is not None]
+        others = ", ".join(f"{key}={size}" for key, size in given[1:])
+        raise ConfigError(
+            *given[0],
+            f"together {f'with {others} ' if others else ''}at least {max(asked, 1):,} document(s) with one for training at "
+            f"the least, but {origin} has {num_documents:,}",
+            "lower the sizes (0 sets none aside, a float is a share) or give more documents",
         )
     if num_train is None:
         num_train = num_documents - num_val - num_test
@@ -428,9 +430,8 @@ def _choose_own(split: Split, size: int | float | None, num_documents: int, seed
     if number is None or number == num_documents:
         return _all(num_documents)
     if number > num_documents:
-        raise ValueError(
-            f"data.{split}_size={size}: more than the {num_documents:,} documents that there are; lower it (null: all)"
-        )
+        problem = f"more than the {num_documents:,} documents that there are"
+        raise ConfigError(f"data.{split}_size", size, problem, "lower it (null: all)")
     return _permutation(num_documents, seed)[:number]
 
 

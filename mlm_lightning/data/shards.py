@@ -25,6 +25,7 @@ import numpy as np
 from mlm_lightning.data.documents import Documents, Problems, is_blank
 from mlm_lightning.data.encoder import Encoder
 from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.errors import NO_VALUE, ConfigError
 
 ENDS_DTYPE = np.dtype("<i8")
 """Of a file of documents' ends."""
@@ -119,7 +120,7 @@ def _read(work: Work, task: Task) -> Iterator[tuple[str, int]]:
     texts = work.documents[task.origin].read(task.shard, Problems())
     for text, split in zip_longest(texts, task.split_D.tolist()):
         if text is None or split is None:
-            raise ValueError("data.path: the files changed while they were read; try again")
+            raise ConfigError("data.path", NO_VALUE, "the files changed while they were read", "try again")
         if split < len(SPLITS):
             yield text, split
 

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from mlm_lightning.data.documents import Problems
 from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.errors import ConfigError, one_line
 from mlm_lightning.files import write_atomically
 
 __all__ = ["FirstDocuments", "StreamError", "StreamRows", "StreamedDocuments"]
@@ -55,10 +56,13 @@ _DOCUMENT_BYTES = 2_000  # about
 
 
 class StreamError(ValueError):
-    """The stream cannot be read, or is too short."""
+    """The stream cannot be read, or is too short; its argument is a ConfigError that says which setting is wrong.
+
+    It is none itself because it may be raised in a loader's worker, of whose errors torch keeps the class and the text alone.
+    """
 
     def __str__(self) -> str:
-        # a loader's worker hands its traceback over, with the message at its end
+        # that text is the whole traceback, with the message at its end
         return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
 
 
@@ -128,16 +132,17 @@ class StreamedDocuments:
     def _check_column(self, types: dict[str, Any]) -> None:
         if self.text_column not in types:
             names = ", ".join(map(repr, types))
-            raise StreamError(f"data.text_column={self.text_column}: {self.name} has no such column; it has {names}")
+            raise self._wrong_column(f"{self.name} has no such column", f"it has {names}")
         # a column of nothing but nulls has the type "null", and documents that are all empty
         if (found := types[self.text_column]) not in ("string", "large_string", "string_view", "null"):
-            raise StreamError(f"data.text_column={self.text_column}: the column of {self.name} holds {found}, not strings")
+            raise self._wrong_column(f"the column of {self.name} holds {found}, not strings")
+
+    def _wrong_column(self, problem: str, remedy: str = "") -> StreamError:
+        return StreamError(ConfigError("data.text_column", self.text_column, problem, remedy))
 
     def _unreadable(self, error: Exception) -> StreamError:
-        return StreamError(
-            f"data.dataset={self.name}: cannot be read on ({_reason(error)}); check the connection and data.revision. The same "
-            "command continues"
-        )
+        remedy = "check the connection and data.revision. The same command continues"
+        return StreamError(ConfigError("data.dataset", self.name, f"cannot be read on ({_reason(error)})", remedy))
 
 
 class FirstDocuments:
@@ -184,7 +189,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 @dataclass(frozen=True)
@@ -249,14 +254,12 @@ class _Tokens:
         filled = (text for text in texts if text and not text.isspace())
         return (part.tokens for part in self.encoder.encode(filled))
 
-    def _too_short(self, end: Position) -> str:
+    def _too_short(self, end: Position) -> ConfigError:
         documents = f"data.dataset={self.documents.name} has {end.documents:,} documents in all"
         if end.documents <= self.held_out:
-            return f"data.val_size={self.held_out}: {documents}, which leaves none for training; lower it"
-        return (
-            f"data.chunk_size={self.at_least}: {documents}, and those for training have {end.tokens:,} tokens, which is less "
-            "than one chunk; give more text or a smaller data.chunk_size"
-        )
+            return ConfigError("data.val_size", self.held_out, f"{documents}, which leaves none for training", "lower it")
+        problem = f"{documents}, and those for training have {end.tokens:,} tokens, which is less than one chunk"
+        return ConfigError("data.chunk_size", self.at_least, problem, "give more text or a smaller data.chunk_size")
 
 
 class _Entry(NamedTuple):

@@ -30,14 +30,16 @@ from mlm_lightning.data import tokenizer as tokenizers_
 from mlm_lightning.data.documents import Documents, FileDocuments
 from mlm_lightning.data.encoder import Encoder
 from mlm_lightning.data.hub import HubDocuments, open_hub
-from mlm_lightning.data.preparation import Preparation, Progress, Recipe, delete_scratch
+from mlm_lightning.data.preparation import Preparation, ProgressCallback, Recipe, delete_scratch
 from mlm_lightning.data.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.data.stream import FirstDocuments, StreamedDocuments, StreamRows
 from mlm_lightning.data.text_settings import FORMAT, TextSettings, path_key
 from mlm_lightning.data.token_cache import TokenCache
-from mlm_lightning.data.workers import Local, Workers
+from mlm_lightning.data.workers import Local
+from mlm_lightning.errors import ConfigError
 from mlm_lightning.files import UNWRITABLE, write_atomically
+from mlm_lightning.processes import Workers
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,9 @@ class TextSource(TextSettings, Source):
             elif split in cache.splits:
                 self._rows[split] = self._open_rows(cache, split)
             else:
-                raise ValueError(self._no_split(split))
+                given = f"data.{split}_path" if self.dataset is None else f"data.{split}_split"
+                key, value = f"data.{split}_size", getattr(self, f"{split}_size")
+                raise ConfigError(key, value, f"there is no {split} split", f"give {given} or {key}")
         return self._rows[split]
 
     def _stream(self, folder: Path, dtype: np.dtype) -> StreamRows:
@@ -103,29 +107,28 @@ class TextSource(TextSettings, Source):
         if self.packing == "chunk":
             num_tokens = cache.splits[split]["tokens"]
             if num_tokens < self.chunk_size:
-                raise ValueError(self._too_small(split, num_tokens))
+                problem = f"the {split} split has {num_tokens:,} tokens in all, which is less than one chunk"
+                larger = "" if getattr(self, f"{split}_size") is None else f", a larger data.{split}_size"
+                remedy = f"give more text{larger} or a smaller data.chunk_size"
+                raise ConfigError("data.chunk_size", self.chunk_size, problem, remedy)
             return ChunkRows(tokens_file, cache.dtype, self.chunk_size, stride or self.chunk_size, num_tokens)
         suffix = cache.meta["suffix"]
         if self.chunk_size <= (special := len(cache.meta["prefix"]) + len(suffix)):
-            raise ValueError(
-                f"data.chunk_size={self.chunk_size}: a document begins and ends with special tokens, {special} in all, and "
-                f"none of its own would have room beside them; set data.chunk_size to {special + 1} or more"
-            )
+            problem = f"a document begins and ends with special tokens, {special} in all, which leave no room for others"
+            raise ConfigError("data.chunk_size", self.chunk_size, problem, f"set data.chunk_size to {special + 1} or more")
         if pad_id is None:
-            raise ValueError(
-                f"data.packing={self.packing}: rows are padded, and the tokenizer has no padding token; set "
-                "data.packing=chunk, or choose another tokenizer"
-            )
+            problem = "rows are padded, and the tokenizer has no padding token"
+            raise ConfigError("data.packing", self.packing, problem, "set data.packing=chunk, or choose another tokenizer")
         if self.packing == "document":
             return DocumentRows(tokens_file, ends_file, cache.dtype, self.chunk_size, pad_id, suffix, stride)
         return PackedRows(tokens_file, ends_file, cache.dtype, self.chunk_size, pad_id, suffix)
 
-    def prepare(self, progress: Progress | None = None, workers: Workers | None = None) -> None:
+    def prepare(self, workers: Workers | None = None, progress: ProgressCallback | None = None) -> None:
         """Builds the token cache unless it is there, by `workers` (null: one process a core). Shows a progress bar on a
         terminal, or calls `progress`.
 
-        Raises ValueError for documents, sizes or a tokenizer that will not do, with nothing left behind. What was done before
-        the disk was full, or a signal came, is kept: another call goes on with it.
+        Raises ConfigError for documents, sizes or a tokenizer that cannot be used, with nothing left behind. What was done
+        before the disk was full, or a signal came, is kept: another call goes on with it.
         """
         request = self.request()
         folder = self._folder(request)
@@ -140,10 +143,8 @@ class TextSource(TextSettings, Source):
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            raise ValueError(
-                f"data.cache_dir={self.cache_path}: the token cache cannot be written there ({error.strerror}); make room or "
-                "choose another folder"
-            ) from error
+            problem = f"the token cache cannot be written there ({error.strerror})"
+            raise ConfigError("data.cache_dir", self.cache_path, problem, "make room or choose another folder") from error
         cache = self._cache = TokenCache.open(folder)
         assert cache is not None, f"the cache {folder} vanished"
         for split in cache.splits:
@@ -195,7 +196,7 @@ class TextSource(TextSettings, Source):
         """The keys that give another source the tokens of this one."""
         return tokenizers_.keys_of(self.cache_folder / "tokenizer")
 
-    def save_tokenizer(self, folder: str | Path) -> None:
+    def save_tokenizer(self, folder: Path) -> None:
         """Writes a folder that `load_tokenizer` and `AutoTokenizer.from_pretrained` open; imports neither's library."""
         cache = self._opened()
         shutil.copytree(cache.folder / "tokenizer", folder, dirs_exist_ok=True)
@@ -236,8 +237,8 @@ class TextSource(TextSettings, Source):
         opened = open_hub(self.dataset, self.dataset_config, self.revision, self.streaming)
         for split, name in self._split_names.items():
             if name not in opened:
-                key = f"data.{split}_split={name}" if split != "train" else f"data.dataset={self.dataset}"
-                raise ValueError(f"{key}: there is no split {name!r}; the dataset has {', '.join(opened)}")
+                setting = ("data.dataset", self.dataset) if split == "train" else (f"data.{split}_split", name)
+                raise ConfigError(*setting, f"there is no split {name!r}", f"the dataset has {', '.join(opened)}")
         return {split: opened[name] for split, name in self._split_names.items()}
 
     def _hub_documents(self) -> dict[Split, Documents]:
@@ -261,7 +262,7 @@ class TextSource(TextSettings, Source):
             documents["test"] = FirstDocuments(self._streamed("test"), self.test_size)  # type: ignore[arg-type]
         return documents
 
-    def _build(self, request: dict, work: Path, folder: Path, progress: Progress | None, workers: Workers) -> None:
+    def _build(self, request: dict, work: Path, folder: Path, progress: ProgressCallback | None, workers: Workers) -> None:
         meta_file = work / "meta.json"
         try:
             if not meta_file.exists():
@@ -271,7 +272,7 @@ class TextSource(TextSettings, Source):
                     self._stream(work, np.dtype(made["dtype"])).check()
                 meta = {"format": FORMAT, "fingerprint": folder.name, "request": request, **made}
                 write_atomically(meta_file, json.dumps(meta, indent=1, ensure_ascii=False).encode())
-        except (ValueError, FileNotFoundError):  # the same again would fail again
+        except ValueError:  # the same again would fail again
             shutil.rmtree(work)
             raise
         delete_scratch(work)
@@ -296,32 +297,17 @@ class TextSource(TextSettings, Source):
             tokenizer_algorithm=self.tokenizer_algorithm,
         )
 
-    # -- messages --------------------------------------------------------------------------------------------------------
-
-    def _no_split(self, split: Split) -> str:
-        given = f"data.{split}_path" if self.dataset is None else f"data.{split}_split"
-        size = f"data.{split}_size"
-        return f"{given}=null, {size}={getattr(self, f'{split}_size')}: there is no {split} split; give {given} or {size}"
-
-    def _too_small(self, split: Split, num_tokens: int) -> str:
-        larger = "" if getattr(self, f"{split}_size") is None else f", a larger data.{split}_size"
-        return (
-            f"data.chunk_size={self.chunk_size}: the {split} split has {num_tokens:,} tokens in all, which is less than one "
-            f"chunk; give more text{larger} or a smaller data.chunk_size"
-        )
-
 
 @contextmanager
-def _progress_bar(progress: Progress | None) -> Iterator[Progress]:
+def _progress_bar(progress: ProgressCallback | None) -> Iterator[ProgressCallback]:
     if progress is not None or not sys.stderr.isatty():
         yield progress or (lambda step, done, total: None)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), speed_estimate_period=60) as bar:
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60) as bar:
         tasks: dict[str, Any] = {}
 
         def report(step: str, done: int, total: int) -> None:

@@ -1,24 +1,27 @@
 """The settings of a text source: what they mean, which go together, and what the token files depend on.
 
-settings ─► checked at once, nothing is read        data.stride=0: must be an integer of at least 1
+settings ─► checked at once, nothing is read        data.stride=0: must be at least 1
          ─► request()   all that decides the token files, by content where it is at hand    ─►  the cache's fingerprint
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 from mlm_lightning.data import tokenizer as tokenizers_
-from mlm_lightning.data.documents import TXT_DOCUMENTS, find_files, format_of
+from mlm_lightning.data.documents import find_files, format_of
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.token_cache import digests
-from mlm_lightning.data.tokenizer import TRAIN
-from mlm_lightning.data.tokenizer_training import ALGORITHMS
+from mlm_lightning.data.tokenizer import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path
+from mlm_lightning.errors import NO_VALUE, ConfigError, as_typed, refuse
+from mlm_lightning.values import check_fields
 
-PACKINGS = ("chunk", "document", "sentence_pack")
+_SIZES = "give a number of documents, a share between 0 and 1, or null"
 
 FORMAT = 2
 """Of the cache; a change makes every older cache one that is not found."""
@@ -55,28 +58,29 @@ class TextSettings:
     dataset_config: str | None = None
     revision: str | None = None
     streaming: bool = False
-    shuffle_buffer: int = 10_000
+    shuffle_buffer: Annotated[int, Ge(1), "it is a number of rows"] = 10_000
     val_split: str | None = None
     test_split: str | None = None
     text_column: str = "text"
-    txt_documents: str = "line"
-    vocab_size: int | None = None
-    tokenizer_algorithm: str = "wordpiece"
-    chunk_size: int = 128
-    packing: str = "chunk"
-    stride: int | None = None
-    train_size: int | float | None = None
-    val_size: int | float | None = None
-    test_size: int | float | None = None
+    txt_documents: Literal["line", "paragraph", "file"] = "line"
+    vocab_size: Annotated[int, Ge(len(SPECIAL_TOKENS) + 1), "the special tokens are among them"] | None = None
+    tokenizer_algorithm: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
+    chunk_size: Annotated[int, Ge(2), "it is the number of tokens of a row"] = 128
+    packing: Literal["chunk", "document", "sentence_pack"] = "chunk"
+    stride: Annotated[int, Ge(1), "null is chunk_size"] | None = None
+    train_size: Annotated[int, Ge(1), _SIZES] | Annotated[float, Gt(0), Lt(1), _SIZES] | None = None
+    val_size: Annotated[int, Ge(0), _SIZES] | Annotated[float, Gt(0), Lt(1), _SIZES] | None = None
+    test_size: Annotated[int, Ge(0), _SIZES] | Annotated[float, Gt(0), Lt(1), _SIZES] | None = None
     deduplicate: bool = False
-    seed: int = 0
+    seed: Annotated[int, Ge(0), "it chooses the documents of each split"] = 0
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for split in SPLITS:
-            _check_paths(path_key(split), getattr(self, path_key(split)))
         self.tokenizer = os.fspath(self.tokenizer) if isinstance(self.tokenizer, os.PathLike) else self.tokenizer
-        self._check()
+        check_fields(self, "data")
+        refuse([*self._empty(), *self._impossible_together()])
+        check_tokenizer(self.tokenizer)
+        self._check_splits()
 
     # -- what they say ---------------------------------------------------------------------------------------------------
 
@@ -97,122 +101,101 @@ class TextSettings:
             else [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
         )
 
-    def origin(self, split: Split) -> str:
-        """Where a split's documents come from, as the user said it."""
+    def origin(self, split: Split) -> tuple[str, Any]:
+        """Where a split's documents come from: the key, and its value."""
         if self.dataset is not None:
-            return f"data.dataset={self.dataset}"
-        return f"data.{path_key(split)}={shown(self.paths(split))}"
+            return "data.dataset", self.dataset
+        paths = self.paths(split)
+        return f"data.{path_key(split)}", paths[0] if paths and len(paths) == 1 else paths
 
     # -- which go together -----------------------------------------------------------------------------------------------
 
-    def _check(self) -> None:
+    def _empty(self) -> Iterator[ConfigError]:
+        for key in ("tokenizer", "text_column", "dataset", "dataset_config", "revision", "val_split", "test_split"):
+            if getattr(self, key) == "":
+                yield ConfigError(f"data.{key}", "", "must not be empty")
+        for split in SPLITS:
+            if (paths := self.paths(split)) is not None and not (paths and all(paths)):
+                key = path_key(split)
+                yield ConfigError(f"data.{key}", getattr(self, key), "must be a file, a folder, a glob, or a list of them")
+
+    def _impossible_together(self) -> Iterator[ConfigError]:
         if (self.path is None) == (self.dataset is None):
             what = "neither is given" if self.path is None else "both are given"
-            raise ValueError(f"data.path and data.dataset: {what}; give one: data.path=FILES or data.dataset=HUB_NAME")
-        for key in ("dataset", "dataset_config", "revision", "val_split", "test_split"):
-            _check_string(key, getattr(self, key), optional=True)
-        for key in ("tokenizer", "text_column"):
-            _check_string(key, getattr(self, key))
-        self._refuse(("val_path", "test_path"), unless="path")
-        self._refuse(("dataset_config", "revision", "val_split", "test_split"), unless="dataset")
-        if self.txt_documents not in TXT_DOCUMENTS:
-            raise ValueError(f"data.txt_documents={self.txt_documents}: must be one of {', '.join(TXT_DOCUMENTS)}")
-        _check_int("chunk_size", self.chunk_size, at_least=2)
-        self._check_packing()
-        self._check_streaming()
-        _check_int("seed", self.seed, at_least=0)
-        _check_size("train_size", self.train_size, at_least=1)
-        _check_size("val_size", self.val_size, at_least=0)
-        _check_size("test_size", self.test_size, at_least=0)
-        self._check_tokenizer()
-        self._check_splits()
+            yield ConfigError(
+                "data.path and data.dataset", NO_VALUE, what, "give one: data.path=FILES or data.dataset=HUB_NAME"
+            )
+        yield from self._only_with("path", self.path is not None, ("val_path", "test_path"))
+        yield from self._only_with(
+            "dataset", self.dataset is not None, ("dataset_config", "revision", "val_split", "test_split")
+        )
+        if self.stride is not None and self.packing == "document" and self.stride > self.chunk_size:
+            yield ConfigError(
+                "data.stride",
+                self.stride,
+                "longer than a row would leave gaps in documents",
+                f"set it to at most data.chunk_size={self.chunk_size}, or to null, which truncates long documents",
+            )
+        if self.stride is not None and self.packing == "sentence_pack":
+            remedy = "set data.stride=null, or data.packing=chunk"
+            yield ConfigError("data.stride", self.stride, "packed documents are whole", remedy)
+        if self.streaming:
+            yield from self._impossible_for_a_stream()
+        yield from self._only_with("tokenizer=train", self.tokenizer == TRAIN, ("vocab_size", "tokenizer_algorithm"))
+        if self.tokenizer == TRAIN and self.vocab_size is None:
+            problem = "data.tokenizer=train needs the number of tokens"
+            yield ConfigError("data.vocab_size", None, problem, "give it, such as data.vocab_size=8192")
 
-    def _refuse(self, keys: Sequence[str], unless: str) -> None:
+    def _only_with(self, other: str, is_set: bool, keys: Sequence[str]) -> Iterator[ConfigError]:
+        defaults = {field.name: field.default for field in fields(self)}
         for key in keys:
-            if getattr(self, key) is not None and getattr(self, unless) is None:
-                raise ValueError(f"data.{key}={shown(getattr(self, key))}: goes with data.{unless} only; set data.{key}=null")
+            if not is_set and (value := getattr(self, key)) != (default := defaults[key]):
+                yield ConfigError(f"data.{key}", value, f"goes with data.{other} only", f"set data.{key}={as_typed(default)}")
 
-    def _check_packing(self) -> None:
-        if self.packing not in PACKINGS:
-            raise ValueError(f"data.packing={self.packing}: must be one of {', '.join(PACKINGS)}")
-        if self.stride is None:
-            return
-        _check_int("stride", self.stride, at_least=1)
-        if self.packing == "document" and self.stride > self.chunk_size:
-            raise ValueError(
-                f"data.stride={self.stride}: longer than a row would leave gaps in documents; set it to at most "
-                f"data.chunk_size={self.chunk_size}, or to null, which truncates long documents"
-            )
-        if self.packing == "sentence_pack":
-            raise ValueError(
-                f"data.stride={self.stride}: packed documents are whole; set data.stride=null, or data.packing=chunk"
-            )
-
-    def _check_streaming(self) -> None:
-        _check_int("shuffle_buffer", self.shuffle_buffer, at_least=1)
-        if not self.streaming:
-            return
+    def _impossible_for_a_stream(self) -> Iterator[ConfigError]:
         whole = "a stream is never there as a whole"
         if self.dataset is None:
-            raise ValueError(
-                "data.streaming=true: goes with data.dataset only; set data.streaming=false: files are read in parts"
-            )
+            remedy = "set data.streaming=false: files are read in parts"
+            yield ConfigError("data.streaming", True, "goes with data.dataset only", remedy)
         if self.tokenizer == TRAIN:
-            raise ValueError(
-                f"data.tokenizer=train: {whole}; train one on a part first (mlm prepare with data.streaming=false and "
-                "data.train_size), then set data.tokenizer to its folder"
+            yield ConfigError(
+                "data.tokenizer",
+                TRAIN,
+                whole,
+                "train one on a part first (mlm prepare with data.streaming=false and data.train_size), then set "
+                "data.tokenizer to its folder",
             )
         for key, wanted in {"packing": "chunk", "stride": None, "train_size": None, "deduplicate": False}.items():
             if (value := getattr(self, key)) != wanted:
-                raise ValueError(
-                    f"data.{key}={shown(value)}: {whole}, so data.streaming=true goes with data.{key}={shown(wanted)} alone"
-                )
+                problem = f"{whole}, so data.streaming=true goes with data.{key}={as_typed(wanted)} alone"
+                yield ConfigError(f"data.{key}", value, problem)
         for key in ("val_size", "test_size"):
             if isinstance(value := getattr(self, key), float):
-                raise ValueError(f"data.{key}={value}: {whole}, and has no shares; give a number of documents")
+                yield ConfigError(f"data.{key}", value, f"{whole}, and has no shares", "give a number of documents")
         if self.test_size is not None and self.test_split is None:
-            raise ValueError(
-                f"data.test_size={self.test_size}: a stream needs a data.test_split for that; set data.test_size=null"
-            )
-
-    def _check_tokenizer(self) -> None:
-        tokenizers_.check_tokenizer(self.tokenizer)
-        if self.tokenizer == TRAIN and self.vocab_size is None:
-            raise ValueError(
-                "data.vocab_size=null: data.tokenizer=train needs the number of tokens, such as data.vocab_size=8192"
-            )
-        if self.tokenizer != TRAIN and self.vocab_size is not None:
-            raise ValueError(
-                f"data.vocab_size={self.vocab_size}: goes with data.tokenizer=train only; set data.vocab_size=null"
-            )
-        if self.tokenizer_algorithm not in ALGORITHMS:
-            raise ValueError(f"data.tokenizer_algorithm={self.tokenizer_algorithm}: must be one of {', '.join(ALGORITHMS)}")
-        if self.tokenizer != TRAIN and self.tokenizer_algorithm != "wordpiece":
-            raise ValueError(
-                f"data.tokenizer_algorithm={self.tokenizer_algorithm}: goes with data.tokenizer=train only; leave it out"
-            )
-        if self.vocab_size is not None:
-            _check_int("vocab_size", self.vocab_size, at_least=len(tokenizers_.SPECIAL_TOKENS) + 1)
+            problem = "a stream needs a data.test_split for that"
+            yield ConfigError("data.test_size", self.test_size, problem, "set data.test_size=null")
 
     def _check_splits(self) -> None:
+        """That no two splits share documents, and that there are files."""
         if self.dataset is not None:
             names = ["train", *filter(None, (self.val_split, self.test_split))]
             if len(set(names)) < len(names):
-                raise ValueError(
-                    f"data.val_split={self.val_split}, data.test_split={self.test_split}: train, validation and test may not "
-                    "share documents; name other splits, or set data.val_split=null to set documents aside from train"
+                raise ConfigError(
+                    "data.val_split",
+                    self.val_split,
+                    f"with data.test_split={as_typed(self.test_split)}: train, validation and test may not share documents",
+                    "name other splits, or set data.val_split=null to set documents aside from train",
                 )
-            if tokenizers_.is_path(self.dataset) and not Path(self.dataset).expanduser().exists():
-                raise FileNotFoundError(f"data.dataset={self.dataset}: there is no such folder; give a folder or a hub name")
+            if is_path(self.dataset) and not Path(self.dataset).expanduser().exists():
+                raise ConfigError("data.dataset", self.dataset, "there is no such folder", "give a folder or a hub name")
             return
         files = {split: {file.resolve() for file in found} for split, found in self.files().items()}
         for first, second in combinations(SPLITS, 2):
             if shared := files.get(first, set()) & files.get(second, set()):
-                key = path_key(second)
-                raise ValueError(
-                    f"data.{key}={shown(getattr(self, key))}: {min(shared)} is in data.{path_key(first)} as well; "
-                    f"{first} and {second} may not share documents"
-                )
+                problem = f"{min(shared)} is in data.{path_key(first)} as well"
+                remedy = f"{first} and {second} may not share documents"
+                raise ConfigError(*self.origin(second), problem, remedy)
 
     def files(self) -> dict[Split, list[Path]]:
         paths = {split: self.paths(split) for split in SPLITS}
@@ -272,37 +255,5 @@ class TextSettings:
         return [(file.name, digest) for file, digest in zip(files, digests(files, self.cache_path, key), strict=True)]
 
 
-def _check_paths(key: str, value: object) -> None:
-    paths = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if value is not None and not (paths and all(isinstance(path, str | os.PathLike) and os.fspath(path) for path in paths)):
-        raise ValueError(f"data.{key}={value}: must be a file, a folder, a glob, or a list of them")
-
-
 def path_key(split: str) -> str:
     return "path" if split == "train" else f"{split}_path"
-
-
-def shown(value: object) -> str:
-    """As a config writes it."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value[0]) if isinstance(value, list) and len(value) == 1 else str(value)
-
-
-def _check_string(key: str, value: object, optional: bool = False) -> None:
-    if not (optional and value is None) and not (isinstance(value, str) and value):
-        raise ValueError(f"data.{key}={shown(value)}: must be a non-empty string{' or null' if optional else ''}")
-
-
-def _check_int(key: str, value: object, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ValueError(f"data.{key}={shown(value)}: must be an integer of at least {at_least}")
-
-
-def _check_size(key: str, value: object, at_least: int) -> None:
-    is_share = isinstance(value, float) and 0 < value < 1
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
-    if value is not None and not is_share and not is_count:
-        raise ValueError(
-            f"data.{key}={shown(value)}: must be null (all), a number of documents from {at_least}, or a share between 0 and 1"
-        )

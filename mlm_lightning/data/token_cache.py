@@ -12,6 +12,7 @@ A process that has built a folder renames it into place, so nobody ever sees hal
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -28,8 +29,9 @@ from mlm_lightning.batch import Vocab
 from mlm_lightning.data.documents import file_errors
 from mlm_lightning.data.shards import ENDS_DTYPE
 from mlm_lightning.data.tokenizer import load_vocab
-from mlm_lightning.errors import say
 from mlm_lightning.files import sync_folder, write_atomically
+
+log = logging.getLogger(__name__)
 
 _STALE_DAYS = 14
 """After so long, the unfinished work of a command that nobody repeated is deleted."""
@@ -83,7 +85,7 @@ def building(folder: Path) -> Iterator[Path]:
         try:
             lock.acquire(timeout=2)
         except Timeout:
-            say(f"another process is preparing the same data; waiting for it ({lock.lock_file})")
+            log.info("another process is preparing the same data; waiting for it (%s)", lock.lock_file)
             lock.acquire()
         _delete_stale(folder.parent)
     except NotImplementedError:  # a file system without locks: each builds for itself, and the first to rename wins
@@ -111,7 +113,7 @@ def publish(work: Path, folder: Path) -> None:
 
 
 def digests(files: Sequence[Path], cache_dir: Path, key: str) -> list[str]:
-    """The SHA-256 of each file's bytes. Raises ValueError for one that cannot be read, named after the config's `key`."""
+    """The SHA-256 of each file's bytes. Raises ConfigError for one that cannot be read, named after the config's `key`."""
 
     def digest(file: Path) -> str:
         with file_errors(file, key):

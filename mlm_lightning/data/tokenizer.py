@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.errors import ConfigError, one_line
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEFAULT_MAX_LENGTH = 512
 TRAIN = "train"
+_REMEDY = "give a hub name, a tokenizer's folder, a vocab.txt, or 'train' with data.vocab_size"
 
 # -- where a tokenizer comes from ------------------------------------------------------------------------------------------
 
@@ -39,10 +41,7 @@ def check_tokenizer(tokenizer: str) -> None:
     if tokenizer == TRAIN or path.exists():
         return
     if is_path(tokenizer) or path.suffix in (".txt", ".json"):
-        raise FileNotFoundError(
-            f"data.tokenizer={tokenizer}: there is no such file or folder; give a hub name, a tokenizer's folder, a vocab.txt, "
-            "or 'train' with data.vocab_size"
-        )
+        raise ConfigError("data.tokenizer", tokenizer, "there is no such file or folder", _REMEDY)
 
 
 def vocabulary_file(tokenizer: str) -> Path | None:
@@ -63,15 +62,18 @@ def tokenizer_files(tokenizer: str) -> list[Path]:
 
 
 def open_tokenizer(tokenizer: str) -> Any:
-    """The `transformers` tokenizer of a hub name, a folder or a vocab.txt; ValueError where there is none that will do."""
+    """The `transformers` tokenizer of a hub name, a folder or a vocab.txt; ConfigError where there is none that can be used."""
     file = vocabulary_file(tokenizer)
     opened = _open_vocabulary(file) if file is not None else load_tokenizer(tokenizer)
     if getattr(opened, "backend_tokenizer", None) is None:
-        raise ValueError(f"data.tokenizer={tokenizer}: it has no fast implementation (`tokenizers`), which is needed here")
+        raise ConfigError("data.tokenizer", tokenizer, "it has no fast implementation (`tokenizers`), which is needed here")
     if opened.mask_token_id is None:
-        raise ValueError(
-            f"data.tokenizer={tokenizer}: it has no mask token; choose the tokenizer of a masked language model (such as "
-            "distilbert/distilbert-base-uncased), or data.tokenizer=train with data.vocab_size"
+        raise ConfigError(
+            "data.tokenizer",
+            tokenizer,
+            "it has no mask token",
+            "choose the tokenizer of a masked language model (such as distilbert/distilbert-base-uncased), or "
+            "data.tokenizer=train with data.vocab_size",
         )
     return opened
 
@@ -84,28 +86,20 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(path) if path.exists() else str(folder), trust_remote_code=False)
     except Exception as error:  # the hub's errors and those of broken files have no common ancestor
-        raise ValueError(
-            f"data.tokenizer={folder}: cannot be opened ({type(error).__name__}: {_first_line(error)}); give a hub "
-            "name, a tokenizer's folder, a vocab.txt, or 'train' with data.vocab_size"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+        problem = f"cannot be opened ({type(error).__name__}: {one_line(error)})"
+        raise ConfigError("data.tokenizer", folder, problem, _REMEDY) from error
 
 
 def _open_vocabulary(file: Path) -> Any:
     try:
         lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"data.tokenizer={file}: is not UTF-8 text; a vocab.txt has one token a line") from error
+        raise ConfigError("data.tokenizer", file, "is not UTF-8 text", "a vocab.txt has one token a line") from error
     vocabulary = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if missing:
-        raise ValueError(
-            f"data.tokenizer={file}: the vocabulary lacks {', '.join(missing)}; a vocab.txt has one token a line, among them "
-            f"{' '.join(SPECIAL_TOKENS)}"
-        )
+        remedy = f"a vocab.txt has one token a line, among them {' '.join(SPECIAL_TOKENS)}"
+        raise ConfigError("data.tokenizer", file, f"the vocabulary lacks {', '.join(missing)}", remedy)
     return bert_tokenizer(vocabulary)
 
 
@@ -113,7 +107,7 @@ def bert_tokenizer(vocabulary: dict[str, int]) -> Any:
     """An uncased WordPiece tokenizer, as BERT's, of this vocabulary."""
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
-    # `vocab_file=` would be ignored without a word
+    # `vocab_file=` would be ignored without a message
     return BertTokenizerFast(vocab=vocabulary, model_max_length=DEFAULT_MAX_LENGTH)
 
 

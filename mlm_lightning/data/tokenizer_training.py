@@ -14,7 +14,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from mlm_lightning.data.encoder import METASPACE, cut_before, cut_for_wordpiece, spaced_words, spell
-from mlm_lightning.data.tokenizer import DEFAULT_MAX_LENGTH, SPECIAL_TOKENS, bert_tokenizer
+from mlm_lightning.data.tokenizer import DEFAULT_MAX_LENGTH, SPECIAL_TOKENS, TRAIN, bert_tokenizer
+from mlm_lightning.errors import ConfigError
 
 _ALPHABET_SIZE = 1000  # of a trained tokenizer; as in tokenizers' BertWordPieceTokenizer
 _SENTENCE_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -24,21 +25,22 @@ _FORCED_CHARS = 100_000  # a document without white space is cut for training af
 def train_tokenizer(texts: Iterable[str], vocab_size: int, alphabet: Counter[str], algorithm: str = "wordpiece") -> Any:
     """A fast `transformers` tokenizer of at most `vocab_size` tokens, fewer where the texts have no more to offer.
 
-    `alphabet` counts the texts' characters; WordPiece alone reads it. ValueError where there is nothing to train on, and where
+    `alphabet` counts the texts' characters; WordPiece alone reads it. ConfigError where there is nothing to train on, and where
     the tokens that there must be (special ones, characters or bytes) are already more than `vocab_size`.
     """
     if algorithm not in ALGORITHMS:
-        raise ValueError(f"data.tokenizer_algorithm={algorithm}: unknown; choose one of {', '.join(ALGORITHMS)}")
+        raise ConfigError("data.tokenizer_algorithm", algorithm, "unknown", f"choose one of {', '.join(ALGORITHMS)}")
     return ALGORITHMS[algorithm].train(texts, vocab_size, alphabet)
 
 
 def _check_size(vocab_size: int, needed: int, what: str) -> None:
     if needed > vocab_size:
-        raise ValueError(f"data.vocab_size={vocab_size}: too small; the special tokens and the {what} alone are {needed}")
+        remedy = f"the special tokens and the {what} alone are {needed}"
+        raise ConfigError("data.vocab_size", vocab_size, "too small", remedy)
 
 
-def _nothing_to_train_on() -> ValueError:
-    return ValueError("data.tokenizer=train: the training documents have no words; give documents with text")
+def _nothing_to_train_on() -> ConfigError:
+    return ConfigError("data.tokenizer", TRAIN, "the training documents have no words", "give documents with text")
 
 
 # -- WordPiece -------------------------------------------------------------------------------------------------------------
@@ -109,7 +111,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, alphabet: Counter[str]) ->
 
 
 def _some(texts: Iterable[str]) -> Iterator[str]:
-    """The same texts; ValueError at their end where none of them has a word."""
+    """The same texts; ConfigError at their end where none of them has a word."""
     have_words = False
     for text in texts:
         have_words = have_words or not (text == "" or text.isspace())

@@ -16,14 +16,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from mlm_lightning.data.shards import Task, Work
 from mlm_lightning.processes import Workers, num_cores
-
-__all__ = ["Local", "Ray", "Workers"]
+from mlm_lightning.values import checked
 
 Function = Callable[[Work, Task], None]
+NumWorkers = Annotated[int, Ge(1), "null is one a core"] | None
 
 _FEW_BYTES = 16_000_000
 """Less than this is done here, before workers would have started."""
@@ -32,8 +34,8 @@ _FEW_BYTES = 16_000_000
 class Local(Workers):
     """`num_workers` processes on this machine; null: one a core."""
 
-    def __init__(self, num_workers: int | None = None) -> None:
-        _check_num_workers(num_workers)
+    @checked("prepare")
+    def __init__(self, num_workers: NumWorkers = None) -> None:
         self.num_workers = num_workers or num_cores()
 
     def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
@@ -52,8 +54,8 @@ class Ray(Workers):
     cluster.
     """
 
-    def __init__(self, address: str | None = None, num_workers: int | None = None) -> None:
-        _check_num_workers(num_workers)
+    @checked("prepare")
+    def __init__(self, address: str | None = None, num_workers: NumWorkers = None) -> None:
         self.address, self.num_workers = address, num_workers
 
     def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
@@ -78,11 +80,6 @@ class Ray(Workers):
             if row["error"]:
                 raise pickle.loads(row["error"])
             yield tasks[row["number"]]
-
-
-def _check_num_workers(num_workers: int | None) -> None:
-    if num_workers is not None and num_workers < 1:
-        raise ValueError(f"prepare.num_workers={num_workers}: give a number above 0, or null for one a core")
 
 
 def _attempt_on_ray(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +171,7 @@ def _serve() -> None:
     """The life of a worker: reads what all tasks share, then one task after the other; answers each with None or an error."""
     tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not run into the answers
-    with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the caller has ended, perhaps in the middle of a word
+    with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the caller has ended, perhaps while it wrote
         function, work = pickle.load(tasks)
         while True:
             pickle.dump(_attempt(function, work, pickle.load(tasks)), answers)

@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from mlm_lightning.data import documents as documents_module
 from mlm_lightning.data.documents import UNUSED, FileDocuments, Problems, find_files
+from mlm_lightning.errors import ConfigError
 
 
 def read(*files: Path, column: str = "text", txt_documents: str = "line") -> tuple[list[str], list[str]]:
@@ -236,9 +237,7 @@ class TestFindFiles:
 
     @pytest.mark.parametrize("pattern", ["none.txt", "*.parquet", "deep/*.jsonl"])
     def test_nothing_found(self, folder, pattern):
-        with pytest.raises(
-            FileNotFoundError, match=r"data\.path=.*(no such file|no readable file).*give a file, a folder or a glob"
-        ):
+        with pytest.raises(ConfigError, match=r"data\.path=.*(no such file|no readable file).*give a file, a folder or a glob"):
             self.names(folder, pattern)
 
     def test_unknown_format(self, folder):

@@ -138,7 +138,7 @@ def test_stopped_at_every_step_it_goes_on_and_repeats_little(corpus, expected, s
 
     for stops in range(1000):  # noqa: B007
         try:
-            source.prepare(stop_at_the_first_new, Local(1))
+            source.prepare(Local(1), stop_at_the_first_new)
             break
         except KeyboardInterrupt:
             assert [folder.name for folder in source.cache_path.glob(".*.work")]
@@ -157,10 +157,10 @@ def test_what_was_done_in_another_way_is_done_again(corpus, expected, small_shar
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        source.prepare(stop, Local(1))
+        source.prepare(Local(1), stop)
     monkeypatch.setattr(documents_module, "SHARD_BYTES", 5_000)
     done_before: dict[str, int] = {}
-    source.prepare(lambda step, done, total: done_before.setdefault(step, done), Local(1))
+    source.prepare(Local(1), lambda step, done, total: done_before.setdefault(step, done))
     assert done_before == {"reading": 0, "tokenising": 0}
     assert content(source) == expected
 
@@ -273,7 +273,7 @@ class TestFailures:
                 corpus.write_text("short\n")
 
         with pytest.raises(ValueError, match="the files changed while they were read; try again"):
-            source_of(corpus).prepare(change, Local(1))
+            source_of(corpus).prepare(Local(1), change)
 
     def test_a_file_size_limit_is_a_full_disk(self, corpus, expected):
         """What the disk does not take is said, nothing broken is found later, and with room the same command completes."""
@@ -318,7 +318,7 @@ from mlm_lightning.data.text import TextSource
 documents.SHARD_BYTES, workers._FEW_BYTES = 3_000, 0
 print("started", flush=True)
 source = TextSource(path={str(corpus)!r}, tokenizer={VOCABULARY!r}, chunk_size=16, test_size=7)
-source.prepare(lambda step, done, total: (print(step, done, total, flush=True), time.sleep(0.03)), workers.Local(2))
+source.prepare(workers.Local(2), lambda step, done, total: (print(step, done, total, flush=True), time.sleep(0.03)))
 """
     moments, killed_after = random.Random(0), []
     while len(killed_after) < kills:

@@ -415,7 +415,7 @@ class TestStreaming:
             ({"stride": 8}, "goes with data.stride=null alone"),
             ({"deduplicate": True}, "goes with data.deduplicate=false alone"),
             ({"test_size": 3}, "data.test_size=3: a stream needs a data.test_split for that"),
-            ({"shuffle_buffer": 0}, "data.shuffle_buffer=0: must be an integer of at least 1"),
+            ({"shuffle_buffer": 0}, "data.shuffle_buffer=0: must be at least 1"),
         ],
     )
     def test_what_a_stream_cannot_do(self, shards, config, message):
@@ -600,7 +600,7 @@ print([name for name in ("transformers", "datasets", "tokenizers", "pyarrow", "p
     def test_progress_is_reported(self, lines):
         steps: dict[str, tuple[int, int]] = {}
         TextSource(path=str(lines), tokenizer=VOCABULARY, chunk_size=16).prepare(
-            lambda step, done, total: steps.update({step: (done, total)})
+            progress=lambda step, done, total: steps.update({step: (done, total)})
         )
         assert steps == dict.fromkeys(("reading", "tokenising"), (lines.stat().st_size, lines.stat().st_size))
 
@@ -630,31 +630,31 @@ class TestMistakes:
             ({"path": "none/*.txt"}, "data.path=none/*.txt: no readable file matches"),
             ({"path": []}, "data.path=[]: must be a file"),
             ({"val_path": "none.txt"}, "data.val_path=none.txt: there is no such file"),
-            ({"txt_documents": "word"}, "data.txt_documents=word: must be one of line, file, paragraph"),
-            ({"chunk_size": 1}, "data.chunk_size=1: must be an integer of at least 2"),
-            ({"chunk_size": 12.5}, "data.chunk_size=12.5: must be an integer"),
-            ({"packing": "rows"}, "data.packing=rows: must be one of chunk, document, sentence_pack"),
-            ({"stride": 0}, "data.stride=0: must be an integer of at least 1"),
+            ({"txt_documents": "word"}, "data.txt_documents='word': should be line or paragraph or file"),
+            ({"chunk_size": 1}, "data.chunk_size=1: must be at least 2"),
+            ({"chunk_size": 12.5}, "data.chunk_size=12.5: should be a whole number"),
+            ({"packing": "rows"}, "data.packing='rows': should be chunk or document or sentence_pack"),
+            ({"stride": 0}, "data.stride=0: must be at least 1"),
             ({"packing": "document", "stride": 129}, "data.stride=129: longer than a row"),
             ({"packing": "sentence_pack", "stride": 8}, "data.stride=8: packed documents are whole; set data.stride=null"),
-            ({"seed": -1}, "data.seed=-1: must be an integer of at least 0"),
-            ({"train_size": 0}, "data.train_size=0: must be null (all), a number of documents from 1, or a share"),
+            ({"seed": -1}, "data.seed=-1: must be at least 0"),
+            ({"train_size": 0}, "data.train_size=0: must be at least 1; give a number of documents, a share"),
             ({"train_size": True}, "data.train_size=true"),
             ({"val_size": 1.0}, "data.val_size=1.0"),
             ({"val_size": -5}, "data.val_size=-5"),
-            ({"test_size": "many"}, "data.test_size=many"),
+            ({"test_size": "many"}, "data.test_size='many'"),
             ({"tokenizer": "train"}, "data.vocab_size=null: data.tokenizer=train needs"),
-            ({"tokenizer": "train", "vocab_size": 5}, "data.vocab_size=5: must be an integer of at least 6"),
+            ({"tokenizer": "train", "vocab_size": 5}, "data.vocab_size=5: must be at least 6"),
             ({"tokenizer_algorithm": "bpe"}, "data.tokenizer_algorithm=bpe: goes with data.tokenizer=train only"),
             (
                 {"tokenizer": "train", "vocab_size": 100, "tokenizer_algorithm": "bytes"},
-                "data.tokenizer_algorithm=bytes: must be one of wordpiece, bpe, unigram",
+                "data.tokenizer_algorithm='bytes': should be wordpiece or bpe or unigram",
             ),
             ({"vocab_size": 100}, "data.vocab_size=100: goes with data.tokenizer=train only"),
             ({"tokenizer": "./none"}, "data.tokenizer=./none: there is no such file or folder"),
             ({"tokenizer": "none.txt"}, "data.tokenizer=none.txt: there is no such file or folder"),
-            ({"tokenizer": None}, "data.tokenizer=null: must be a non-empty string"),
-            ({"text_column": ""}, "data.text_column=: must be a non-empty string"),
+            ({"tokenizer": None}, "data.tokenizer=null: should be text"),
+            ({"text_column": ""}, "data.text_column='': must not be empty"),
         ],
     )
     def test_the_constructor_names_key_value_and_remedy(self, lines, config, message):
