@@ -32,6 +32,7 @@ from mlm_lightning.data.tokenizer import TRAIN
 from mlm_lightning.data.workers import Workers
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
+from mlm_lightning.models.protocol import MayBeAnotherTask
 from mlm_lightning.randomness import Stream, seed_torch
 
 Config = dict[str, Any]
@@ -80,7 +81,7 @@ _SWEEP_KEYS: dict[str, Any] = {
     "trial": int | None,
 }
 # what the framework itself passes to a constructor, so a YAML may not
-_FROM_SOURCE = ("vocab_size", "seq_len", "pad_token_id")
+_FROM_SOURCE = ("vocab_size", "seq_len", "pad_token_id", "separate_documents")
 _FROM_RUN = ("folder", "save_dir", "purge_step")
 _OPTIONAL_GROUPS = ("callbacks", "logger", "sweep", "prepare")
 # Lightning's Trainer arguments that are not for a config to set, and what does the same here.
@@ -350,10 +351,9 @@ def _build_meta_model(nodes: Config, further: dict[tuple[str, ...], Config]) -> 
     """Builds the model without memory, for a vocabulary that nothing is known about yet."""
     sources = Sources(build_source(nodes), {endings: _build(node) for endings, node in further.items()})
     with torch.device("meta"):
-        model = _build(nodes["model"], vocab_size=8, seq_len=sources.own.seq_len)
-    if (check_model := getattr(model, "check_masked_lm", None)) is not None:
-        check_model()
-    separate_documents(model, sources)
+        model = _build_model(nodes["model"], True, sources.packs_documents, vocab_size=8, seq_len=sources.own.seq_len)
+    if isinstance(model, MayBeAnotherTask):
+        model.check_masked_lm()
 
 
 def _attempt(key: str, build: Callable[[], object]) -> list[str]:
@@ -744,23 +744,24 @@ def build_eval_maskings(config: Config, trusted: bool = True) -> dict[tuple[str,
     return conditions | dict.fromkeys(further, masking)
 
 
-def build_model(config: Config, vocab: Vocab, seq_len: int, trusted: bool = True) -> nn.Module:
-    """The model for a source, initialised as a function of the seed alone."""
+def build_model(
+    config: Config, vocab: Vocab, seq_len: int, trusted: bool = True, separate_documents: bool = False
+) -> nn.Module:
+    """The model for a source, initialised as a function of the seed alone. With `separate_documents`, it keeps documents that
+    share a row apart; a ValueError where it can't."""
     seed_torch(config["seed"], Stream.INITIALISATION)
-    return _build(config["model"], trusted, vocab_size=vocab.size, seq_len=seq_len, pad_token_id=vocab.pad_id)
+    provided = {"vocab_size": vocab.size, "seq_len": seq_len, "pad_token_id": vocab.pad_id}
+    return _build_model(config["model"], trusted, separate_documents, **provided)
 
 
-def separate_documents(model: nn.Module, sources: Sources) -> None:
-    """Makes the model keep documents apart where rows of its sources pack them; a ValueError where it can't."""
-    if not sources.packs_documents:
-        return
-    separate: Any = getattr(model, "separate_documents", None)
-    if separate is None:
+def _build_model(node: Config, trusted: bool, separate_documents: bool, **provided: Any) -> nn.Module:
+    target = resolve_target(node["_target_"], trusted)
+    if separate_documents and "separate_documents" not in inspect.signature(target).parameters:
         raise ValueError(
-            f"data.packing=sentence_pack: the model {type(model).__name__} cannot keep documents apart, having no method "
-            "separate_documents(); choose data.packing=chunk or document, or model=transformer"
+            f"data.packing=sentence_pack: the model {target.__name__} cannot keep documents apart, having no argument "
+            "separate_documents; choose data.packing=chunk or document, or model=transformer"
         )
-    separate()
+    return _build(node, trusted, separate_documents=separate_documents, **provided)
 
 
 def build_optimizer(config: Config) -> Callable[[list[dict[str, Any]]], Optimizer]:

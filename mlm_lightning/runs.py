@@ -36,6 +36,7 @@ from mlm_lightning.checkpoints import FORMAT, STATE, DamagedCheckpointError, dif
 from mlm_lightning.config import Config, TrainerSettings, resolve_target
 from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import write_atomically
+from mlm_lightning.models.protocol import Rebuildable
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 
@@ -382,25 +383,26 @@ class LoadedRun:
     tokenizer: Any | None
 
 
-def load_run(path: str | Path, trust: bool = False) -> LoadedRun:
+def load_run(path: str | Path, trust: bool = False, separate_documents: bool = False) -> LoadedRun:
     """Opens a run's folder (its best checkpoint, else the last) or one checkpoint in it.
 
     A folder may come from anywhere: checkpoints are read with `weights_only=True`, and only this package's own classes are
-    instantiated unless `trust` says otherwise. Raises UserError where `path` is no run.
+    instantiated unless `trust` says otherwise. With `separate_documents` the model keeps documents that share a row apart, also
+    if it was trained on rows of one document. Raises UserError where `path` is no run.
     """
     folder, checkpoint = locate(path)
     config = read_config(folder)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         description = json.loads((folder / "model.json").read_text())
-        target_name, separates = description.pop("_target_"), description.pop(_SEPARATES, False)
+        target_name = description.pop("_target_")
+        if description.pop("separates_documents", False) or separate_documents:  # the key of versions up to 0.1
+            description["separate_documents"] = True
         vocab = _vocab_from_json(json.loads((folder / "vocab.json").read_text()))
     except Exception as error:
         raise UserError(f"{checkpoint}: cannot be read: {' '.join(str(error).split())[:300]}") from error
     target = resolve_target(target_name, trust)
     model: Any = target(**description)
-    if separates:
-        model.separate_documents()
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
     model.load_state_dict(weights)
@@ -435,18 +437,14 @@ def read_config(folder: Path) -> Config:
     return {str(key): value for key, value in config.items()}
 
 
-_SEPARATES = "separates_documents"  # of model.json: no argument of the model, but a method to call on it
-
-
-def describe_model(run: Run, model: nn.Module, vocab: Vocab, seq_len: int, separates_documents: bool = False) -> None:
+def describe_model(run: Run, model: nn.Module, vocab: Vocab, seq_len: int, separate_documents: bool = False) -> None:
     """Writes model.json and vocab.json: enough to build the model again without its data or the hub."""
-    rebuild: Any = getattr(model, "rebuild_config", None)
-    if rebuild is not None:
-        description = rebuild()
+    if isinstance(model, Rebuildable):
+        description = model.rebuild_config()
     else:
-        arguments = {"vocab_size": vocab.size, "seq_len": seq_len}
-        description = run.config["model"] | arguments
-    run.write_json("model.json", description | ({_SEPARATES: True} if separates_documents else {}))
+        description = run.config["model"] | {"vocab_size": vocab.size, "seq_len": seq_len}
+        description |= {"separate_documents": True} if separate_documents else {}
+    run.write_json("model.json", description)
     run.write_json("vocab.json", asdict(vocab))
 
 

@@ -30,7 +30,6 @@ from mlm_lightning.config import (
     build_optimizer,
     build_schedule,
     prepare_sources,
-    separate_documents,
 )
 from mlm_lightning.data.datamodule import MLMDataModule, progress_of_run
 from mlm_lightning.data.source import Sources
@@ -108,8 +107,7 @@ def _assemble(run: Run, sources: Sources, from_parent: bool) -> tuple[MLMModule,
     plan = settings.plan(source.num_rows(), config["data"]["batch_size"])
     eval_maskings = build_eval_maskings(config)
     with mistakes():
-        model = build_model(config, source.vocab, source.seq_len)
-        separate_documents(model, sources)
+        model = build_model(config, source.vocab, source.seq_len, separate_documents=sources.packs_documents)
     masking = build_masking(config)
     module = MLMModule(
         model,

@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, override
-from mlm_lightning.config import TrainerSettings, build_eval_maskings, check, prepare_sources, separate_documents
+from mlm_lightning.config import TrainerSettings, build_eval_maskings, check, prepare_sources
 from mlm_lightning.data.source import Source, Split
 from mlm_lightning.data.tokenizer import TRAIN, keys_of
 from mlm_lightning.errors import UserError, mistakes
@@ -73,8 +73,9 @@ def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val",
             f"{_CHANGED if config['data'].get('tokenizer') == TRAIN else ''}"
         )
     _check_length(loaded, source)
-    with mistakes():
-        separate_documents(loaded.model, sources)
+    if sources.packs_documents:  # the rows that it was trained on may not
+        with mistakes():
+            loaded = load_run(run, trust, separate_documents=True)
     maskings = build_eval_maskings(config, trust)
     module = MLMModule(loaded.model, source.oracle(), suffixes=list(maskings), eval_oracles=sources.oracles())
     datamodule = MLMDataModule(
