@@ -31,13 +31,11 @@ from mlm_lightning.data.source import Source, Sources, Split
 from mlm_lightning.data.tokenizer import TRAIN
 from mlm_lightning.data.workers import Workers
 from mlm_lightning.errors import UserError
-from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
+from mlm_lightning.masking import MASKINGS, Masking, Single
 from mlm_lightning.models.protocol import MayBeAnotherTask
 from mlm_lightning.randomness import Stream, seed_torch
 
 Config = dict[str, Any]
-
-MASKINGS: dict[str, type[Masking]] = {"bernoulli": Bernoulli, "single": Single, "span": Span, "whole_word": WholeWord}
 
 # What a config may instantiate that was read from a run's folder, which may have come from anywhere.
 TRUSTED_MODULES = frozenset(
