@@ -28,18 +28,20 @@ Shapes: B rows, L positions, K places for predicted positions in a row, N predic
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Interval, Le
 from torch import Tensor
 
 from mlm_lightning import randomness
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
+from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
 from mlm_lightning.randomness import Stream
+from mlm_lightning.values import check, check_fields
 
 OVERFLOW = 1e-6
 """The chance that a row has more than K predicted positions."""
@@ -49,7 +51,8 @@ LONGEST_WORD = 16
 
 _HALF, _LOWER = np.uint64(32), np.uint64(2**32 - 1)
 
-Shape = Literal["linear", "cosine"]
+Rate = Annotated[float, Gt(0), Le(1), "a share of the tokens, such as 0.15"]
+Share = Annotated[float, Interval(ge=0, le=1), "a share of the predicted positions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +67,12 @@ class RateSchedule:
     Evaluation happens at `end`, throughout the run.
     """
 
-    start: float
-    end: float
-    schedule: Shape
+    start: Rate
+    end: Rate
+    schedule: Literal["linear", "cosine"]
 
     def __post_init__(self) -> None:
-        _check_rate("masking.rate.start", self.start)
-        _check_rate("masking.rate.end", self.end)
-        if self.schedule not in get_args(Shape):
-            raise ValueError(f"masking.rate.schedule={self.schedule!r}: must be {' or '.join(get_args(Shape))}")
+        check_fields(self, "masking.rate")
 
     def at(self, progress: float) -> float:
         share = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
@@ -88,17 +88,15 @@ class Masking(ABC):
     With `mask_share=1` nothing is left for `random_share`, which then has no effect.
     """
 
-    mask_share: float = 0.8
-    random_share: float = 0.1
+    mask_share: Share = 0.8
+    random_share: Share = 0.1
 
     def __post_init__(self) -> None:
-        _check_number("masking.mask_share", self.mask_share, 0, 1)
-        _check_number("masking.random_share", self.random_share, 0, 1)
+        check_fields(self, "masking")
         if self.mask_share < 1 and self.mask_share + self.random_share > 1 + 1e-9:
-            raise ValueError(
-                f"masking.mask_share={self.mask_share} and masking.random_share={self.random_share} add up to more than 1; "
-                f"set masking.random_share to at most {1 - self.mask_share:.6g}"
-            )
+            problem = f"and masking.mask_share={self.mask_share} add up to more than 1"
+            remedy = f"set masking.random_share to at most {1 - self.mask_share:.6g}"
+            raise ConfigError("masking.random_share", self.random_share, problem, remedy)
 
     def rate_at(self, progress: float) -> float | None:
         """The rate at a share of a run's progress, from 0 to 1; None for a kind without a rate."""
@@ -126,14 +124,13 @@ class Masking(ABC):
         masking = replace(self, mask_share=1.0, random_share=0.0)
         if rate is None:
             return masking
-        _check_rate("eval.mask_rates", rate)
+        refuse(check("eval.mask_rates", rate, Rate))
         return masking._at_rate(rate)
 
     def _at_rate(self, rate: float) -> "Masking":
-        raise ValueError(
-            f"eval.mask_rates: masking={type(self).__name__} has no rate that could be {rate}; "
-            "set eval.masking=bernoulli, or leave eval.mask_rates at null"
-        )
+        problem = f"{type(self).__name__} masks have no rate that could be {rate}"
+        remedy = "set eval.masking=bernoulli, or leave eval.mask_rates at null"
+        raise ConfigError("eval.mask_rates", NO_VALUE, problem, remedy)
 
     def __call__(
         self,
@@ -202,14 +199,12 @@ class Bernoulli(Masking):
     `rate` is a number, or a `RateSchedule`, also as the mapping of its arguments: `{start: 0.3, end: 0.15, schedule: linear}`.
     """
 
-    rate: float | RateSchedule = 0.15
+    rate: Rate | RateSchedule = 0.15
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.rate, Mapping):  # as a config writes it
+        if isinstance(self.rate, dict):  # as a config writes it
             object.__setattr__(self, "rate", RateSchedule(**self.rate))
-        elif not isinstance(self.rate, RateSchedule):
-            _check_rate("masking.rate", self.rate)
 
     def rate_at(self, progress: float) -> float:
         return self.rate.at(progress) if isinstance(self.rate, RateSchedule) else self.rate
@@ -246,8 +241,8 @@ class Single(Masking):
     Source: Garnier-Brun, Mézard, Moscato, Saglietti, "How transformers learn structured data", ICML 2025.
     """
 
-    mask_share: float = 1.0
-    random_share: float = 0.0
+    mask_share: Share = 1.0
+    random_share: Share = 0.0
 
     def num_predicted(self, seq_len: int) -> int:
         return 1
@@ -300,14 +295,15 @@ class Span(Bernoulli):
     a text is covered, here without an order.
     """
 
-    mean_length: float = 3.8
-    max_length: int = 10
+    mean_length: Annotated[float, Ge(1), "it is a number of words, such as 3.8"] = 3.8
+    max_length: Annotated[int, Ge(1), "it is a number of words, such as 10"] = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.max_length, int) or isinstance(self.max_length, bool) or self.max_length < 1:
-            raise ValueError(f"masking.max_length={self.max_length!r}: must be a whole number of words, at least 1, such as 10")
-        _check_number("masking.mean_length", self.mean_length, 1, (self.max_length + 1) / 2)
+        longest = (self.max_length + 1) / 2
+        if self.mean_length > longest:
+            problem = f"must be from 1 to {longest:g}, which is (max_length + 1) / 2 with masking.max_length={self.max_length}"
+            raise ConfigError("masking.mean_length", self.mean_length, problem, "give a shorter mean, or a higher maximum")
 
     def num_predicted(self, seq_len: int) -> int:
         return min(seq_len, max(LONGEST_WORD, _count_quantile(seq_len, self.highest_rate, self.survival)))
@@ -339,14 +335,8 @@ class Span(Bernoulli):
         return np.cumsum(step_BL, axis=1)
 
 
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # also refuses nan
-        raise ValueError(f"{name}={value!r}: must be a number between {low:g} and {high:g}")
-
-
-def _check_rate(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"{name}={value!r}: must be a number above 0 and at most 1, such as 0.15")
+MASKINGS: dict[str, type[Masking]] = {"bernoulli": Bernoulli, "single": Single, "span": Span, "whole_word": WholeWord}
+"""The kinds by their names in a config."""
 
 
 @lru_cache(maxsize=256)

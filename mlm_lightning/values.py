@@ -2,7 +2,7 @@
 
     depth: Annotated[int, Interval(ge=1, le=16), "a row has 2^depth tokens"]
 
-    depth=three    data.depth='three': should be a whole number
+    depth=three    data.depth='three': should be a whole number; a row has 2^depth tokens
     depth=40       data.depth=40: must be from 1 to 16; a row has 2^depth tokens
 
 Bounds are those of `annotated_types` (Ge, Gt, Le, Lt, Interval); a text beside them says what to give. The same check serves a
@@ -67,7 +67,7 @@ def check(key: str, value: Any, hint: Any) -> list[ConfigError]:
         return check_arguments(key, value, node)
     if not matches(value, hint):
         shown = repr(value) if isinstance(value, str) else value
-        return [ConfigError(key, shown, f"should be {describe(hint)}")]
+        return [ConfigError(key, shown, f"should be {describe(hint)}", _remedy(hint))]
     return list(_outside(key, value, hint, value))
 
 
@@ -186,12 +186,17 @@ def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigErro
         inner, *metadata = get_args(member)
         bounds = [bound for each in metadata for bound in _bounds(each)]
         if not all(_holds(value, bound) for bound in bounds):  # a comparison with nan does not hold
-            remedy = next((each for each in metadata if isinstance(each, str)), "")
             subject = "" if value is whole else f"{value} "
-            yield ConfigError(key, whole, f"{subject}must be {_range(bounds)}", remedy)
+            yield ConfigError(key, whole, f"{subject}must be {_range(bounds)}", _remedy(member))
     if isinstance(value, list | tuple) and (elements := get_args(inner)):
         for each in value:
             yield from _outside(key, each, elements[0], whole)
+
+
+def _remedy(hint: Any) -> str:
+    """The text beside a type, or beside a member of a union."""
+    metadata = (each for member in _members(hint) for each in getattr(member, "__metadata__", ()))
+    return next((each for each in metadata if isinstance(each, str)), "")
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

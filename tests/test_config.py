@@ -253,7 +253,7 @@ def test_all_problems_are_listed_at_once_with_suggestions():
             "optim.lr='fast': should be a number",
             "callbacks.checkpoint.every_minute: unknown key of Checkpoint; did you mean 'every_minutes'?",
             "logger.csv.foo: unknown key of CSVLogger.",
-            "schedule.final=2: the last factor on optim.lr must lie between 0 and 1",
+            "schedule.final=2: must be from 0 to 1; it is the last factor on optim.lr",
         ]
     )
 
@@ -298,7 +298,7 @@ def test_what_is_missing_is_named(key):
         ),
         (["eval.data={k0: {batch_size: 2}}"], "eval.data.k0.batch_size: is not set in eval.data; data.batch_size"),
         (["eval.data={k0: {sigma: wide}}"], "eval.data.k0.sigma='wide': should be a number"),
-        (["eval.data={k9: {filter_level: 9}}"], "eval.data.k9.filter_level=9: it can be at most 2"),
+        (["eval.data={k9: {filter_level: 9}}"], "eval.data.k9.filter_level=9: must be at most 2"),
         (["eval.data={k0: {depth: 3}}"], "eval.data.k0: its rows have 8 tokens, and those of data 4"),
         (["eval.data={k0: {num_symbols: 4}}"], "eval.data.k0: its vocabulary (5 tokens) is not that of data (4 tokens)"),
         (["eval.data={k0: {_target_: torch.nn.Linear}}"], "eval.data.k0._target_=torch.nn.Linear: is no subclass of Source"),
@@ -476,9 +476,9 @@ def test_what_is_wrong_with_a_scheduled_rate_is_listed_at_once(kind):
         "masking.rate.schedule: no value given; RateSchedule needs it",
     ]
     (message,) = found("{start: 1.2, end: 0.15, schedule: linear}")
-    assert message == "masking.rate.start=1.2: must be a number above 0 and at most 1, such as 0.15"
+    assert message == "masking.rate.start=1.2: must be above 0 and at most 1; a share of the tokens, such as 0.15"
     (message,) = found("{start: 0.3, end: 0, schedule: linear}")
-    assert message == "masking.rate.end=0: must be a number above 0 and at most 1, such as 0.15"
+    assert message == "masking.rate.end=0: must be above 0 and at most 1; a share of the tokens, such as 0.15"
     assert found("null") == ["masking.rate=None: should be a number or a group of keys (start, end, schedule)"]
 
 

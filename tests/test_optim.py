@@ -88,7 +88,7 @@ def test_an_impossible_warm_up_is_named(kind, warmup):
 @FALLING
 @pytest.mark.parametrize("final", [-0.1, 1.1])
 def test_an_impossible_final_factor_is_named(kind, final):
-    with pytest.raises(ValueError, match=rf"schedule.final={final}.*between 0 and 1"):
+    with pytest.raises(ValueError, match=rf"schedule.final={final}.*from 0 to 1"):
         kind(final=final)
 
 

@@ -1,6 +1,7 @@
 """Runs whose rows pack documents: trained, evaluated and asked as if each document had a row of its own."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,11 @@ class PlainModel(nn.Module):
 
 
 class DocumentModel(PlainModel):
-    """A user's model that keeps documents apart, and says how often it was told to."""
+    """A user's model that keeps documents apart, as far as it says."""
 
-    told = 0
-
-    def separate_documents(self) -> None:
-        self.told += 1
+    def __init__(self, vocab_size: int, seq_len: int, separate_documents: bool = False) -> None:
+        super().__init__(vocab_size, seq_len)
+        self.told = separate_documents
 
 
 def config(folder: Path, data: dict[str, Any] | None = None, **nodes: Any) -> dict[str, Any]:
@@ -118,7 +118,21 @@ def test_a_run_opened_again_keeps_documents_apart(run: Run) -> None:
     for number in (1, 2, 3):
         lone_BLV = model(tokens_BL[:, mask_BL[0] == number])
         torch.testing.assert_close(logits_BLV[:, mask_BL[0] == number], lone_BLV, atol=1e-5, rtol=0)
-    assert json.loads((run.folder / "model.json").read_text())["separates_documents"] is True
+    description = json.loads((run.folder / "model.json").read_text())
+    assert description["separate_documents"] is True
+
+
+def test_a_run_of_an_earlier_version_keeps_documents_apart(run: Run, tmp_path: Path) -> None:
+    """Its model.json names no argument of the model, but a method that was called on it."""
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    description = json.loads((folder / "model.json").read_text())
+    description["separates_documents"] = description.pop("separate_documents")
+    (folder / "model.json").write_text(json.dumps(description))
+    tokens_BL, mask_BL = PackedDocuments().rows("val")[torch.arange(5)]
+    torch.testing.assert_close(
+        load_run(folder).model(tokens_BL, mask_BL), load_run(run.folder).model(tokens_BL, mask_BL), rtol=0, atol=0
+    )
+    assert load_run(folder).model.separate_documents  # type: ignore[union-attr]
 
 
 def test_a_single_text_is_one_document(run: Run) -> None:
@@ -137,9 +151,9 @@ def test_without_packing_nothing_is_said_of_it(tmp_path: Path) -> None:
     summary = train(settings)
     assert summary["tokens"] == 2 * 16 * 4
     run = Run.find(settings)
-    assert "separates_documents" not in json.loads((run.folder / "model.json").read_text())
+    assert "separate_documents" not in json.loads((run.folder / "model.json").read_text())
     loaded = load_run(run.folder)
-    assert not loaded.model.separates_documents  # type: ignore[union-attr]
+    assert not loaded.model.separate_documents  # type: ignore[union-attr]
 
 
 def test_a_run_without_packing_is_evaluated_on_packed_rows(tmp_path: Path) -> None:
@@ -211,4 +225,4 @@ def test_a_users_model_is_told(tmp_path: Path) -> None:
     train(settings)
     model = load_run(Run.find(settings).folder, trust=True).model
     assert isinstance(model, DocumentModel)
-    assert model.told == 1
+    assert model.told is True

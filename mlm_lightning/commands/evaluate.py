@@ -73,6 +73,9 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
         remedy = f"evaluate on data of the same vocabulary{_CHANGED if trained else ''}"
         raise ConfigError("data", NO_VALUE, f"{problem} ({loaded.vocab.size} tokens)", remedy)
     _check_length(loaded, source)
+    if packs_documents(conditions):  # the rows that it was trained on may not
+        with mistakes():
+            loaded = load_run(run, trust, separate_documents=True)
     trainer = build_trainer(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto"), [], [])
     module = MLMModule(loaded.model, conditions)
     datamodule = MLMDataModule(

@@ -31,14 +31,14 @@ def main(arguments: list[str]) -> int:
 
 def export(run: str, folder: str | Path, trust: bool = False) -> Path:
     """Writes the folder, whole or not at all, and returns it."""
+    from mlm_lightning.models.protocol import Exportable
     from mlm_lightning.runs.load import load_run
 
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"DIR={folder}: is there already; give a new folder")
     loaded = load_run(run, trust)
-    model: Any = getattr(loaded.model, "hf_model", None)
-    if model is None:
+    if not isinstance(loaded.model, Exportable):
         raise UserError(
             f"RUN={run}: its model is no Hugging Face architecture, so AutoModelForMaskedLM can't open it; "
             "train with model=distilbert or model=pretrained, or open the run from Python: mlm_lightning.load_run(RUN)"
@@ -54,7 +54,7 @@ def export(run: str, folder: str | Path, trust: bool = False) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        model.save_pretrained(temporary)
+        loaded.model.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(_model_card(loaded))
         if place.is_dir():  # empty, perhaps the folder that the user is in: it has to stay the same one

@@ -32,6 +32,7 @@ from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.source import Source
 from mlm_lightning.errors import NO_VALUE, ConfigError, config_errors, refuse
 from mlm_lightning.masking import Masking
+from mlm_lightning.models.protocol import MayBeAnotherTask
 from mlm_lightning.processes import Workers
 from mlm_lightning.values import check, check_arguments, describe, not_one_of
 
@@ -266,5 +267,5 @@ def _build_on_meta(model: Node, own: Source, sources: Sources) -> None:
     packs = any(source.packs_documents for source in [own, *(node.instance for node in sources.values())])
     with torch.device("meta"):
         built = model_for(model, own.seq_len, packs, vocab_size=8)
-    if (check_model := getattr(built, "check_masked_lm", None)) is not None:
-        check_model()
+    if isinstance(built, MayBeAnotherTask):
+        built.check_masked_lm()

@@ -23,18 +23,22 @@ filtering", ICML 2025, arXiv 2408.15138.
 Shapes beyond those of `batch`: Q symbols (also the rules of a symbol), N nodes of a level.
 """
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from mlm_lightning.data.tree_oracle import TreeOracle
-from mlm_lightning.data.uniform import SyntheticSource, check_number, check_whole_number
+from mlm_lightning.data.uniform import NumRows, NumSymbols, SyntheticSource
+from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, generator, uniform
+from mlm_lightning.values import checked
 
 MAX_DEPTH = 16
 MAX_SIGMA = 1e6
-MAX_TABLE = (
-    2**24
-)  # num_symbols² · 2^depth: entries of the sampler's largest table, and floats that the oracle needs for one row
+MAX_TABLE = 2**24  # num_symbols² · 2^depth: entries of the sampler's largest table, floats that the oracle needs for one row
+SIGMA = "it is the spread of the log-probabilities of a symbol's rules, such as 1.0 (0: all alike)"
 _CHUNK = 2**17  # random numbers that are worked on at once: they stay in the processor's cache
 
 
@@ -119,31 +123,28 @@ class AliasTable:
 class TreeSource(SyntheticSource):
     """Rows of 2^`depth` leaves of the grammar of `grammar_seed`; `filter_level` is k. `seed` makes the rows alone."""
 
+    @checked("data")
     def __init__(
         self,
-        depth: int = 4,
-        num_symbols: int = 4,
-        sigma: float = 1.0,
-        filter_level: int = 0,
+        depth: Annotated[int, Interval(ge=1, le=MAX_DEPTH), "a row has 2^depth tokens"] = 4,
+        num_symbols: NumSymbols = 4,
+        sigma: Annotated[float, Interval(ge=0, le=MAX_SIGMA), SIGMA] = 1.0,
+        filter_level: Annotated[int, Ge(0), "it is a level of the tree"] = 0,
         grammar_seed: int = 0,
         seed: int = 0,
-        train_size: int = 1_048_576,
-        val_size: int = 4096,
-        test_size: int = 4096,
+        train_size: NumRows = 1_048_576,
+        val_size: NumRows = 4096,
+        test_size: NumRows = 4096,
     ) -> None:
         super().__init__(num_symbols, seed, train_size, val_size, test_size)
-        self.depth = check_whole_number("depth", depth, 1, MAX_DEPTH, f"a row has 2^depth tokens, so give 1 to {MAX_DEPTH}")
         if num_symbols**2 << depth > MAX_TABLE:
             deepest = (MAX_TABLE // num_symbols**2).bit_length() - 1
-            raise ValueError(
-                f"data.depth={depth} with data.num_symbols={num_symbols}: num_symbols² · 2^depth can be at most {MAX_TABLE}, "
-                f"for lack of memory; use data.depth={deepest} or less, or fewer symbols"
-            )
-        remedy = "it is the spread of the log-probabilities of a symbol's rules, such as 1.0 (0: all alike)"
-        self.sigma = check_number("sigma", sigma, 0, MAX_SIGMA, remedy)
-        remedy = f"give a level of the tree, 0 (full hierarchy) to data.depth={depth} (independent leaves)"
-        self.filter_level = check_whole_number("filter_level", filter_level, 0, depth, remedy)
-        self.grammar_seed = check_whole_number("grammar_seed", grammar_seed, None, None, "give an integer, such as 0")
+            problem = f"with data.num_symbols={num_symbols}, num_symbols² · 2^depth is above {MAX_TABLE}, for lack of memory"
+            raise ConfigError("data.depth", depth, problem, f"use data.depth={deepest} or less, or fewer symbols")
+        if filter_level > depth:
+            remedy = f"it is a level of the tree, from 0 (full hierarchy) to data.depth={depth} (independent leaves)"
+            raise ConfigError("data.filter_level", filter_level, f"must be at most {depth}", remedy)
+        self.depth, self.filter_level, self.grammar_seed, self.sigma = depth, filter_level, grammar_seed, float(sigma)
         self.grammar = Grammar(num_symbols, self.sigma, grammar_seed)
         self._rules = AliasTable(self.grammar.probs_QQ, self.grammar.children_QQ2)
         self._star: AliasTable | None = None

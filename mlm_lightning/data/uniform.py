@@ -10,36 +10,23 @@ for, each a pure function of (seed, split, i), and the checks of their sizes.
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
-from numbers import Real
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import SPLITS, Source, Split
+from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, key, row_keys, uniform
+from mlm_lightning.values import checked
 
 MAX_SYMBOLS = 256
 MAX_SEQ_LEN = 2**16
 
-
-def check_whole_number(name: str, value: object, low: int | None, high: int | None, remedy: str) -> int:
-    """`value` if it is an int (no bool) in `low … high`, both included and None meaning no bound; else a ValueError that names
-    `data.<name>`, the value and the remedy."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"data.{name}={value!r}: it must be a whole number; {remedy}")
-    if low is not None and value < low:
-        raise ValueError(f"data.{name}={value}: it must be at least {low}; {remedy}")
-    if high is not None and value > high:
-        raise ValueError(f"data.{name}={value}: it can be at most {high}; {remedy}")
-    return value
-
-
-def check_number(name: str, value: object, low: float, high: float, remedy: str) -> float:
-    """`value` if it is a number (no bool) in `low … high`; else a ValueError like that of `check_whole_number`."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
-        raise ValueError(f"data.{name}={value!r}: it must be a number from {low:g} to {high:g}; {remedy}")
-    return float(value)
+NumSymbols = Annotated[int, Interval(ge=2, le=MAX_SYMBOLS), "it is the number of different tokens"]
+NumRows = Annotated[int, Ge(1), "synthetic data has no natural end to take all or a share of: give a number of rows"]
 
 
 class SyntheticSource(Source):
@@ -48,13 +35,13 @@ class SyntheticSource(Source):
     A subclass says how rows come from their keys: `draw(keys_B) -> tokens_BL`, row by row a pure function of its key.
     """
 
-    def __init__(self, num_symbols: int, seed: int, train_size: int, val_size: int, test_size: int) -> None:
-        remedy = f"give the number of different tokens, 2 to {MAX_SYMBOLS}"
-        self.num_symbols = check_whole_number("num_symbols", num_symbols, 2, MAX_SYMBOLS, remedy)
-        self.seed = check_whole_number("seed", seed, None, None, "give an integer, such as 0")
-        remedy = "synthetic data has no natural end to take all or a share of, so give a number of rows, such as 4096"
-        sizes = {"train": train_size, "val": val_size, "test": test_size}
-        self._sizes = {s: check_whole_number(f"{s}_size", size, 1, sys.maxsize, remedy) for s, size in sizes.items()}
+    @checked("data")
+    def __init__(self, num_symbols: NumSymbols, seed: int, train_size: NumRows, val_size: NumRows, test_size: NumRows) -> None:
+        self.num_symbols, self.seed = num_symbols, seed
+        self._sizes = {"train": train_size, "val": val_size, "test": test_size}
+        for split, size in self._sizes.items():
+            if size > sys.maxsize:  # the longest that len() can say
+                raise ConfigError(f"data.{split}_size", size, f"must be at most {sys.maxsize}")
 
     @property
     def vocab(self) -> Vocab:
@@ -89,18 +76,18 @@ class SyntheticRows:
 class UniformSource(SyntheticSource):
     """Rows of `seq_len` independent tokens, each of the `num_symbols` symbols equally likely."""
 
+    @checked("data")
     def __init__(
         self,
-        num_symbols: int = 8,
-        seq_len: int = 64,
+        num_symbols: NumSymbols = 8,
+        seq_len: Annotated[int, Interval(ge=1, le=MAX_SEQ_LEN), "it is the number of tokens in a row"] = 64,
         seed: int = 0,
-        train_size: int = 1_048_576,
-        val_size: int = 4096,
-        test_size: int = 4096,
+        train_size: NumRows = 1_048_576,
+        val_size: NumRows = 4096,
+        test_size: NumRows = 4096,
     ) -> None:
         super().__init__(num_symbols, seed, train_size, val_size, test_size)
-        remedy = f"give the number of tokens in a row, 1 to {MAX_SEQ_LEN}"
-        self._seq_len = check_whole_number("seq_len", seq_len, 1, MAX_SEQ_LEN, remedy)
+        self._seq_len = seq_len
 
     @property
     def seq_len(self) -> int:

@@ -9,8 +9,8 @@ The head is the larger part of a small model's work: L × V logits a row, of whi
 library's encoder gathers before the library's own head, so nothing of any architecture is written anew, and the numbers are the
 same. In DistilBERT the gather happens one layer earlier: of its last layer only keys and values are needed everywhere.
 
-Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own once
-`separate_documents()` was called (packing.py), with those architectures that were proven to do so.
+Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own where
+`separate_documents` is set (packing.py), with those architectures that were proven to do so.
 
 `PretrainedMLM.hf_model` is the library's model as it is, for `save_pretrained`.
 
@@ -72,8 +72,9 @@ class PretrainedMLM(nn.Module):
 
     `checkpoint` is a name on the hub, at `revision`, or a folder. `architecture` is a `model_type` of transformers
     ("distilbert", "bert", "roberta" …); next to a checkpoint it only asserts the checkpoint's type. `config` overrides settings
-    of the checkpoint (its dropout, say) or of the architecture (its sizes); unknown keys are errors. `vocab_size`, `seq_len`
-    and `pad_token_id` come from the data. From scratch, `max_position_embeddings` grows with `seq_len` unless `config` sets it.
+    of the checkpoint (its dropout, say) or of the architecture (its sizes); unknown keys are errors. `vocab_size`, `seq_len`,
+    `pad_token_id` and `separate_documents` come from the data. From scratch, `max_position_embeddings` grows with `seq_len`
+    unless `config` sets it.
 
     Under `torch.device("meta")` no weights are read, only the checkpoint's configuration, and a vocabulary smaller than the
     checkpoint's or without padding is no mistake: settings can be checked before the data is known. New weights are drawn from
@@ -90,6 +91,7 @@ class PretrainedMLM(nn.Module):
         revision: str | None = None,
         pad_token_id: int | None = None,
         gradient_checkpointing: bool = False,
+        separate_documents: bool = False,
     ) -> None:
         super().__init__()
         self.seq_len = seq_len
@@ -110,6 +112,8 @@ class PretrainedMLM(nn.Module):
         _fit_positions(hf_config, seq_len, may_grow)
         self.hf_model = _build(hf_config, checkpoint, revision)
         self._predicted = _Predicted()
+        if separate_documents:
+            self._separate_documents()
         _gather_at(self.hf_model, self._predicted)
         if gradient_checkpointing:
             _checkpoint_gradients(self.hf_model)
@@ -126,15 +130,20 @@ class PretrainedMLM(nn.Module):
             "pad_token_id": config.pad_token_id,
             "architecture": config.model_type,
             "config": settings,
+            **({"separate_documents": True} if self.separate_documents else {}),
         }
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes a folder that transformers opens."""
+        self.hf_model.save_pretrained(folder)
 
     def forward(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
     ) -> Tensor:
-        """`attention_mask_BL` is 1 at tokens and 0 at padding; None where nothing is padded. After `separate_documents()` it
+        """`attention_mask_BL` is 1 at tokens and 0 at padding; None where nothing is padded. With `separate_documents` it
         may number a row's documents."""
         self._predicted.positions_BK = positions_BK
-        if self.separates_documents and attention_mask_BL is not None:
+        if self.separate_documents and attention_mask_BL is not None:
             attention = self._within_documents(attention_mask_BL)
         else:
             attention = {"attention_mask": attention_mask_BL}
@@ -145,14 +154,10 @@ class PretrainedMLM(nn.Module):
         return output.logits
 
     @property
-    def separates_documents(self) -> bool:
+    def separate_documents(self) -> bool:
         return self._predicted.separates_documents
 
-    def separate_documents(self) -> None:
-        """From now on, documents that share a row do not see each other; a row of one document is read as before.
-
-        Raises ValueError where that cannot be.
-        """
+    def _separate_documents(self) -> None:
         architecture = self.hf_model.config.model_type
         if architecture not in _SEPARATE_DOCUMENTS or self.hf_model.config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(

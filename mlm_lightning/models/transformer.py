@@ -20,8 +20,8 @@ The questions that a first look at masking raises, answered:
   embedding passes through `x + …` to its own logits: the label leaks. `attention_mask_BL` is for padding only.
 - *All masked tokens at once?* Yes: each predicted position has its own logits, and they are predicted independently.
 
-Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own once
-`separate_documents()` was called (packing.py).
+Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own where
+`separate_documents` is set (packing.py).
 
 Shapes: B rows, L positions, K predicted positions a row, V vocabulary, D width, H heads; Q queries that differ in what they may
 attend to: K, or 1 where all may attend to the same positions.
@@ -60,7 +60,8 @@ class TransformerClassifier(nn.Module):
     """The encoder, with a decoder (an FFNN) on top of each position or, with `embedding_agg`, of the whole sequence.
 
     `forward` returns BLV logits, BKV with `positions_BK`, and (B, num_classes) with `embedding_agg`. `num_classes` is the
-    number of outputs, None for the vocabulary's size. `vocab_size` and `seq_len`, the longest row, come from the data.
+    number of outputs, None for the vocabulary's size. `vocab_size`, `seq_len`, the longest row, and `separate_documents` come
+    from the data.
     `norm_first` is pre-norm: unlike post-norm it trains without a warm-up, and at any depth.
 
     Raises ValueError naming each setting that is impossible.
@@ -83,6 +84,7 @@ class TransformerClassifier(nn.Module):
         decoder_activation: Literal["relu", "gelu", "tanh", "identity"] = "relu",
         decoder_output_activation: Literal["identity", "softmax", "log_softmax", "sigmoid"] | None = None,
         num_classes: int | None = None,
+        separate_documents: bool = False,
     ) -> None:
         super().__init__()
         sizes = {
@@ -111,11 +113,16 @@ class TransformerClassifier(nn.Module):
             decoder_activation=(decoder_activation, _DECODER_ACTIVATIONS),
             decoder_output_activation=(decoder_output_activation, (None, *_OUTPUT_ACTIVATIONS)),
         )
+        if separate_documents and embedding_agg is not None:
+            problems.append(
+                f"data.packing=sentence_pack: a model with model.embedding_agg={embedding_agg} merges all positions of a "
+                "row and cannot keep documents apart; choose data.packing=chunk or document, or model.embedding_agg=null"
+            )
         if problems:
             raise ValueError("\n".join(problems))
 
         self.seq_len = seq_len
-        self.separates_documents = False
+        self.separate_documents = separate_documents
         self.embedding_agg = embedding_agg
         self.decoder_output_activation = decoder_output_activation
         self.embedding = nn.Embedding(vocab_size, d_model)
@@ -171,27 +178,15 @@ class TransformerClassifier(nn.Module):
     def forward(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
     ) -> Tensor:
-        """`attention_mask_BL` is 1 (or True) at tokens and 0 at padding; None where nothing is padded. After
-        `separate_documents()` it may number a row's documents."""
+        """`attention_mask_BL` is 1 (or True) at tokens and 0 at padding; None where nothing is padded. With
+        `separate_documents` it may number a row's documents."""
         self._check_inputs(input_ids_BL, positions_BK)
-        document_BL = attention_mask_BL if self.separates_documents else None
+        document_BL = attention_mask_BL if self.separate_documents else None
         position_BL = None if document_BL is None else positions_within(document_BL)
         is_token_BL = None if attention_mask_BL is None else attention_mask_BL.bool()
         x_BLD = self.dropout(self.positional_encoding(self.embedding(input_ids_BL), position_BL))
         x_BKD = self.encoder(x_BLD, is_token_BL, positions_BK, document_BL)
         return self.decoder(self._aggregate(x_BKD, is_token_BL))
-
-    def separate_documents(self) -> None:
-        """From now on, documents that share a row do not see each other; a row of one document is read as before.
-
-        Raises ValueError where that cannot be.
-        """
-        if self.embedding_agg is not None:
-            raise ValueError(
-                f"data.packing=sentence_pack: a model with model.embedding_agg={self.embedding_agg} merges all positions of a "
-                "row and cannot keep documents apart; choose data.packing=chunk or document, or model.embedding_agg=null"
-            )
-        self.separates_documents = True
 
     def check_masked_lm(self) -> None:
         """Raises ValueError if the model cannot be trained on masked tokens: cross-entropy wants logits, one row a position."""

@@ -17,6 +17,7 @@ from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
 from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.models.protocol import Rebuildable
 from mlm_lightning.runs.checkpoint import BEST
 from mlm_lightning.runs.folder import CHECKPOINTS, Run
 
@@ -35,11 +36,12 @@ class LoadedRun:
     tokenizer: Any | None
 
 
-def load_run(path: str | Path, trust: bool = False) -> LoadedRun:
+def load_run(path: str | Path, trust: bool = False, separate_documents: bool = False) -> LoadedRun:
     """Opens a run's folder (its best checkpoint, else the last) or one checkpoint in it.
 
     A folder may come from anywhere: checkpoints are read with `weights_only=True`, and only this package's own classes are
-    instantiated unless `trust` says otherwise. Raises UserError where `path` is no run.
+    instantiated unless `trust` says otherwise. With `separate_documents` the model keeps documents that share a row apart, also
+    if it was trained on rows of one document. Raises UserError where `path` is no run.
     """
     folder, checkpoint = locate(path)
     composed = read_config(folder)
@@ -51,8 +53,8 @@ def load_run(path: str | Path, trust: bool = False) -> LoadedRun:
         vocab = Vocab(**(content | {name: tuple(value) for name, value in content.items() if isinstance(value, list)}))
     except Exception as error:
         raise UserError(f"{checkpoint}: cannot be read: {one_line(error)}") from error
-    if "separates_documents" in arguments:  # as earlier versions wrote it
-        arguments["separate_documents"] = arguments.pop("separates_documents")
+    if arguments.pop("separates_documents", False) or separate_documents:  # the key of versions up to 0.1
+        arguments["separate_documents"] = True
     model: nn.Module = resolve_target(target, trust)(**arguments)
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
@@ -85,14 +87,12 @@ def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
 def describe_model(run: Run, settings: Settings, model: nn.Module, conditions: list[Condition]) -> None:
     """Writes model.json and vocab.json: enough to build the model again without its data or the hub."""
     source = conditions[0].source
-    rebuild: Any = getattr(model, "rebuild_config", None)
-    if rebuild is not None:
-        description = rebuild()
+    if isinstance(model, Rebuildable):
+        description = model.rebuild_config()
     else:
         description = {"_target_": settings.model.target, **settings.model.arguments}
         description |= {"vocab_size": source.vocab.size, "seq_len": source.seq_len}
-    if packs_documents(conditions):
-        description["separate_documents"] = True
+        description |= {"separate_documents": True} if packs_documents(conditions) else {}
     run.write_json("model.json", description)
     run.write_json("vocab.json", asdict(source.vocab))
 

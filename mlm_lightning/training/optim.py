@@ -13,11 +13,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Interval
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from mlm_lightning.errors import ConfigError
+from mlm_lightning.values import checked
+
+STEPS = "give a number of steps, or a share of all steps below 1"
+Warmup = Annotated[float, Ge(0), STEPS]
+Final = Annotated[float, Interval(ge=0, le=1), "it is the last factor on optim.lr"]
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -34,9 +42,10 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 class Schedule(ABC):
     """A warm-up from 0 to 1 over `warmup_steps` (below 1: that share of all steps), then `after_warmup`."""
 
-    def __init__(self, warmup_steps: int | float = 0) -> None:
-        if warmup_steps < 0 or (warmup_steps > 1 and warmup_steps != int(warmup_steps)):
-            raise ValueError(f"schedule.warmup_steps={warmup_steps}: give a number of steps, or a share of all steps below 1")
+    @checked("schedule")
+    def __init__(self, warmup_steps: Warmup = 0) -> None:
+        if warmup_steps > 1 and warmup_steps % 1 != 0:
+            raise ConfigError("schedule.warmup_steps", warmup_steps, "is no whole number of steps", STEPS)
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int, total_steps: int) -> float:
@@ -60,9 +69,10 @@ class Constant(Schedule):
 class Linear(Schedule):
     """Falls from 1 to `final` in a straight line."""
 
-    def __init__(self, warmup_steps: int | float = 0, final: float = 0.0) -> None:
+    @checked("schedule")
+    def __init__(self, warmup_steps: Warmup = 0, final: Final = 0.0) -> None:
         super().__init__(warmup_steps)
-        self.final = _checked_final(final)
+        self.final = float(final)
 
     def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
         return 1.0 + (self.final - 1.0) * min(1.0, step / steps)
@@ -71,9 +81,10 @@ class Linear(Schedule):
 class Cosine(Schedule):
     """Falls from 1 to `final` along half a cosine (Loshchilov, Hutter 2017, without restarts)."""
 
-    def __init__(self, warmup_steps: int | float = 0, final: float = 0.0) -> None:
+    @checked("schedule")
+    def __init__(self, warmup_steps: Warmup = 0, final: Final = 0.0) -> None:
         super().__init__(warmup_steps)
-        self.final = _checked_final(final)
+        self.final = float(final)
 
     def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
@@ -83,12 +94,10 @@ class WSD(Schedule):
     """Warm-up, stable, decay: stays at 1, then falls to `final` in a straight line over the last `decay_steps` (below 1: that
     share of all steps) (Hu et al. 2024, MiniCPM)."""
 
-    def __init__(self, warmup_steps: int | float = 0, decay_steps: int | float = 0.2, final: float = 0.0) -> None:
+    @checked("schedule")
+    def __init__(self, warmup_steps: Warmup = 0, decay_steps: Annotated[float, Gt(0), STEPS] = 0.2, final: Final = 0.0) -> None:
         super().__init__(warmup_steps)
-        if decay_steps <= 0:
-            raise ValueError(f"schedule.decay_steps={decay_steps}: give a number of steps, or a share of all steps below 1")
-        self.decay_steps = decay_steps
-        self.final = _checked_final(final)
+        self.decay_steps, self.final = decay_steps, float(final)
 
     def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
         decay = max(1, min(_steps(self.decay_steps, total_steps), steps))
@@ -107,9 +116,3 @@ def _factor(step: int, schedule: Callable[[int, int], float], total_steps: int) 
 
 def _steps(steps_or_share: int | float, total_steps: int) -> int:
     return round(steps_or_share * total_steps) if steps_or_share < 1 else int(steps_or_share)
-
-
-def _checked_final(final: float) -> float:
-    if not 0 <= final <= 1:
-        raise ValueError(f"schedule.final={final}: the last factor on optim.lr must lie between 0 and 1")
-    return float(final)

@@ -20,6 +20,7 @@ from mlm_lightning.batch import IGNORE_INDEX
 from mlm_lightning.models.pretrained import _SEPARATE_DOCUMENTS, PretrainedMLM
 
 V, L, B, PAD = 31, 12, 4, 1
+FROM_DATA = {"vocab_size", "seq_len", "pad_token_id", "separate_documents"}
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 CONFIGS = {
@@ -217,7 +218,7 @@ def test_meta_reads_no_weights(folder):
 def test_the_yamls_show_every_setting(name):
     settings = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / f"conf/model/{name}.yaml"))["model"]
     assert settings.pop("_target_") == f"{PretrainedMLM.__module__}.{PretrainedMLM.__name__}"
-    assert settings.keys() == inspect.signature(PretrainedMLM).parameters.keys() - {"vocab_size", "seq_len", "pad_token_id"}
+    assert settings.keys() == inspect.signature(PretrainedMLM).parameters.keys() - FROM_DATA
     if name == "distilbert":
         with torch.device("meta"):
             model = PretrainedMLM(30_522, 128, pad_token_id=0, **settings)
@@ -334,12 +335,16 @@ EVERY_ARCHITECTURE_APART = pytest.mark.parametrize("architecture", _SEPARATE_DOC
 def apart(architecture: str) -> tuple[PretrainedMLM, PretrainedMLM]:
     """A model that reads a row as one document, and the same one that keeps documents apart; the weights are so large that
     attention and positions matter a lot."""
-    together = PretrainedMLM(V, L, architecture=architecture, config=APART[architecture], pad_token_id=PAD).eval()
+    together, separate = (
+        PretrainedMLM(
+            V, L, architecture=architecture, config=APART[architecture], pad_token_id=PAD, separate_documents=each
+        ).eval()
+        for each in (False, True)
+    )
     for parameter in together.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
-    separate = copy.deepcopy(together)
-    separate.separate_documents()
+    separate.load_state_dict(together.state_dict())
     return together, separate
 
 
@@ -426,13 +431,12 @@ def test_packed_documents_in_bfloat16(architecture):
 
 @pytest.mark.parametrize("architecture", ["distilbert", "bert"])
 def test_packed_documents_with_gradient_checkpointing(architecture):
-    plain, frugal = (tiny(architecture, gradient_checkpointing=each) for each in (False, True))
+    plain, frugal = (tiny(architecture, gradient_checkpointing=each, separate_documents=True) for each in (False, True))
     frugal.load_state_dict(plain.state_dict())
     ids_BL, document_BL, _ = packed()
     positions_BK = torch.randint(L, (len(PACKED), 4))
     results = []
     for model in (plain, frugal):
-        model.separate_documents()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -459,6 +463,6 @@ def test_packed_documents_compile_into_one_graph(architecture):
 def test_other_architectures_cannot_keep_documents_apart(architecture, device):
     message = rf"^data\.packing=sentence_pack: {architecture} models cannot keep documents apart; choose data\.packing=chunk or"
     with torch.device(device):
-        model = PretrainedMLM(V, L, architecture=architecture, config={"num_hidden_layers": 1})
+        PretrainedMLM(V, L, architecture=architecture, config={"num_hidden_layers": 1})
         with pytest.raises(ValueError, match=message):
-            model.separate_documents()
+            PretrainedMLM(V, L, architecture=architecture, config={"num_hidden_layers": 1}, separate_documents=True)

@@ -257,7 +257,8 @@ CONF = Path(__file__).parents[2] / "conf/model"
 def test_the_yaml_shows_every_setting_and_its_default():
     settings = OmegaConf.to_container(OmegaConf.load(CONF / "transformer.yaml"))
     parameters = inspect.signature(TransformerClassifier).parameters
-    defaults = {k: p.default for k, p in parameters.items() if k not in ("vocab_size", "seq_len", "num_classes")}
+    not_in_a_yaml = ("vocab_size", "seq_len", "num_classes", "separate_documents")
+    defaults = {k: p.default for k, p in parameters.items() if k not in not_in_a_yaml}
     assert settings.pop("_target_") == f"{TransformerClassifier.__module__}.{TransformerClassifier.__name__}"
     assert settings == {**defaults, "decoder_hidden_sizes": []}
     TransformerClassifier(V, L, **settings).check_masked_lm()
@@ -409,10 +410,10 @@ def large(model: TransformerClassifier) -> TransformerClassifier:
 @pytest.mark.parametrize("positional_encoding", ["learned", "sinusoidal", "none"])
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_packed_documents_are_read_as_if_alone(num_layers, positional_encoding, norm_first, bf16):
-    alone = large(tiny(num_layers=num_layers, positional_encoding=positional_encoding, norm_first=norm_first))
-    packed = tiny(num_layers=num_layers, positional_encoding=positional_encoding, norm_first=norm_first)
+    settings = {"num_layers": num_layers, "positional_encoding": positional_encoding, "norm_first": norm_first}
+    alone = large(tiny(**settings))
+    packed = tiny(**settings, separate_documents=True)
     packed.load_state_dict(alone.state_dict())
-    packed.separate_documents()
     ids_BL, document_BL = pack(PACKED, L)
     positions_BK = torch.randint(L, (len(PACKED), 6))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -433,8 +434,7 @@ def test_packed_documents_are_read_as_if_alone(num_layers, positional_encoding, 
 @pytest.mark.parametrize("with_positions", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_no_gradient_flows_between_packed_documents(norm_first, with_positions, bf16):
-    model = large(tiny(norm_first=norm_first))
-    model.separate_documents()
+    model = large(tiny(norm_first=norm_first, separate_documents=True))
     ids_BL, document_BL = pack(PACKED, L)
     embedded = []
     model.embedding.register_forward_hook(lambda module, inputs, y: embedded.append(y.requires_grad_()) or y)
@@ -456,9 +456,8 @@ def test_no_gradient_flows_between_packed_documents(norm_first, with_positions, 
 @pytest.mark.parametrize("with_positions", [False, True])
 def test_a_document_a_row_is_read_as_before(positional_encoding, with_positions):
     plain = large(tiny(positional_encoding=positional_encoding))
-    apart = tiny(positional_encoding=positional_encoding)
+    apart = tiny(positional_encoding=positional_encoding, separate_documents=True)
     apart.load_state_dict(plain.state_dict())
-    apart.separate_documents()
     ids_BL, mask_BL = rows(), padding()
     positions_BK = torch.stack([torch.randint(length, (3,)) for length in mask_BL.sum(1).tolist()]) if with_positions else None
     for each_BL in (mask_BL, mask_BL.bool(), mask_BL.float()):
@@ -468,8 +467,7 @@ def test_a_document_a_row_is_read_as_before(positional_encoding, with_positions)
 
 
 def test_rows_of_padding_alone_are_finite_among_packed_ones():
-    model = tiny()
-    model.separate_documents()
+    model = tiny(separate_documents=True)
     logits = model(rows(), torch.zeros(B, L, dtype=torch.long), torch.zeros(B, 2, dtype=torch.long))
     logits.sum().backward()
     assert logits.isfinite().all()
@@ -478,11 +476,9 @@ def test_rows_of_padding_alone_are_finite_among_packed_ones():
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_padded_and_packed_rows_compile_into_one_graph(apart):
-    model = tiny().eval()
+    model = tiny(separate_documents=apart).eval()
     ids_BL, document_BL = pack(PACKED, L)
-    if apart:
-        model.separate_documents()
-    else:
+    if not apart:
         document_BL = (document_BL != 0).long()
     positions_BK = torch.randint(L, (len(PACKED), 3))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -495,4 +491,4 @@ def test_one_output_a_row_cannot_keep_documents_apart(agg):
     with pytest.raises(
         ValueError, match=rf"^data\.packing=sentence_pack: .*model\.embedding_agg={agg} .* cannot keep documents"
     ):
-        tiny(embedding_agg=agg).separate_documents()
+        tiny(embedding_agg=agg, separate_documents=True)

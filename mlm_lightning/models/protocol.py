@@ -1,0 +1,53 @@
+"""What a model must offer, and what it may offer beyond that. None of these needs to be inherited from.
+
+Model(vocab_size=, seq_len=, **its YAML)     its constructor; it may also take, from the data and never from a YAML:
+    pad_token_id: int | None                     the id of padding, None where the data has none
+    separate_documents: bool = False             rows may pack several documents, numbered in attention_mask_BL: no token
+                                                 sees another document. Without this parameter, such rows are refused
+MaskedLM          forward                    every model
+Rebuildable       rebuild_config()           a model whose YAML alone does not build it again
+Exportable        save_pretrained(folder)    a model that `mlm export` writes
+MayBeAnotherTask  check_masked_lm()          a model that some of its settings make unfit for a masked LM
+"""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+class MaskedLM(Protocol):
+    """A `torch.nn.Module` that predicts tokens at every position, or at some."""
+
+    def forward(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+    ) -> Tensor:
+        """Logits: BLV, or with `positions_BK` BKV, for which no work is done that does not reach them.
+
+        `attention_mask_BL` is 0 at padding and 1 at tokens (None: nothing is padded), or the number of each token's document.
+        """
+        ...
+
+
+@runtime_checkable
+class Rebuildable(Protocol):
+    def rebuild_config(self) -> dict[str, Any]:
+        """The `_target_` and all arguments that build this model again, plain enough for JSON: without its data, and without a
+        download. Without this method, a run keeps the model's YAML and what came from the data."""
+        ...
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    # a method, since an attribute that is a submodule is found by `isinstance` in some versions of Python only
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the weights and the configuration as a folder that `AutoModelForMaskedLM` opens."""
+        ...
+
+
+@runtime_checkable
+class MayBeAnotherTask(Protocol):
+    def check_masked_lm(self) -> None:
+        """Raises ConfigError where the model is a good one, such as a classifier of rows, but no masked LM: its constructor
+        cannot refuse that. Called when a config is checked, on the meta device."""
+        ...
