@@ -13,15 +13,15 @@ The same command finds the same folder, so it continues what it left, or says th
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
 import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,11 +31,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from mlm_lightning import run_lock
 from mlm_lightning.batch import Vocab
 from mlm_lightning.checkpoints import BEST, FORMAT, LAST, PREVIOUS, STATE, DamagedCheckpointError, differences, read_checkpoint
 from mlm_lightning.config import Config, TrainerSettings, resolve_target
-from mlm_lightning.errors import BusyError, UserError
+from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = (LAST, PREVIOUS)
 
@@ -51,33 +54,6 @@ _NOT_IDENTITY = frozenset(
 )
 # They may differ where one run goes on from another as if it were the same: its length, and the parts of its batches.
 _NOT_KINSHIP = frozenset({"trainer.max_steps", "trainer.max_epochs", "data.batch_size", "trainer.accumulate_grad_batches"})
-
-
-# A lock belongs to an open file, and a forked data worker inherits that: it would hold the lock of a killed run for seconds.
-_held_locks: set[int] = set()
-
-
-def _close_held_locks() -> None:
-    for descriptor in _held_locks:
-        os.close(descriptor)
-    _held_locks.clear()
-
-
-def _lock(descriptor: int, patience: float) -> None:
-    """Locks an open file. Raises OSError where another process keeps it for longer than `patience` seconds."""
-    import fcntl
-
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.05)
-
-
-os.register_at_fork(after_in_child=_close_held_locks)
 
 
 def deciding(config: Config, without: frozenset[str] = frozenset()) -> Config:
@@ -153,7 +129,7 @@ class Run:
         """Where the run stands. `interrupted`: stopped or killed, and continued by the same command."""
         if (self.folder / "summary.json").is_file():
             return "complete"
-        if self.is_locked():
+        if run_lock.is_locked(self.folder):
             return "running"
         for name, status in (("error.json", "failed"), ("pruned.json", "pruned")):
             if (self.folder / name).is_file():
@@ -168,54 +144,9 @@ class Run:
                 return str(content.get("message", ""))
         return ""
 
-    def is_locked(self) -> bool:
-        """Whether a process is working in the run."""
-        import fcntl
-
-        try:
-            with (self.folder / ".lock").open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Creates the folder and holds its lock; BusyError if another process holds it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"output_dir={self.folder.parent.parent}: {self.folder} cannot be made there: {error.strerror}"
-            ) from error
-        with (self.folder / ".lock").open("a+") as lock:
-            try:
-                _lock(lock.fileno(), patience=2.0)  # a process that was just killed may still be dying
-            except OSError as error:
-                lock.seek(0)
-                raise BusyError(
-                    f"{self.folder}: process {lock.read().strip() or '?'} is working in this run; wait for it, or stop it first"
-                ) from error
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            _held_locks.add(lock.fileno())
-            try:
-                yield
-            finally:
-                _held_locks.discard(lock.fileno())
-                lock.truncate(0)
-                if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [".lock"]:
-                    self._remove_empty()
-
-    def _remove_empty(self) -> None:
-        """Leaves nothing behind of a run that never started."""
-        (self.folder / ".lock").unlink()
-        for folder in (self.folder, self.folder.parent, self.folder.parent.parent):
-            with contextlib.suppress(OSError):  # others are in it
-                folder.rmdir()
+        return run_lock.locked(self.folder)
 
     def move_aside(self) -> Path | None:
         """Moves the folder to `<name>/.old/`; never deletes."""
@@ -260,7 +191,7 @@ class Run:
                     return Position.read(path)
                 except DamagedCheckpointError as error:
                     damaged.append(f"{path}: {error}")
-                    print(f"damaged checkpoint, trying the one before it: {damaged[-1]}", file=sys.stderr)
+                    log.warning("damaged checkpoint, trying the one before it: %s", damaged[-1])
         if damaged:
             raise UserError("no checkpoint of this run can be read; resume=never starts it again:\n" + "\n".join(damaged))
         return None

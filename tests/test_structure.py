@@ -16,7 +16,7 @@ PACKAGE = Path(mlm_lightning.__file__).parent
 # from the bottom up; a module imports from layers below its own, or from its own layer where IN_LAYER says so
 LAYERS = (
     ("batch", "files", "errors"),
-    ("randomness", "checkpoints", "lightning_internals", "values", "messages"),
+    ("randomness", "checkpoints", "lightning_internals", "values", "messages", "run_lock"),
     ("masking", "metrics", "optim", "data", "data.*", "models", "models.*"),
     ("config", "module", "data.datamodule", "loggers"),
     ("compose", "callbacks", "callbacks.*", "runs"),
