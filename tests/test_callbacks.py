@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
-from mlm_lightning.callbacks.checkpoint import Checkpoint
-from mlm_lightning.callbacks.samples import Samples, posteriors_as_image
-from mlm_lightning.callbacks.throughput import Throughput
 from mlm_lightning.errors import ConfigError
+from mlm_lightning.training.callbacks.checkpoint import Checkpoint
+from mlm_lightning.training.callbacks.samples import Samples, posteriors_as_image
+from mlm_lightning.training.callbacks.throughput import Throughput
 
 
 def test_the_image_has_the_model_left_and_the_oracle_right() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlm_lightning.checkpoints import (
+from mlm_lightning.runs.checkpoint import (
     STATE,
     DamagedCheckpointError,
     differences,

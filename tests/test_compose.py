@@ -7,7 +7,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mlm_lightning.compose import Composer, composer, config_folder, to_plain
+from mlm_lightning.config.compose import Composer, composer, config_folder, to_plain
 from mlm_lightning.errors import UserError
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mlm_lightning.compose import composer, config_folder, to_plain
 from mlm_lightning.config import TrainerSettings, build_eval_maskings, problems, resolve_target
-from mlm_lightning.runs import identity
+from mlm_lightning.config.compose import composer, config_folder, to_plain
+from mlm_lightning.runs.identity import identity
 
 GROUPS = ("data", "prepare", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
 LOADER_KEYS = {"batch_size", "num_workers"}

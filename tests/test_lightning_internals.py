@@ -8,15 +8,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from helpers import run_of, train
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from mlm_lightning import lightning_internals
-from mlm_lightning.commands.train import train
-from mlm_lightning.lightning_internals import NEVER, add_summary, schedule_validation, validate_now
-from mlm_lightning.loggers import TensorBoardLogger
-from mlm_lightning.runs import Run
+from mlm_lightning.training.lightning_internals import NEVER, add_summary, schedule_validation, validate_now
+from mlm_lightning.training.loggers import TensorBoardLogger
 
 FILE = Path(lightning_internals.__file__)
 
@@ -44,7 +43,7 @@ KEYS = (
 
 
 def moved(what: str, function: str) -> str:
-    return f"Lightning moved {what}: see mlm_lightning.lightning_internals.{function}"
+    return f"Lightning moved {what}: see mlm_lightning.training.lightning_internals.{function}"
 
 
 @pytest.mark.parametrize(("name", "owner", "get", "function"), ATTRIBUTES)
@@ -56,7 +55,7 @@ def test_each_attribute_is_there(name: str, owner: str, get: Callable[[L.Trainer
 def test_each_key_of_a_checkpoint_is_there(toy: Callable[..., dict[str, Any]]) -> None:
     config = toy("trainer.max_steps=2", "trainer.val_check_interval=2")
     train(config)
-    checkpoint = torch.load(Run.find(config).checkpoints / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(run_of(config).checkpoints / "last.ckpt", weights_only=True)
     assert "global_step" in checkpoint, moved('checkpoint["global_step"]', "mend_counters")
     loop = checkpoint.get("loops", {}).get("fit_loop")
     assert loop is not None, moved('checkpoint["loops"]["fit_loop"]', "mend_counters")

@@ -4,7 +4,7 @@ import csv
 import math
 from pathlib import Path
 
-from mlm_lightning.loggers import CSVLogger, read_metrics
+from mlm_lightning.training.loggers import CSVLogger, read_metrics
 
 FLOATS = [0.1 + 0.2, math.pi * 1e-17, 1 / 3, 1e300, -2.5]
 

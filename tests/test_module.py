@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import run_of, train
 
-from mlm_lightning.commands.train import train
-from mlm_lightning.module import TrainingDivergedError
-from mlm_lightning.runs import Run
+from mlm_lightning.training.module import TrainingDivergedError
 
 Toy = Callable[..., dict[str, Any]]
 
@@ -21,7 +20,7 @@ STEPS = ("trainer.max_steps=20", "trainer.gradient_clip_val=0.1", "masking.rate=
 
 def losses(config: dict[str, Any]) -> list[float]:
     train(config)
-    with (Run.find(config).folder / "metrics.csv").open() as file:
+    with (run_of(config).folder / "metrics.csv").open() as file:
         return [float(line["train/loss"]) for line in csv.DictReader(file)]
 
 
@@ -61,10 +60,10 @@ def test_ranks_evaluate_each_row_once(toy: Toy) -> None:
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(toy: Toy) -> None:
     config = toy("optim.lr=1e30", "trainer.gradient_clip_val=null", "schedule.warmup_steps=7", "trainer.val_check_interval=1")
     config["optim"]["eps"] = 1e-30
-    config["schedule"] = {"_target_": "mlm_lightning.optim.Constant", "warmup_steps": 0}
+    config["schedule"] = {"_target_": "mlm_lightning.training.optim.Constant", "warmup_steps": 0}
     with pytest.raises(TrainingDivergedError, match=r"optim\.lr"):
         train(config)
-    folder = Run.find(config).folder
+    folder = run_of(config).folder
     assert "TrainingDivergedError" in json.loads((folder / "error.json").read_text())["type"]
     assert not (folder / "summary.json").exists()
     import torch
@@ -77,7 +76,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(toy: 
 def test_validation_runs_at_its_interval_and_after_the_last_step(toy: Toy) -> None:
     config = toy("trainer.max_steps=7", "trainer.val_check_interval=3", "trainer.accumulate_grad_batches=2")
     train(config)
-    with (Run.find(config).folder / "metrics.csv").open() as file:
+    with (run_of(config).folder / "metrics.csv").open() as file:
         validated = [int(line["step"]) for line in csv.DictReader(file) if line["val/loss"]]
     assert validated == [3, 6, 7]
 
@@ -87,6 +86,6 @@ def test_epochs_that_end_between_steps_are_validated_once_each(toy: Toy) -> None
     config = toy("data.train_size=40", "trainer.max_steps=null", "trainer.max_epochs=3", "trainer.val_check_interval=1.0")
     summary = train(config)
     assert summary["steps"] == math.ceil(3 * 40 / 16)
-    with (Run.find(config).folder / "metrics.csv").open() as file:
+    with (run_of(config).folder / "metrics.csv").open() as file:
         validated = [int(line["step"]) for line in csv.DictReader(file) if line["val/loss"]]
     assert validated == [3, 5, 8]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mlm_lightning.models.transformer import TransformerClassifier
-from mlm_lightning.optim import WSD, Constant, Cosine, Linear, Schedule, parameter_groups, scheduler
+from mlm_lightning.training.optim import WSD, Constant, Cosine, Linear, Schedule, parameter_groups, scheduler
 
 KINDS: list[Callable[..., Schedule]] = [Constant, Linear, Cosine, WSD]
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)

@@ -15,14 +15,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import TOY
-from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_without_times
+from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_without_times, run_of, train
 
-from mlm_lightning.callbacks.checkpoint import CheckpointError
-from mlm_lightning.checkpoints import STATE, write_checkpoint
-from mlm_lightning.commands.train import train
 from mlm_lightning.data.datamodule import TrainBatches
 from mlm_lightning.errors import Interrupted, UserError
-from mlm_lightning.runs import Run
+from mlm_lightning.runs.checkpoint import STATE, write_checkpoint
+from mlm_lightning.training.callbacks.checkpoint import CheckpointError
 
 Toy = Callable[..., dict[str, Any]]
 
@@ -54,7 +52,7 @@ def test_a_signal_during_a_validation_stops_it_and_a_resumed_run_validates_first
     with pytest.raises(Interrupted) as stopped:
         train(cut)
     assert stopped.value.step == step
-    assert [line["step"] for line in lines_without_times(Run.find(cut)) if line.get("val/loss")] == ["4"][: step // 8]
+    assert [line["step"] for line in lines_without_times(run_of(cut)) if line.get("val/loss")] == ["4"][: step // 8]
     train(cut)
     assert_equal_runs(whole, cut)
 
@@ -101,7 +99,7 @@ def test_best_and_patience_go_on_and_a_run_that_early_stopping_ended_stays_ended
     assert train(cut)["steps"] == 12
     assert_equal_runs(whole, cut)
     train(lost)
-    (Run.find(lost).folder / "summary.json").unlink()  # killed between its last checkpoint and its summary
+    (run_of(lost).folder / "summary.json").unlink()  # killed between its last checkpoint and its summary
     assert train(lost)["steps"] == 12
     assert_equal_runs(whole, lost)
 
@@ -135,7 +133,7 @@ def test_two_hundred_damaged_checkpoints_are_reported_and_the_one_before_is_used
 ) -> None:
     config = toy()
     train(config)
-    run = Run.find(config)
+    run = run_of(config)
     last = run.checkpoints / "last.ckpt"
     whole = last.read_bytes()
     draw = random.Random(0)
@@ -163,7 +161,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_as_if_nothing_had_happened(toy: To
     At.set(("train", 7, 0), send(signal.SIGTERM))
     with pytest.raises(Interrupted):
         train(cut)
-    damage(Run.find(cut).checkpoints / "last.ckpt", random.Random(1))
+    damage(run_of(cut).checkpoints / "last.ckpt", random.Random(1))
     train(cut)
     assert_equal_runs(whole, cut)
 
@@ -171,7 +169,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_as_if_nothing_had_happened(toy: To
 def test_where_no_checkpoint_is_left_the_error_says_what_was_found(toy: Toy) -> None:
     config = toy()
     train(config)
-    run = Run.find(config)
+    run = run_of(config)
     (run.folder / "summary.json").unlink()
     for name in ("last.ckpt", "previous.ckpt"):
         (run.checkpoints / name).write_bytes(b"no checkpoint")
@@ -185,9 +183,9 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_difference(toy: Toy)
     config, other = toy(), toy("optim.lr=0.5", "masking.rate=0.3")
     for each in (config, other):
         train(each)
-    run = Run.find(config)
+    run = run_of(config)
     (run.folder / "summary.json").unlink()
-    shutil.copy(Run.find(other).checkpoints / "last.ckpt", run.checkpoints / "last.ckpt")
+    shutil.copy(run_of(other).checkpoints / "last.ckpt", run.checkpoints / "last.ckpt")
     with pytest.raises(UserError) as error:
         train(config)
     for part in ("last.ckpt", "optim.lr: 0.5 → ", "masking.rate: 0.3 → ", "resume=never"):
@@ -198,7 +196,7 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_difference(toy: Toy)
 def test_a_checkpoint_of_an_unknown_format_is_refused(toy: Toy) -> None:
     config = toy()
     train(config)
-    run = Run.find(config)
+    run = run_of(config)
     (run.folder / "summary.json").unlink()
     checkpoint = torch.load(run.checkpoints / "last.ckpt", weights_only=True)
     checkpoint[STATE]["record"] |= {"format": 99, "version": "9.9"}
@@ -216,12 +214,12 @@ def test_a_run_from_a_parent_is_the_longer_run_where_nothing_else_differs(
     options = ("schedule=constant", DROPOUT)
     parent = toy(*options)
     train(parent)
-    before = {path: path.read_bytes() for path in Run.find(parent).folder.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in run_of(parent).folder.rglob("*") if path.is_file()}
     long = toy("trainer.max_steps=16", *options, f"output_dir={tmp_path / 'long'}")
-    child = toy("trainer.max_steps=16", *options, f"resume={Run.find(parent).folder}")
+    child = toy("trainer.max_steps=16", *options, f"resume={run_of(parent).folder}")
     expected, summary = train(long), train(child)
     assert "trainer.max_steps: 8 → 16" in capsys.readouterr().err
-    runs = Run.find(long), Run.find(child)
+    runs = run_of(long), run_of(child)
     weights_and_optimizer = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
     assert_equal_checkpoints(*(run.checkpoints / "last.ckpt" for run in runs), only=weights_and_optimizer)
     assert lines_without_times(runs[0])[8:] == lines_without_times(runs[1])
@@ -237,28 +235,26 @@ def test_a_run_from_a_parent_keeps_its_own_hyperparameters_score_and_patience(to
     parent = toy("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=9")
     assert train(parent)["steps"] == 8
     options = ("trainer.max_steps=24", "optim.lr=1e-4", "optim.weight_decay=0.3", "schedule=linear")
-    child = toy(
-        *options, f"resume={Run.find(parent).folder}", "callbacks=early_stopping", "callbacks.early_stopping.patience=9"
-    )
+    child = toy(*options, f"resume={run_of(parent).folder}", "callbacks=early_stopping", "callbacks.early_stopping.patience=9")
     assert train(child)["steps"] == 24
-    lines = lines_without_times(Run.find(child))
+    lines = lines_without_times(run_of(child))
     assert int(lines[0]["step"]) == 9
     fresh = toy(*options, "name=fresh")
     train(fresh)
-    assert [line["lr"] for line in lines] == [line["lr"] for line in lines_without_times(Run.find(fresh))][8:]
-    groups = torch.load(Run.find(child).checkpoints / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert [line["lr"] for line in lines] == [line["lr"] for line in lines_without_times(run_of(fresh))][8:]
+    groups = torch.load(run_of(child).checkpoints / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
-    assert Run.find(child).summary["best/step"] > 8  # type: ignore[index]
+    assert run_of(child).summary["best/step"] > 8  # type: ignore[index]
 
 
 def test_a_parent_may_be_a_single_checkpoint_and_its_damaged_last_is_passed_over(toy: Toy) -> None:
     parent = toy()
     train(parent)
-    checkpoints = Run.find(parent).checkpoints
+    checkpoints = run_of(parent).checkpoints
     one = toy("trainer.max_steps=12", f"resume={checkpoints / 'previous.ckpt'}", "name=one")
     train(one)
     damage(checkpoints / "last.ckpt", random.Random(0))
-    other = toy("trainer.max_steps=12", f"resume={Run.find(parent).folder}", "name=other")
+    other = toy("trainer.max_steps=12", f"resume={run_of(parent).folder}", "name=other")
     train(other)
     assert_equal_runs(one, other)
 
@@ -274,10 +270,10 @@ def test_a_parent_may_be_a_single_checkpoint_and_its_damaged_last_is_passed_over
 def test_a_parent_that_does_not_fit_is_refused_and_leaves_no_folder(toy: Toy, changes: tuple[str, ...], message: str) -> None:
     parent = toy()
     train(parent)
-    config = toy(*changes, f"resume={Run.find(parent).folder}", "name=child")
+    config = toy(*changes, f"resume={run_of(parent).folder}", "name=child")
     with pytest.raises(UserError, match=message):
         train(config)
-    assert not Run.find(config).folder.exists()
+    assert not run_of(config).folder.exists()
 
 
 def test_a_run_that_differs_in_its_length_alone_is_pointed_out(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +283,7 @@ def test_a_run_that_differs_in_its_length_alone_is_pointed_out(toy: Toy, capsys:
     train(toy("trainer.max_steps=6"))
     assert "differs in" not in capsys.readouterr().err
     train(toy("trainer.max_steps=16"))
-    folder = Run.find(short).folder
+    folder = run_of(short).folder
     assert f"{folder} differs in trainer.max_steps: 8 → 16 alone, and has 8 steps" in (hint := capsys.readouterr().err)
     assert f"resume={folder}" in hint
 
@@ -297,10 +293,10 @@ def test_another_division_of_the_same_rows_goes_on_from_a_parent(toy: Toy, tmp_p
     train(parent)
     whole = toy("data.batch_size=16", "schedule=constant", "trainer.max_steps=16", f"output_dir={tmp_path / 'whole'}")
     parts = ("data.batch_size=4", "trainer.accumulate_grad_batches=4", "schedule=constant", "trainer.max_steps=16")
-    divided = toy(*parts, f"resume={Run.find(parent).folder}")
+    divided = toy(*parts, f"resume={run_of(parent).folder}")
     expected, summary = train(whole), train(divided)
     assert summary["val/loss"] == pytest.approx(expected["val/loss"], abs=1e-5)
-    losses = [[float(line["train/loss"]) for line in lines_without_times(Run.find(each))] for each in (whole, divided)]
+    losses = [[float(line["train/loss"]) for line in lines_without_times(run_of(each))] for each in (whole, divided)]
     assert losses[1] == pytest.approx(losses[0][8:], abs=1e-5)
 
 
@@ -310,7 +306,7 @@ def test_another_division_of_the_same_rows_goes_on_from_a_parent(toy: Toy, tmp_p
 def test_training_goes_on_without_a_checkpoint_but_does_not_end_without_one(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import mlm_lightning.callbacks.checkpoint as callbacks
+    import mlm_lightning.training.callbacks.checkpoint as callbacks
 
     options = ("callbacks.checkpoint.every_n_train_steps=1", DROPOUT)
     whole, poor = (toy(f"output_dir={tmp_path / name}", *options) for name in ("whole", "poor"))
@@ -331,7 +327,7 @@ def test_training_goes_on_without_a_checkpoint_but_does_not_end_without_one(
     report = capsys.readouterr().err
     assert "step 3 could not be written: No space left on device. The one of step 2 is kept; training goes on" in report
     assert "step 4" in report
-    run = Run.find(poor)
+    run = run_of(poor)
     position = run.last_checkpoint()
     assert position is not None
     assert position.step == 7

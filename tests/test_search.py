@@ -12,9 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from mlm_lightning.__main__ import main
-from mlm_lightning.compose import composer
-from mlm_lightning.runs import Run
-from mlm_lightning.search import distribution, open_study
+from mlm_lightning.config.compose import composer
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.sweeps.search import distribution, open_study
 
 SPACE = ("optim.lr=tag(log, interval(1e-4, 1e-1))", "model.num_layers=choice(1,2)")
 SETTINGS = {"trials": 1, "prune": True, "direction": "minimize"}

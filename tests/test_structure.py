@@ -16,7 +16,7 @@ PACKAGE = Path(mlm_lightning.__file__).parent
 # from the bottom up; a module imports from layers below its own, or from its own layer where IN_LAYER says so
 LAYERS = (
     ("batch", "files", "errors"),
-    ("randomness", "checkpoints", "lightning_internals", "values", "messages"),
+    ("randomness", "checkpoints", "lightning_internals", "values", "messages", "run_lock"),
     ("masking", "metrics", "optim", "data", "data.*", "models", "models.*"),
     ("config", "module", "data.datamodule", "loggers"),
     ("compose", "callbacks", "callbacks.*", "runs"),
@@ -169,7 +169,7 @@ def test_a_synthetic_run_imports_no_text_libraries(tmp_path):
         import sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from conftest import composed
-        from mlm_lightning.commands.train import train
+        from helpers import train
         summary = train(composed("output_dir=outputs", "trainer.max_steps=2", "trainer.val_check_interval=2"))
         assert summary["steps"] == 2, summary
     """

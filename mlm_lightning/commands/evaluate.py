@@ -49,6 +49,7 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     from mlm_lightning.config.compose import read_config
     from mlm_lightning.config.parse import parse
     from mlm_lightning.config.settings import Composed
+    from mlm_lightning.data.condition import packs_documents
     from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.data.tokenizer import TRAIN, keys_of
     from mlm_lightning.runs.load import load_run, locate

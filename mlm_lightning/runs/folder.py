@@ -16,8 +16,8 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +26,12 @@ import torch
 
 from mlm_lightning.config.compose import config_yaml
 from mlm_lightning.config.settings import Composed, Settings
-from mlm_lightning.errors import BusyError, ConfigError, UserError
+from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, differences, flat
 from mlm_lightning.runs.environment import describe_environment, of_last_digits
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
+from mlm_lightning.runs.lock import is_locked, locked
 from mlm_lightning.runs.position import Position
 
 log = logging.getLogger(__name__)
@@ -38,32 +39,6 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = (LAST, PREVIOUS)
 
 Status = Literal["complete", "running", "failed", "pruned", "interrupted", "missing"]
-
-# A lock belongs to an open file, and a forked data worker inherits that: it would hold the lock of a killed run for seconds.
-_held_locks: set[int] = set()
-
-
-def _close_held_locks() -> None:
-    for descriptor in _held_locks:
-        os.close(descriptor)
-    _held_locks.clear()
-
-
-def _lock(descriptor: int, patience: float) -> None:
-    """Locks an open file. Raises OSError where another process keeps it for longer than `patience` seconds."""
-    import fcntl
-
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.05)
-
-
-os.register_at_fork(after_in_child=_close_held_locks)
 
 
 @dataclass
@@ -97,7 +72,7 @@ class Run:
         """Where the run stands. `interrupted`: stopped or killed, and continued by the same command."""
         if (self.folder / "summary.json").is_file():
             return "complete"
-        if self.is_locked():
+        if is_locked(self.folder):
             return "running"
         for name, status in (("error.json", "failed"), ("pruned.json", "pruned")):
             if (self.folder / name).is_file():
@@ -112,53 +87,9 @@ class Run:
                 return str(content.get("message", ""))
         return ""
 
-    def is_locked(self) -> bool:
-        """Whether a process is working in the run."""
-        import fcntl
-
-        try:
-            with (self.folder / ".lock").open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Creates the folder and holds its lock; BusyError if another process holds it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            problem = f"{self.folder} cannot be made there: {error.strerror}"
-            raise ConfigError("output_dir", str(self.folder.parent.parent), problem) from error
-        with (self.folder / ".lock").open("a+") as lock:
-            try:
-                _lock(lock.fileno(), patience=2.0)  # a process that was just killed may still be dying
-            except OSError as error:
-                lock.seek(0)
-                raise BusyError(
-                    f"{self.folder}: process {lock.read().strip() or '?'} is working in this run; wait for it, or stop it first"
-                ) from error
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            _held_locks.add(lock.fileno())
-            try:
-                yield
-            finally:
-                _held_locks.discard(lock.fileno())
-                lock.truncate(0)
-                if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [".lock"]:
-                    self._remove_empty()
-
-    def _remove_empty(self) -> None:
-        """Leaves nothing behind of a run that never started."""
-        (self.folder / ".lock").unlink()
-        for folder in (self.folder, self.folder.parent, self.folder.parent.parent):
-            with contextlib.suppress(OSError):  # others are in it
-                folder.rmdir()
+        return locked(self.folder)
 
     def move_aside(self) -> Path | None:
         """Moves the folder to `<name>/.old/`; never deletes."""

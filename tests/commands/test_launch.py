@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 from conftest import TOY
-from helpers import AT, At, assert_equal_results
+from helpers import AT, At, assert_equal_results, run_of, train
 
-from mlm_lightning.commands.launch import check_environment
-from mlm_lightning.commands.train import train
 from mlm_lightning.config import TrainerSettings
 from mlm_lightning.errors import Interrupted, UserError
-from mlm_lightning.runs import Run
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.training.ranks import check_environment
 
 Toy = Callable[..., dict[str, Any]]
 
@@ -38,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     config = composed(f"output_dir={tmp_path_factory.mktemp('whole')}", *TWO, *STEPS)
     train(config)
-    return Run.find(config)
+    return run_of(config)
 
 
 def start(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
@@ -126,7 +125,7 @@ def test_two_ranks_that_are_stopped_go_on_to_the_same_result(
         inode, drawn = next(tmp_path.rglob("metrics.csv")).stat().st_ino, lines_of(tmp_path)
     config = toy(*TWO, *STEPS)
     train(config)
-    assert_equal_results(Run.find(config), whole)
+    assert_equal_results(run_of(config), whole)
 
 
 @pytest.mark.slow
@@ -160,7 +159,7 @@ def test_another_number_of_ranks_is_refused_with_the_values_that_fit_and_these_c
     At.set(("train", 5, 0), lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
         train(one)
-    folder = Run.find(one).folder
+    folder = run_of(one).folder
     with pytest.raises(UserError) as error:
         train(toy(*options, "trainer.devices=2", "trainer.strategy=ddp"))
     for part in ("have 16", "would have 32", f"data.batch_size=8 resume={folder}", "1 process(es) again"):

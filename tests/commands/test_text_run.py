@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed
+from helpers import run_of, train
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.export import export
 from mlm_lightning.commands.predict import predict
-from mlm_lightning.commands.train import train
 from mlm_lightning.errors import UserError
-from mlm_lightning.runs import Run, load_run
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.load import load_run
 
 VOCABULARY = "the a cat dog bird sees hears follows quiet loud old young river house garden and near of walking walked"
 WORDS = VOCABULARY.split(" ")
@@ -63,7 +64,7 @@ def trained(folder: Path, *model: str) -> TextRun:
     corpus = write_documents(folder / "corpus.txt", seed=0)
     config = text_config(folder, corpus, *model)
     train(config)
-    return TextRun(Run.find(config), corpus, folder / "cache")
+    return TextRun(run_of(config), corpus, folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,7 @@ def test_further_documents_are_read_with_the_runs_own_tokens(transformer: TextRu
     assert evaluate(last, [further])["val/loss_other"] == alone["val/loss"]
 
     other.write_text(other.read_text() + "something else .\n")
-    (Run.find(config).folder / "summary.json").unlink()
+    (run_of(config).folder / "summary.json").unlink()
     with pytest.raises(UserError, match=r"data files: .*→"):
         train(config)
 

@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import AT, At, assert_equal_checkpoints, lines_without_times, timeless
+from helpers import AT, At, assert_equal_checkpoints, lines_without_times, run_of, timeless, train
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
-from mlm_lightning.commands.train import train
 from mlm_lightning.config import problems
 from mlm_lightning.data import stream as stream_module
 from mlm_lightning.data.datamodule import MLMDataModule
@@ -34,7 +33,6 @@ from mlm_lightning.data.stream import StreamedDocuments, StreamError, StreamRows
 from mlm_lightning.data.tokenizer import open_tokenizer
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.masking import Bernoulli
-from mlm_lightning.runs import Run
 
 L = 8
 HELD_OUT = 9
@@ -438,7 +436,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
             train(cut)
         assert len(entries(index)) > step * 16 // 20
     assert train(cut)["steps"] == 60
-    runs = [Run.find(whole), Run.find(cut)]
+    runs = [run_of(whole), run_of(cut)]
     # not the curves: of parts that begin in one second TensorBoard takes the tenth for one before the ninth
     assert timeless(runs[0].summary or {}) == timeless(runs[1].summary or {}) != {}
     assert lines_without_times(runs[0]) == lines_without_times(runs[1])
@@ -577,7 +575,7 @@ def test_what_asks_for_epochs_is_refused_before_anything_is_made(streamed: Toy) 
 def test_without_an_interval_validation_is_at_the_end_and_no_epoch_is_logged(streamed: Toy) -> None:
     config = streamed("run", "trainer.val_check_interval=null")
     train(config)
-    lines = lines_without_times(Run.find(config))
+    lines = lines_without_times(run_of(config))
     assert [line["step"] for line in lines if line.get("val/loss")] == ["8"]
     assert not any(line.get("train/epoch") for line in lines)
 

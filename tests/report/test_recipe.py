@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from conftest import TOY, composed
 
-from mlm_lightning.compose import composer, to_plain
+from mlm_lightning.config.compose import composer, to_plain
 from mlm_lightning.report.recipe import command_of
 from mlm_lightning.report.results import Result
-from mlm_lightning.runs import identity
+from mlm_lightning.runs.identity import identity
 
 
 def result_of(config: dict[str, Any], **more: Any) -> Result:
