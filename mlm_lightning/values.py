@@ -186,8 +186,11 @@ def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigErro
         inner, *metadata = get_args(member)
         bounds = [bound for each in metadata for bound in _bounds(each)]
         if not all(_holds(value, bound) for bound in bounds):  # a comparison with nan does not hold
-            subject = "" if value is whole else f"{value} "
-            yield ConfigError(key, whole, f"{subject}must be {_range(bounds)}", _remedy(member))
+            must_be = f"must be {_range(bounds)}"
+            if value is whole:
+                yield ConfigError(key, value, must_be, _remedy(member))
+            else:  # an element of a list
+                yield ConfigError(key, NO_VALUE, f"{value} {must_be}", _remedy(member))
     if isinstance(value, list | tuple) and (elements := get_args(inner)):
         for each in value:
             yield from _outside(key, each, elements[0], whole)

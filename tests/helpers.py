@@ -35,6 +35,13 @@ def run_of(config: dict[str, Any]) -> Run:
     return Run.find(settings_of(config))
 
 
+def conditions_of(config: dict[str, Any]) -> list[Any]:
+    """The conditions of an evaluation, on sources that need no preparation."""
+    from mlm_lightning.config.build import prepare
+
+    return prepare(settings_of(config))
+
+
 def problems(config: dict[str, Any], trusted: bool = True) -> list[str]:
     """What is wrong with a config, a line each."""
     from mlm_lightning.errors import ConfigError, InvalidConfigError

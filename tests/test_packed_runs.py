@@ -9,13 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import composed
-from helpers import run_of, train
+from helpers import problems, run_of, settings_of, train
 from torch import Tensor, nn
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.predict import predict
-from mlm_lightning.config import build_eval_maskings, problems
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.source import Rows, Source, Split
 from mlm_lightning.errors import UserError
@@ -164,11 +163,8 @@ def test_a_run_without_packing_is_evaluated_on_packed_rows(tmp_path: Path) -> No
     run = run_of(settings)
     loss = evaluate(str(run.folder), ["data.packed=true"], trust=True)["val/loss"]
 
-    maskings = build_eval_maskings(settings)
-    batches = MLMDataModule(PackedDocuments(), next(iter(maskings.values())), maskings, batch_size=40, seed=0).eval_batches(
-        "val", next(iter(maskings))
-    )
-    batch = batches[0]
+    module = MLMDataModule(PackedDocuments(), settings_of(settings).masking.instance, batch_size=40)
+    batch = module.eval_batches("val", module.conditions[0])[0]
     loss_sum = predicted = 0.0
     for number, length in ((1, 3), (2, 4), (3, 4)):
         of_document_BL = batch.attention_mask_BL == number

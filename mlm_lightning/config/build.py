@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mlm_lightning.config.settings import Node, Settings
-from mlm_lightning.data.condition import Condition, packs_documents
+from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import Source, Split
 from mlm_lightning.errors import NO_VALUE, ConfigError, InvalidConfigError, config_errors
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
@@ -135,12 +135,11 @@ def moved_errors(names: Sequence[str]) -> Iterator[None]:
 # model and training
 
 
-def build_model(settings: Settings, conditions: Sequence[Condition]) -> nn.Module:
-    """The model for the sources of these conditions, initialised as a function of the seed alone."""
-    seed_torch(settings.seed, Stream.INITIALISATION)
-    source = conditions[0].source
+def build_model(model: Node, seed: int, source: Source, separate_documents: bool = False) -> nn.Module:
+    """The model for a source, initialised as a function of the seed alone."""
+    seed_torch(seed, Stream.INITIALISATION)
     arguments = {"vocab_size": source.vocab.size, "pad_token_id": source.vocab.pad_id}
-    return model_for(settings.model, source.seq_len, packs_documents(conditions), **arguments)
+    return model_for(model, source.seq_len, separate_documents, **arguments)
 
 
 def model_for(model: Node, seq_len: int, separate_documents: bool, **arguments: Any) -> nn.Module:

@@ -128,12 +128,12 @@ def parse(composed: Composed, trusted: bool = True) -> Settings:
     trainer = _trainer(findings, config.get("trainer"))
 
     data = findings.node("data", source_part, Source, trusted, also=loader_keys)
-    masking = findings.node("masking", config.get("masking"), Masking, trusted)
-    model = findings.node("model", config.get("model"), nn.Module, trusted)
+    masking = findings.node("masking", config.get("masking", {}), Masking, trusted)
+    model = findings.node("model", config.get("model", {}), nn.Module, trusted)
     optim = schedule = workers = None
     if trusted:
-        optim = findings.node("optim", config.get("optim"), Optimizer, trusted)
-        schedule = findings.node("schedule", config.get("schedule"), None, trusted)
+        optim = findings.node("optim", config.get("optim", {}), Optimizer, trusted)
+        schedule = findings.node("schedule", config.get("schedule", {}), None, trusted)
         workers = findings.node("prepare", config.get("prepare"), Workers, trusted)
     callbacks = findings.nodes("callbacks", config.get("callbacks"), "Callback", trusted)
     logger = findings.nodes("logger", config.get("logger"), "Logger", trusted)

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mlm_lightning.config.build import build_each, build_model, build_optimizer, prepare
 from mlm_lightning.config.settings import Settings
-from mlm_lightning.data.condition import Condition, fingerprint
+from mlm_lightning.data.condition import Condition, fingerprint, packs_documents
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.errors import ConfigError, mistakes
 from mlm_lightning.files import UNWRITABLE
@@ -101,7 +101,7 @@ def _assemble(settings: Settings, conditions: list[Condition], from_parent: bool
     source, masking = conditions[0].source, settings.masking.instance
     plan = settings.trainer.plan(source.num_rows(), settings.loader.batch_size)
     with mistakes():
-        model = build_model(settings, conditions)
+        model = build_model(settings.model, settings.seed, source, packs_documents(conditions))
     module = MLMModule(
         model,
         conditions,

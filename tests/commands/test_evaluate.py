@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from mlm_lightning.__main__ import main
 from mlm_lightning.batch import IGNORE_INDEX
 from mlm_lightning.commands.evaluate import evaluate
+from mlm_lightning.config.compose import read_config
 from mlm_lightning.data.source import SPLITS
 from mlm_lightning.data.tree import TreeSource
 from mlm_lightning.errors import UserError
@@ -145,7 +146,7 @@ def test_the_runs_own_data_is_not_evaluated_twice(
 
 def test_further_data_counted_by_hand(run: Run, further: dict[str, Any]) -> None:
     """Rows, masks, model and oracle put together without the loaders, the module or Lightning."""
-    source = TreeSource(depth=2, num_symbols=3, filter_level=2, grammar_seed=run.config["data"]["grammar_seed"], val_size=40)
+    source = TreeSource(depth=2, num_symbols=3, filter_level=2, grammar_seed=read_config(run.folder).get("data.grammar_seed"), val_size=40)
     tokens_BL = source.rows("val")[torch.arange(40)]
     batch = Bernoulli(rate=0.15).frozen()(tokens_BL, torch.arange(40), vocab=source.vocab, key=key(0, SPLITS.index("val")))
     predicted_BL = batch.labels_BL != IGNORE_INDEX
@@ -191,7 +192,7 @@ def test_further_data_leaves_the_training_as_it_was(tmp_path: Path, run: Run) ->
     assert run.summary is not None
     same = {name: value for name, value in run.summary.items() if name.startswith(("val/", "best/", "step"))}
     assert {name: summary[name] for name in same} == same
-    assert identity(config) != identity(run.config)
+    assert identity(config) != identity(read_config(run.folder).config)
     assert_equal_checkpoints(
         run.checkpoints / "last.ckpt", run_of(config).checkpoints / "last.ckpt", only=("state_dict", "optimizer_states")
     )

@@ -105,7 +105,7 @@ def test_a_class_in_this_folder_is_found(
     """As in `mlm train`: the console script does not look here by itself."""
     (tmp_path / "prepared_here.py").write_text(
         "from mlm_lightning.data.uniform import UniformSource\n\n\n"
-        "class Mine(UniformSource):\n    def prepare(self):\n        print('prepared')\n"
+        "class Mine(UniformSource):\n    def prepare(self, workers=None):\n        print('prepared')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))

@@ -3,14 +3,15 @@
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import TOY, composed
 from helpers import assert_equal_results, failing, run_of, runs_in, start_sweep, steps_of, train, wait_for
 
 from mlm_lightning.__main__ import main
+from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.sweeps.pool import Slot, slots
 
 SEEDS = "seed=0,1,2,3"
@@ -152,14 +153,13 @@ def test_several_ranks_in_a_sweep(tmp_path: Path) -> None:
 
 
 def test_runs_at_the_same_time_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    config: dict[str, Any] = {"trainer": {"accelerator": "auto", "devices": 1}}
-    assert slots(1, config) == [Slot(None, None)]
+    trainer = TrainerSettings(accelerator="auto", max_steps=1)
+    assert slots(1, trainer) == [Slot(None, None)]
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("mlm_lightning.sweeps.pool.num_cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert slots(3, config) == [Slot(2, "4"), Slot(2, "6"), Slot(2, "4")]
-    config["trainer"]["accelerator"] = "cpu"
-    assert slots(2, config) == [Slot(4, None), Slot(4, None)]
+    assert slots(3, trainer) == [Slot(2, "4"), Slot(2, "6"), Slot(2, "4")]
+    assert slots(2, replace(trainer, accelerator="cpu")) == [Slot(4, None), Slot(4, None)]
 
 
 @pytest.mark.slow

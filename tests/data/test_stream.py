@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import AT, At, assert_equal_checkpoints, lines_without_times, run_of, timeless, train
+from helpers import AT, At, assert_equal_checkpoints, lines_without_times, problems, run_of, timeless, train
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
-from mlm_lightning.config import problems
 from mlm_lightning.data import stream as stream_module
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.encoder import Encoder
@@ -448,7 +447,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_accumulation_and_ranks_see_the_rows_of_one_large_batch(tmp_path: Path, folder: Path, texts: list[str]) -> None:
     source, masking, read = Streamed(str(folder), str(tmp_path / "index"), 20), Bernoulli(rate=0.3), {}
     for batch_size, world_size in ((48, 1), (16, 1), (16, 3), (8, 3)):
-        module = MLMDataModule(source, masking, {("",): masking.frozen()}, batch_size, seed=3)
+        module = MLMDataModule(source, masking, batch_size=batch_size, seed=3)
         ranks = [module.train_batches(rank, world_size) for rank in range(world_size)]
         batches = [ranks[i % world_size][i // world_size] for i in range(480 // batch_size)]
         read[batch_size, world_size] = [torch.cat([each[part] for each in batches]) for part in (0, 1, 4)]

@@ -173,7 +173,7 @@ def train_killed(case: Case, folder: Path, name: str, draw: random.Random) -> Co
 
 def run_in(folder: Path) -> Run:
     (summary,) = folder.glob("*/*/summary.json")
-    return Run(summary.parent, read_config(summary.parent))
+    return Run(summary.parent)
 
 
 # the campaign

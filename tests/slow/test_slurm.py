@@ -60,7 +60,7 @@ def test_a_job_that_is_told_to_end_is_run_again_and_ends_as_if_it_had_not_been(
     assert f"SLURM will run job {job} again" in said
     assert "continuing" in said
     (folder,) = (outputs / "default").iterdir()
-    assert_equal_results(Run(folder, {}), run_of(whole))
+    assert_equal_results(Run(folder), run_of(whole))
 
 
 def lines_of(folder: Path) -> int:

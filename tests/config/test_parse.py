@@ -11,25 +11,16 @@ import lightning
 import pytest
 import torch
 from conftest import composed
+from helpers import conditions_of, problems, settings_of
 
-from mlm_lightning import config as config_module
-from mlm_lightning.config import (
-    TrainerSettings,
-    build_each,
-    build_eval_maskings,
-    build_model,
-    build_optimizer,
-    build_source,
-    check,
-    matches,
-    prepare_sources,
-    problems,
-    resolve_target,
-    suggestion,
-)
+from mlm_lightning.config.build import build_each, build_model, build_optimizer
+from mlm_lightning.config.signatures import resolve_target
+from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
+from mlm_lightning.data.condition import sources
 from mlm_lightning.data.uniform import UniformSource
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Single, Span
+from mlm_lightning.values import matches, suggestion
 
 CPU = {"accelerator": "cpu", "max_steps": 100}
 OWNED = {
@@ -178,11 +169,11 @@ def test_any_other_precision_stays():
         ({"accelerator": "gpuu"}, "trainer.accelerator=gpuu: unknown; did you mean 'gpu'?"),
         ({"precision": "bf17"}, "trainer.precision=bf17: unknown; did you mean 'bf1"),
         ({"max_steps": None}, "both null"),
-        ({"max_steps": 0}, "trainer.max_steps=0: give a whole number above 0"),
-        ({"max_epochs": -1}, "trainer.max_epochs=-1: give a whole number above 0"),
+        ({"max_steps": 0}, "trainer.max_steps=0: must be at least 1"),
+        ({"max_epochs": -1}, "trainer.max_epochs=-1: must be at least 1"),
         ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0"),
-        ({"gradient_clip_val": -1.0}, "trainer.gradient_clip_val=-1.0: give a number above 0"),
-        ({"val_check_interval": 1.5}, "trainer.val_check_interval=1.5: give a whole number, or a share"),
+        ({"gradient_clip_val": -1.0}, "trainer.gradient_clip_val=-1.0: must be above 0"),
+        ({"val_check_interval": 1.5}, "trainer.val_check_interval=1.5: must be above 0 and at most 1; give a whole number, or a share"),
         ({"limit_val_batches": -1}, "trainer.limit_val_batches=-1"),
         ({"devices": 0}, "trainer.devices=0"),
         ({"devices": "two"}, "trainer.devices=two"),
@@ -208,7 +199,7 @@ def test_every_argument_of_lightnings_trainer_is_a_setting_or_owned():
     ours = set(inspect.signature(TrainerSettings).parameters)
     assert ours - {"auto_requeue"} <= lightnings  # which is one of Lightning's SLURMEnvironment
     assert lightnings - ours == OWNED
-    assert set(config_module._OWNED_TRAINER_KEYS) == OWNED
+    assert set(OWNED_KEYS) == OWNED
 
 
 @pytest.mark.parametrize("key", sorted(OWNED))
@@ -243,7 +234,7 @@ def test_all_problems_are_listed_at_once_with_suggestions():
         [
             "sede: unknown key of the config; did you mean 'seed'?",
             "eval.sed: unknown key of eval; did you mean 'seed'?",
-            "data.batch_size=0: give a number of rows above 0",
+            "data.batch_size=0: must be at least 1; give a number of rows",
             "trainer.fast_dev_run: mlm_lightning sets this itself; use trainer=smoke",
             "trainer.max_step: unknown key of the trainer; did you mean 'max_steps'?",
             "data.dpeth: unknown key of TreeSource; did you mean 'depth'?",
@@ -281,7 +272,7 @@ def test_what_is_missing_is_named(key):
         (["model._target_=torch.optim.SGD"], "model._target_=torch.optim.SGD: is no subclass of Module"),
         (["~model"], "model: has no _target_; it names the class, e.g. model._target_=package.module.Class"),
         (["eval.masking=bernouli"], "eval.masking=bernouli: unknown; did you mean 'bernoulli'?"),
-        (["eval.mask_rates=[0.15,1.5]"], "eval.mask_rates: 1.5 is no masking rate"),
+        (["eval.mask_rates=[0.15,1.5]"], "eval.mask_rates: 1.5 must be above 0 and at most 1"),
         (["model.decoder_output_activation=softmax"], "model.decoder_output_activation=softmax cannot go with a cross-entropy"),
         (["model.embedding_agg=mean"], "model.embedding_agg=mean merges all positions"),
         (["model.nhead=3"], "model.nhead=3 does not divide model.d_model=16"),
@@ -314,7 +305,7 @@ def test_a_problem_says_what_to_do(overrides, problem):
 
 def test_check_raises_one_error_with_a_line_for_each():
     with pytest.raises(UserError) as error:
-        check(composed("sede=1", "data.dpeth=3"))
+        settings_of(composed("sede=1", "data.dpeth=3"))
     assert len(str(error.value).splitlines()) == 2
 
 
@@ -354,7 +345,7 @@ def test_a_users_class_is_checked_like_ours(tmp_path, monkeypatch):
         "mlm_lightning.masking.Bernoulli.frozen",
         "mlm_lightning.masking.dataclass",
         "mlm_lightning.masking.randomness",
-        "mlm_lightning.config.resolve_target",
+        "mlm_lightning.config.signatures.resolve_target",
         "mlm_lightning.models.transformer.nn.Linear",
         "",
         None,
@@ -369,7 +360,7 @@ def test_a_refused_target_is_not_even_imported():
     """Importing runs code: a stranger's module must stay unread."""
     code = (
         "import sys\n"
-        "from mlm_lightning.config import resolve_target\nfrom mlm_lightning.errors import UserError\n"
+        "from mlm_lightning.config.signatures import resolve_target\nfrom mlm_lightning.errors import UserError\n"
         "for path in ('this.s', 'antigravity.open', 'wave.open'):\n"
         "    try: resolve_target(path, trusted=False)\n"
         "    except UserError: pass\n"
@@ -422,12 +413,11 @@ def test_a_target_that_is_not_there_is_named(path):
 
 
 def test_the_model_is_a_function_of_the_seed_alone():
-    config = composed()
-    source = build_source(config)
+    settings = settings_of(composed())
     models = []
     for seed, disturbance in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(disturbance)
-        models.append(build_model(config | {"seed": seed}, source.vocab, source.seq_len).state_dict())
+        models.append(build_model(settings.model, seed, settings.data.instance).state_dict())
     first, same, other = models
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
@@ -435,15 +425,16 @@ def test_the_model_is_a_function_of_the_seed_alone():
 
 def test_a_fused_optimizer_is_not_used_with_float16():
     group = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]
-    assert build_optimizer(composed())(group).defaults["fused"] is True
-    assert build_optimizer(composed("trainer.precision=16-mixed"))(group).defaults["fused"] is False
+    optim = settings_of(composed()).optim
+    assert build_optimizer(optim, "32-true")(group).defaults["fused"] is True
+    assert build_optimizer(optim, "16-mixed")(group).defaults["fused"] is False
 
 
 def test_the_conditions_of_an_evaluation():
     """Plain names are the training's condition; a rate that is the training's has both names, and no second pass."""
     config = composed("masking.rate=0.2", "eval.mask_rates=[0.2,0.5,0.5]")
-    conditions = build_eval_maskings(config)
-    assert list(conditions) == [("", "_rate_0.20"), ("_rate_0.50",)]
+    conditions = {condition.names: condition.masking for condition in conditions_of(config)}
+    assert list(conditions) == [("", "rate_0.20"), ("rate_0.50",)]
     assert [masking.rate for masking in conditions.values()] == [0.2, 0.5]
     assert all(masking.mask_share == 1.0 for masking in conditions.values())
     assert all(isinstance(masking, Bernoulli) for masking in conditions.values())
@@ -452,10 +443,10 @@ def test_the_conditions_of_an_evaluation():
 def test_a_scheduled_rate_is_evaluated_at_its_end():
     rate = "masking.rate={start: 0.4, end: 0.2, schedule: cosine}"
     config = composed(rate, "eval.mask_rates=[0.2,0.4]")
-    conditions = build_eval_maskings(config)
-    assert list(conditions) == [("", "_rate_0.20"), ("_rate_0.40",)]
+    conditions = {condition.names: condition.masking for condition in conditions_of(config)}
+    assert list(conditions) == [("", "rate_0.20"), ("rate_0.40",)]
     assert [masking.rate for masking in conditions.values()] == [0.2, 0.4]
-    (masking,) = build_eval_maskings(composed(rate, "eval.masking=span")).values()
+    (masking,) = (condition.masking for condition in conditions_of(composed(rate, "eval.masking=span")))
     assert masking == Span(rate=0.2).frozen()
 
 
@@ -466,7 +457,7 @@ def test_what_is_wrong_with_a_scheduled_rate_is_listed_at_once(kind):
 
     assert found("{start: 0.4, end: 1, schedule: cosine}") == []
     assert sorted(found("{strat: 0.3, end: high, schedule: step}")) == [
-        "masking.rate.end='high': should be a number",
+        "masking.rate.end='high': should be a number; a share of the tokens, such as 0.15",
         "masking.rate.schedule='step': should be linear or cosine",
         "masking.rate.start: no value given; RateSchedule needs it",
         "masking.rate.strat: unknown key of RateSchedule; did you mean 'start'?",
@@ -486,17 +477,15 @@ def test_further_data_is_a_further_condition_unless_it_is_the_runs_own():
     """Names for equal keys share one pass, whatever order they come in."""
     levels = "{k0: {filter_level: 0}, k1: {filter_level: 1}, one: {filter_level: 1, depth: 2}, k2: {filter_level: 2}}"
     config = composed("data.filter_level=2", "eval.mask_rates=[0.15,0.3]", f"eval.data={levels}")
-    conditions = build_eval_maskings(config)
-    assert list(conditions) == [("", "_k2", "_rate_0.15"), ("_rate_0.30",), ("_k0",), ("_k1", "_one")]
+    conditions = {condition.names: condition.masking for condition in conditions_of(config)}
+    assert list(conditions) == [("", "k2", "rate_0.15"), ("rate_0.30",), ("k0",), ("k1", "one")]
     assert [masking.rate for masking in conditions.values()] == [0.15, 0.3, 0.15, 0.15]
-    sources = prepare_sources(config)
-    assert {endings: source.filter_level for endings, source in sources.further.items()} == {("_k0",): 0, ("_k1", "_one"): 1}
-    assert sources.own.filter_level == 2
+    assert [condition.source.filter_level for condition in conditions_of(config)] == [2, 2, 0, 1]
 
 
 def test_further_data_with_a_target_is_whole():
     target = "{_target_: mlm_lightning.data.uniform.UniformSource, num_symbols: 3, seq_len: 4}"
-    (source,) = prepare_sources(composed(f"eval.data={{u: {target}}}")).further.values()
+    _, source = sources(conditions_of(composed(f"eval.data={{u: {target}}}")))
     assert isinstance(source, UniformSource)
     assert source.rows("train") is not None
 
@@ -505,21 +494,21 @@ def test_a_run_from_before_further_data_can_be_evaluated():
     config = composed()
     del config["eval"]["data"]
     assert problems(config) == []
-    assert list(build_eval_maskings(config)) == [("",)]
+    assert [condition.names for condition in conditions_of(config)] == [("",)]
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("span", Span), ("single", Single)])
 def test_another_kind_to_evaluate_with(kind, expected):
-    (masking,) = build_eval_maskings(composed(f"eval.masking={kind}", "masking.rate=0.2")).values()
+    (masking,) = (each.masking for each in conditions_of(composed(f"eval.masking={kind}", "masking.rate=0.2")))
     assert type(masking) is expected
     assert getattr(masking, "rate", 0.2) == 0.2
 
 
 def test_null_switches_a_callback_off(tmp_path):
-    nodes = composed("callbacks.checkpoint=null")["callbacks"]
+    nodes = settings_of(composed("callbacks.checkpoint=null")).callbacks.values()
     names = [type(each).__name__ for each in build_each(nodes, folder=str(tmp_path))]
     assert names == ["Throughput", "ProgressReport", "Samples"]
-    assert build_each(None) == []
+    assert settings_of(composed("callbacks=null")).callbacks == {}
 
 
 def test_steps_per_epoch_of_a_plan_is_a_fraction():

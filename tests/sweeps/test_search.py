@@ -13,11 +13,13 @@ from optuna.trial import TrialState
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.config.compose import composer
+from mlm_lightning.config.settings import SweepSettings
 from mlm_lightning.runs.folder import Run
-from mlm_lightning.sweeps.search import distribution, open_study
+from mlm_lightning.runs.study import open_study
+from mlm_lightning.sweeps.search import distribution
 
 SPACE = ("optim.lr=tag(log, interval(1e-4, 1e-1))", "model.num_layers=choice(1,2)")
-SETTINGS = {"trials": 1, "prune": True, "direction": "minimize"}
+SETTINGS = SweepSettings(jobs=1, retries=0, objective="val/loss", direction="minimize", trials=1, prune=True, seed=0)
 
 
 def search(folder: Path, trials: int, *overrides: str) -> int:
@@ -50,7 +52,7 @@ def test_a_search_that_goes_on_proposes_what_an_uninterrupted_one_proposes(tmp_p
     assert search(tmp_path / "cut", 3) == 0
     # a command that was killed leaves a trial without an end
     study = open_study(tmp_path / "cut" / "default", SETTINGS)
-    run = Run(next((tmp_path / "cut" / "default").glob("*num_layers*")), {})
+    run = Run(next((tmp_path / "cut" / "default").glob("*num_layers*")))
     before = run.summary
     assert search(tmp_path / "cut", 6) == 0
     assert run.summary == before
@@ -89,7 +91,7 @@ def test_a_run_that_falls_behind_is_given_up_and_a_single_command_completes_it(
     states = [trial.state for trial in open_study(tmp_path / "default", SETTINGS).trials]
     assert states == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED]
     (folder,) = (tmp_path / "default").glob("optim.lr=1e-09*")
-    run = Run(folder, {})
+    run = Run(folder)
     assert run.status == "pruned"
     assert "worse than the median" in run.reason
     assert "1 pruned" in capsys.readouterr().out

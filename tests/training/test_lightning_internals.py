@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mlm_lightning import lightning_internals
+from mlm_lightning.training import lightning_internals
 from mlm_lightning.training.lightning_internals import NEVER, add_summary, schedule_validation, validate_now
 from mlm_lightning.training.loggers import TensorBoardLogger
 

@@ -108,7 +108,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
     model = encoder()
     frozen = next(model.parameters())
     frozen.requires_grad_(False)
-    grouped = [id(p) for group in parameter_groups(model, 0.1) for p in group["params"]]
+    grouped = [id(p) for group in parameter_groups(model) for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters()} - {id(frozen)}
 
@@ -116,12 +116,13 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
 def test_a_tied_weight_is_listed_once():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5))
     model[1].weight = model[0].weight
-    assert sum(len(group["params"]) for group in parameter_groups(model, 0.1)) == 2
+    assert sum(len(group["params"]) for group in parameter_groups(model)) == 2
 
 
 def test_biases_and_norms_do_not_decay_and_the_rest_does():
     model = encoder()
-    decays = {id(p): group["weight_decay"] for group in parameter_groups(model, 0.1) for p in group["params"]}
+    optimizer = torch.optim.AdamW(parameter_groups(model), weight_decay=0.1)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     assert norms
     for name, parameter in model.named_parameters():
@@ -131,7 +132,7 @@ def test_biases_and_norms_do_not_decay_and_the_rest_does():
 def test_weight_decay_shrinks_matrices_alone():
     model = nn.Linear(2, 2)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.5), lr=0.1)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=0.1, weight_decay=0.5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -144,7 +145,7 @@ def test_weight_decay_shrinks_matrices_alone():
 
 def test_each_step_is_taken_at_its_own_factor():
     model = nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(parameter_groups(model, 0.0), lr=0.4)
+    optimizer = torch.optim.SGD(parameter_groups(model), lr=0.4)
     schedule = Cosine(warmup_steps=3)
     moving = scheduler(optimizer, schedule, 10)
     for step in range(10):

@@ -14,7 +14,7 @@ import pytest
 from conftest import TOY
 from helpers import AT, At, assert_equal_results, run_of, train
 
-from mlm_lightning.config import TrainerSettings
+from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.errors import Interrupted, UserError
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.training.ranks import check_environment
@@ -140,7 +140,7 @@ def test_two_machines_of_one_device_give_what_two_devices_of_one_machine_give(wh
         _, stderr = machine.communicate(timeout=120)
         assert machine.returncode == 0, stderr
     (folder,) = (tmp_path / "default").iterdir()
-    assert_equal_results(Run(folder, {}), whole)
+    assert_equal_results(Run(folder), whole)
     # the run is complete now, and both are told so
     again = [start(arguments, **variables, NODE_RANK=str(rank)) for rank in (0, 1)]
     reports = [machine.communicate(timeout=60)[1] for machine in again]
