@@ -30,13 +30,16 @@ attend to: K, or 1 where all may attend to the same positions.
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+from mlm_lightning.errors import ConfigError
 from mlm_lightning.models.packing import attendable, positions_within
+from mlm_lightning.values import checked
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -48,8 +51,7 @@ _OUTPUT_ACTIVATIONS: dict[str, Activation] = {
     "log_softmax": lambda x: x.log_softmax(-1),
     "sigmoid": torch.sigmoid,
 }
-_POSITIONAL_ENCODINGS = ("learned", "sinusoidal", "none")
-_AGGREGATIONS = ("mean", "flatten")
+Size = Annotated[int, Ge(1)]
 
 _EMBEDDING_STD = 0.02
 _SHORT = 256  # up to this many positions, attention written out is the faster one in bfloat16 on a CPU
@@ -64,69 +66,43 @@ class TransformerClassifier(nn.Module):
     from the data.
     `norm_first` is pre-norm: unlike post-norm it trains without a warm-up, and at any depth.
 
-    Raises ValueError naming each setting that is impossible.
+    Raises ConfigError naming each setting that is impossible.
     """
 
+    @checked("model")
     def __init__(
         self,
-        vocab_size: int,
-        seq_len: int,
-        d_model: int = 64,
-        num_layers: int = 4,
-        nhead: int = 4,
-        dim_feedforward: int = 256,
-        dropout: float = 0.0,
+        vocab_size: Size,
+        seq_len: Size,
+        d_model: Size = 64,
+        num_layers: Size = 4,
+        nhead: Size = 4,
+        dim_feedforward: Size = 256,
+        dropout: Annotated[float, Ge(0), Lt(1), "it is a probability"] = 0.0,
         activation: Literal["relu", "gelu"] = "gelu",
         norm_first: bool = True,
         positional_encoding: Literal["learned", "sinusoidal", "none"] | None = "learned",
         embedding_agg: Literal["mean", "flatten"] | None = None,
-        decoder_hidden_sizes: Sequence[int] = (),
+        decoder_hidden_sizes: Sequence[Size] = (),
         decoder_activation: Literal["relu", "gelu", "tanh", "identity"] = "relu",
         decoder_output_activation: Literal["identity", "softmax", "log_softmax", "sigmoid"] | None = None,
-        num_classes: int | None = None,
+        num_classes: Size | None = None,
         separate_documents: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {
-            "vocab_size": vocab_size,
-            "seq_len": seq_len,
-            "d_model": d_model,
-            "num_layers": num_layers,
-            "nhead": nhead,
-            "dim_feedforward": dim_feedforward,
-            **{f"decoder_hidden_sizes[{i}]": size for i, size in enumerate(decoder_hidden_sizes)},
-            **({} if num_classes is None else {"num_classes": num_classes}),
-        }
-        problems = [
-            f"model.{key}={size!r} must be an integer of at least 1" for key, size in sizes.items() if not _is_size(size)
-        ]
-        if _is_size(d_model) and _is_size(nhead) and d_model % nhead != 0:
+        if d_model % nhead != 0:
             divisors = ", ".join(str(n) for n in range(1, min(d_model, 64) + 1) if d_model % n == 0)
-            problems.append(f"model.nhead={nhead} does not divide model.d_model={d_model}; heads that do: {divisors}")
-        if not 0 <= dropout < 1:
-            problems.append(f"model.dropout={dropout!r} must be a probability, at least 0 and below 1")
-        positional_encoding = positional_encoding or "none"
-        problems += _unknown_choices(
-            activation=(activation, _ENCODER_ACTIVATIONS),
-            positional_encoding=(positional_encoding, _POSITIONAL_ENCODINGS),
-            embedding_agg=(embedding_agg, (None, *_AGGREGATIONS)),
-            decoder_activation=(decoder_activation, _DECODER_ACTIVATIONS),
-            decoder_output_activation=(decoder_output_activation, (None, *_OUTPUT_ACTIVATIONS)),
-        )
+            raise ConfigError("model.nhead", nhead, f"does not divide model.d_model={d_model}", f"heads that do: {divisors}")
         if separate_documents and embedding_agg is not None:
-            problems.append(
-                f"data.packing=sentence_pack: a model with model.embedding_agg={embedding_agg} merges all positions of a "
-                "row and cannot keep documents apart; choose data.packing=chunk or document, or model.embedding_agg=null"
-            )
-        if problems:
-            raise ValueError("\n".join(problems))
-
+            problem = f"model.embedding_agg={embedding_agg} merges all positions of a row and cannot keep documents apart"
+            remedy = "choose data.packing=chunk or document, or model.embedding_agg=null"
+            raise ConfigError("data.packing", "sentence_pack", problem, remedy)
         self.seq_len = seq_len
         self.separate_documents = separate_documents
         self.embedding_agg = embedding_agg
         self.decoder_output_activation = decoder_output_activation
         self.embedding = nn.Embedding(vocab_size, d_model)
-        self.positional_encoding = _positional_encoding(positional_encoding, seq_len, d_model)
+        self.positional_encoding = _positional_encoding(positional_encoding or "none", seq_len, d_model)
         self.dropout = Dropout(dropout)
         self.encoder = Encoder(num_layers, d_model, nhead, dim_feedforward, dropout, activation, norm_first)
         self.decoder = FFNN(
@@ -189,18 +165,19 @@ class TransformerClassifier(nn.Module):
         return self.decoder(self._aggregate(x_BKD, is_token_BL))
 
     def check_masked_lm(self) -> None:
-        """Raises ValueError if the model cannot be trained on masked tokens: cross-entropy wants logits, one row a position."""
+        """Raises ConfigError if it cannot be trained on masked tokens: cross-entropy wants logits, one row a position."""
         if self.embedding_agg is not None:
-            raise ValueError(
-                f"model.embedding_agg={self.embedding_agg} merges all positions into one prediction a sequence, and a masked "
-                "language model predicts at each masked position; set model.embedding_agg=null"
+            problem = (
+                "merges all positions into one prediction a sequence; a masked language model predicts at masked positions"
             )
-        if self.decoder_output_activation not in (None, "identity"):
-            raise ValueError(
-                f"model.decoder_output_activation={self.decoder_output_activation} cannot go with a cross-entropy: the loss "
-                "takes logits and applies the softmax itself, and a second one on top flattens probabilities and gradients; "
-                "set model.decoder_output_activation=null"
+            raise ConfigError("model.embedding_agg", self.embedding_agg, problem, "set model.embedding_agg=null")
+        if (activation := self.decoder_output_activation) not in (None, "identity"):
+            problem = (
+                "cannot go with a cross-entropy: the loss takes logits and applies the softmax itself, and a second one on top "
+                "flattens probabilities and gradients"
             )
+            remedy = "set model.decoder_output_activation=null"
+            raise ConfigError("model.decoder_output_activation", activation, problem, remedy)
 
     def _aggregate(self, x_BLD: Tensor, is_token_BL: Tensor | None) -> Tensor:
         if self.embedding_agg is None:
@@ -440,16 +417,3 @@ def _positional_encoding(kind: str, seq_len: int, d_model: int) -> nn.Module:
     if kind == "sinusoidal":
         return SinusoidalPositions(seq_len, d_model)
     return NoPositions()
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _unknown_choices(**choices: tuple[object, object]) -> list[str]:
-    """One line for each `key=(value, valid)` whose value is not among the valid ones."""
-    return [
-        f"model.{key}={value!r} is unknown; choose one of {', '.join('null' if v is None else str(v) for v in valid)}"  # type: ignore[attr-defined]
-        for key, (value, valid) in choices.items()
-        if value not in valid  # type: ignore[operator]
-    ]

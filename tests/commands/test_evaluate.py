@@ -146,7 +146,9 @@ def test_the_runs_own_data_is_not_evaluated_twice(
 
 def test_further_data_counted_by_hand(run: Run, further: dict[str, Any]) -> None:
     """Rows, masks, model and oracle put together without the loaders, the module or Lightning."""
-    source = TreeSource(depth=2, num_symbols=3, filter_level=2, grammar_seed=read_config(run.folder).get("data.grammar_seed"), val_size=40)
+    source = TreeSource(
+        depth=2, num_symbols=3, filter_level=2, grammar_seed=read_config(run.folder).get("data.grammar_seed"), val_size=40
+    )
     tokens_BL = source.rows("val")[torch.arange(40)]
     batch = Bernoulli(rate=0.15).frozen()(tokens_BL, torch.arange(40), vocab=source.vocab, key=key(0, SPLITS.index("val")))
     predicted_BL = batch.labels_BL != IGNORE_INDEX

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mlm_lightning.batch import IGNORE_INDEX
-from mlm_lightning.models.pretrained import _SEPARATE_DOCUMENTS, PretrainedMLM
+from mlm_lightning.models.pretrained import PretrainedMLM
+from mlm_lightning.models.pretrained_documents import SEPARATE_DOCUMENTS
 
 V, L, B, PAD = 31, 12, 4, 1
 FROM_DATA = {"vocab_size", "seq_len", "pad_token_id", "separate_documents"}
@@ -57,6 +58,11 @@ def batch(padded: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     labels_BL.scatter_(1, positions_BK, torch.randint(2, V, (B, 3)))
     labels_BL[::2].scatter_(1, positions_BK[::2, 2:], IGNORE_INDEX)
     return ids_BL, labels_BL, mask_BL, positions_BK
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the package itself warned of."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("mlm_lightning")]
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -143,13 +149,14 @@ def test_compiles_into_one_graph(architecture, padded):
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_a_saved_folder_is_a_checkpoint_here_and_a_plain_model_there(architecture, tmp_path):
+def test_a_saved_folder_is_a_checkpoint_here_and_a_plain_model_there(architecture, tmp_path, caplog):
     model = tiny(architecture).eval()
     model.hf_model.save_pretrained(tmp_path)
     ids_BL, _, mask_BL, positions_BK = batch(True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = PretrainedMLM(V, L, checkpoint=str(tmp_path)).eval()
+    assert warned(caplog) == []
     assert loaded.state_dict().keys() == model.state_dict().keys()
     torch.testing.assert_close(loaded(ids_BL, mask_BL, positions_BK), model(ids_BL, mask_BL, positions_BK), rtol=0, atol=0)
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
@@ -182,12 +189,12 @@ def test_new_weights_follow_torchs_seed():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_a_checkpoint_without_a_head_warns_once(tmp_path):
+def test_a_checkpoint_without_a_head_warns_once(tmp_path, caplog):
     config = AutoConfig.for_model("bert", vocab_size=V, **BERT)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"model\.checkpoint=.* lacks .* weights, which start at random: cls\.") as caught:
-        PretrainedMLM(V, L, checkpoint=str(tmp_path))
-    assert len([w for w in caught if "start at random" in str(w.message)]) == 1
+    PretrainedMLM(V, L, checkpoint=str(tmp_path))
+    (message,) = warned(caplog)
+    assert re.match(r"model\.checkpoint=.* lacks .* weights, which start at random: cls\.", message)
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "bert", "roberta", "modernbert"])
@@ -201,7 +208,7 @@ def test_without_a_padding_token_every_token_is_learned():
     model = PretrainedMLM(V, L, architecture="bert", config=BERT)
     grads = gradients(model, model(torch.arange(V).unsqueeze(0)[:, :L]).square().sum())
     assert (grads["hf_model.bert.embeddings.word_embeddings.weight"][:L].abs().amax(-1) > 0).all()
-    with pytest.raises(ValueError, match=r"model\.architecture=roberta counts positions from its padding token"):
+    with pytest.raises(ValueError, match=r"model\.architecture=roberta: counts positions from its padding token"):
         PretrainedMLM(V, L, architecture="roberta", config=BERT)
 
 
@@ -226,13 +233,14 @@ def test_the_yamls_show_every_setting(name):
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "roberta", "modernbert"])
-def test_settings_can_be_checked_before_the_vocabulary_is_known(architecture, folder):
+def test_settings_can_be_checked_before_the_vocabulary_is_known(architecture, folder, caplog):
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("error")
         PretrainedMLM(8, L, architecture=architecture)
         PretrainedMLM(8, L, checkpoint=folder)
         with pytest.raises(ValueError, match="max_position_embeddings=12"):
             PretrainedMLM(8, L + 1, architecture=architecture, config={"max_position_embeddings": 12})
+    assert warned(caplog) == []
 
 
 # mistakes
@@ -242,29 +250,29 @@ def test_settings_can_be_checked_before_the_vocabulary_is_known(architecture, fo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"model\.checkpoint and model\.architecture are both null"),
+        ({}, r"model\.checkpoint=null: model\.architecture is null, too"),
         ({"architecture": "distillbert"}, r"did you mean 'distilbert'\?.*albert, bert.*roberta"),
-        ({"architecture": "gpt2"}, r"model\.architecture=gpt2 is no masked language model.*albert, bert"),
-        ({"architecture": "bert", "revision": "main"}, r"model\.revision='main' belongs to a model\.checkpoint"),
+        ({"architecture": "gpt2"}, r"model\.architecture=gpt2: is no masked language model.*albert, bert"),
+        ({"architecture": "bert", "revision": "main"}, r"model\.revision=main: belongs to a model\.checkpoint"),
         ({"architecture": "bert", "config": {"hiden_size": 8}}, r"model\.config\.hiden_size: unknown.*mean 'hidden_size'\?"),
         (
             {"architecture": "bert", "config": {"zzz": 8}},
             r"model\.config\.zzz: unknown key of bert; its keys are .*hidden_size",
         ),
-        ({"architecture": "bert", "config": {"vocab_size": 8}}, r"model\.config\.vocab_size comes from the data"),
-        ({"architecture": "bert", "config": {"hidden_size": "wide"}}, r"model\.config is not valid for bert: .*hidden_size"),
-        ({"architecture": "distilbert", "config": {"dim": 10, "n_heads": 3}}, r"model\.config is not valid.*n_heads"),
+        ({"architecture": "bert", "config": {"vocab_size": 8}}, r"model\.config\.vocab_size: comes from the data"),
+        ({"architecture": "bert", "config": {"hidden_size": "wide"}}, r"model\.config: is not valid for bert: .*hidden_size"),
+        ({"architecture": "distilbert", "config": {"dim": 10, "n_heads": 3}}, r"model\.config: is not valid.*n_heads"),
         (
             {"architecture": "bert", "config": {"max_position_embeddings": 8}},
-            r"model\.config\.max_position_embeddings=8 is too few for rows of 12 tokens.*at most 8 tokens",
+            r"model\.config\.max_position_embeddings=8: is too few for rows of 12 tokens.*at most 8 tokens",
         ),
         (
             {"architecture": "roberta", "pad_token_id": 1, "config": {"max_position_embeddings": 12}},
-            r"max_position_embeddings=12 is too few for rows of 12 tokens, which need 14 .*at most 10 tokens",
+            r"max_position_embeddings=12: is too few for rows of 12 tokens, which need 14 .*at most 10 tokens",
         ),
         ({"checkpoint": "/no/such/folder"}, r"model\.checkpoint=/no/such/folder: there is no such folder"),
         ({"checkpoint": "nobody/nothing"}, r"model\.checkpoint=nobody/nothing: neither a folder nor .*check the name"),
-        ({"checkpoint": "nobody/nothing", "revision": "v7"}, r"nobody/nothing at model\.revision=v7: "),
+        ({"checkpoint": "nobody/nothing", "revision": "v7"}, r"nobody/nothing: at model\.revision=v7, neither"),
     ],
 )
 def test_mistakes_are_named(settings, message, device):
@@ -276,11 +284,14 @@ def test_mistakes_are_named(settings, message, device):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "bert"}, r"model\.architecture=bert contradicts model\.checkpoint=.*distilbert"),
-        ({"vocab_size": V + 1}, r"the data's vocabulary has 32 tokens and the checkpoint's 31.*data\.tokenizer"),
-        ({"seq_len": 513}, r"model\.config\.max_position_embeddings=512 is too few for rows of 513"),
+        ({"architecture": "bert"}, r"model\.architecture=bert: contradicts model\.checkpoint=.*distilbert"),
+        (
+            {"vocab_size": V + 1},
+            r"data\.tokenizer: the data's vocabulary has 32 tokens and the checkpoint's 31.*set data\.tokenizer",
+        ),
+        ({"seq_len": 513}, r"model\.config\.max_position_embeddings=512: is too few for rows of 513"),
         ({"config": {"droput": 0.1}}, r"model\.config\.droput: unknown key of distilbert; did you mean 'dropout'\?"),
-        ({"config": {"dropout": "much"}}, r"model\.config\.dropout='much' is not valid"),
+        ({"config": {"dropout": "much"}}, r"model\.config\.dropout=much: is not valid"),
     ],
 )
 def test_mistakes_with_a_checkpoint_are_named(folder, settings, message, device):
@@ -288,11 +299,12 @@ def test_mistakes_with_a_checkpoint_are_named(folder, settings, message, device)
         PretrainedMLM(**{"vocab_size": V, "seq_len": L, "checkpoint": folder, **settings})
 
 
-def test_other_mistakes_with_a_checkpoint(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"model\.config changes the shapes of the weights in model\.checkpoint"):
+def test_other_mistakes_with_a_checkpoint(folder, tmp_path, caplog):
+    with pytest.raises(ValueError, match=r"model\.config: changes the shapes of the weights in model\.checkpoint"):
         PretrainedMLM(V, L, checkpoint=folder, config={"hidden_dim": 32})
-    with pytest.warns(UserWarning, match="its embeddings stand for other tokens"):
-        PretrainedMLM(V // 2, L, checkpoint=folder)
+    PretrainedMLM(V // 2, L, checkpoint=folder)
+    (message,) = warned(caplog)
+    assert "its embeddings stand for other tokens" in message
     AutoConfig.for_model("gpt2").save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ValueError, match="'gpt2' model, which has no masked-LM head"):
         PretrainedMLM(V, L, checkpoint=str(tmp_path / "gpt2"))
@@ -321,15 +333,15 @@ def test_a_checkpoint_is_trained_with_its_dropout(tmp_path: Path) -> None:
 # documents that share a row
 
 APART = {
-    **dict.fromkeys(_SEPARATE_DOCUMENTS, BERT),
-    **{name: CONFIGS[name] for name in _SEPARATE_DOCUMENTS if name in CONFIGS},
+    **dict.fromkeys(SEPARATE_DOCUMENTS, BERT),
+    **{name: CONFIGS[name] for name in SEPARATE_DOCUMENTS if name in CONFIGS},
     # windows of 5 positions, smaller than the longest document
     "modernbert": {**BERT, "local_attention": 4, "layer_types": ["sliding_attention", "full_attention"]},
     "eurobert": {**BERT, "num_key_value_heads": 2},
     "rembert": {**BERT, "input_embedding_size": 8, "output_embedding_size": 16},
 }
 PACKED = [(5, 3, 1), (2, 10), (12,), (1,), (6, 6)]  # documents' lengths by row, of at most L = 12; the rest is padding
-EVERY_ARCHITECTURE_APART = pytest.mark.parametrize("architecture", _SEPARATE_DOCUMENTS)
+EVERY_ARCHITECTURE_APART = pytest.mark.parametrize("architecture", SEPARATE_DOCUMENTS)
 
 
 def apart(architecture: str) -> tuple[PretrainedMLM, PretrainedMLM]:
