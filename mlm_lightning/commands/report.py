@@ -25,6 +25,8 @@ What a sweep has found so far, or how some runs compare: on the terminal, and as
 Runs that differ in a seed alone are one group: mean and 95 % interval (Student's t). Needs pip install 'mlm-lightning[report]'.
 """
 
+NEEDS = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}
+
 
 def main(arguments: list[str]) -> int:
     parser = Parser(HELP)
@@ -38,8 +40,8 @@ def main(arguments: list[str]) -> int:
 
 def report(paths: list[str], output: str | None = None, metric: str | None = None) -> Path:
     """Prints and writes the report; returns the page's path. Raises UserError for a path that is no run and no sweep."""
-    if find_spec("matplotlib") is None:
-        raise UserError("mlm report draws with matplotlib, which is not installed: pip install 'mlm-lightning[report]'")
+    if missing := [name for module, name in NEEDS.items() if find_spec(module) is None]:
+        raise UserError(f"mlm report needs {' and '.join(missing)}, not installed here: pip install 'mlm-lightning[report]'")
     from mlm_lightning.report.recipe import command_of
     from mlm_lightning.report.results import collect
     from mlm_lightning.report.study import study
@@ -73,7 +75,7 @@ def _write(folder: Path, study: "Study", command: tuple[str, bool] | None) -> Pa
 def _show(study: "Study", command: tuple[str, bool] | None, path: Path) -> None:
     from rich.console import Console
 
-    from mlm_lightning.report.page import answer, question
+    from mlm_lightning.report.answer import answer, question
     from mlm_lightning.report.tables import run_table
 
     # a pipe or a file has no width that a table must fit in

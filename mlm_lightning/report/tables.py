@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlm_lightning.checkpoints import flat
 from mlm_lightning.report.results import Collection, Result
@@ -15,6 +15,30 @@ from mlm_lightning.report.study import NOT_SET, Interval, Metric, Study, conditi
 _SHOWN = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy")
 # They name a run, or follow from its config.
 _NOT_COMPARED = ("kinship", "parent", "num_parameters")
+
+
+class Table(NamedTuple):
+    """A header and rows of the same length."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    @property
+    def classes(self) -> list[str | None]:
+        """How the page sets each column: `n`, numbers, to the right; `s`, short texts, without a break; None as it comes."""
+        columns = [[row[place] for row in self.rows] for place in range(len(self.header))]
+        return [
+            "n" if all(map(_is_numeric, cells)) else "s" if all(len(cell) <= 28 for cell in cells) else None
+            for cells in columns
+        ]
+
+
+def _is_numeric(text: str) -> bool:
+    try:
+        float(text.partition(" ± ")[0].replace(",", ""))
+    except ValueError:
+        return text == "–"
+    return True
 
 
 def number(value: float) -> str:
@@ -37,7 +61,7 @@ def metric_columns(study: Study) -> list[str]:
     return [name for name in wanted if any(math.isfinite(result.value(name)) for result in study.complete)]
 
 
-def run_table(study: Study) -> tuple[list[str], list[list[str]]]:
+def run_table(study: Study) -> Table:
     """A line a run: what was swept, its status, the main metrics, and its step or what went wrong."""
     metrics = metric_columns(study)
     several = len(study.metric.columns) > 1
@@ -50,7 +74,7 @@ def run_table(study: Study) -> tuple[list[str], list[list[str]]]:
         values = [result.name] * named + [setting_of(result, key) for key in keys]
         mean = [number(study.metric.of(result))] * several
         lines.append([*values, result.status, *mean, *(number(result.value(name)) for name in metrics), result.detail])
-    return header, lines
+    return Table(header, lines)
 
 
 def setting_of(result: Result, key: str) -> str:
@@ -59,7 +83,7 @@ def setting_of(result: Result, key: str) -> str:
     return shown(result.settings.get(key, default))
 
 
-def group_table(study: Study) -> tuple[list[str], list[list[str]]]:
+def group_table(study: Study) -> Table:
     """A line a group, the best one first."""
     several = len(study.metric.columns) > 1
     metrics = metric_columns(study)
@@ -69,10 +93,10 @@ def group_table(study: Study) -> tuple[list[str], list[list[str]]]:
         mean = [with_interval(group.interval(study.metric))] * several
         values = [shown(group.values[axis.key]) for axis in study.axes]
         lines.append([*values, str(len(group.results)), *mean, *(with_interval(group.interval(name)) for name in metrics)])
-    return header, lines
+    return Table(header, lines)
 
 
-def condition_table(study: Study) -> tuple[list[str], list[list[str]]]:
+def condition_table(study: Study) -> Table:
     """The best group under each evaluation condition."""
     header = ["evaluated at", "best group", "val/loss", "best possible", "excess"]
     lines = []
@@ -84,23 +108,22 @@ def condition_table(study: Study) -> tuple[list[str], list[list[str]]]:
         excess = with_interval(best.interval(f"val/excess_loss_{condition}"))
         found = with_interval(best.interval(metric))
         lines.append([condition_name(condition), study.name(best), found, number(best.limit(metric)), excess])
-    return header, lines
+    return Table(header, lines)
 
 
-def difference_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+def difference_table(results: Sequence[Result]) -> Table:
     """Every key in which some runs differ, and its value in each."""
     read = [result for result in results if result.config]
     rows = [[key, *map(shown, column)] for key, column in sorted(differing(read).items())]
-    return ["key", *(result.name for result in read)], rows
+    return Table(["key", *(result.name for result in read)], rows)
 
 
-def metric_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+def metric_table(results: Sequence[Result]) -> Table:
     """Every metric of some complete runs, side by side."""
     complete = [result for result in results if result.status == "complete"]
     names = dict.fromkeys(name for result in complete for name in result.summary)
-    return ["metric", *(result.name for result in complete)], [
-        [name, *(number(result.value(name)) for result in complete)] for name in names
-    ]
+    rows = [[name, *(number(result.value(name)) for result in complete)] for name in names]
+    return Table(["metric", *(result.name for result in complete)], rows)
 
 
 def manifest_table(study: Study) -> tuple[list[list[str]], list[list[str]]]:

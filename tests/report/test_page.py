@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from made_runs import make_grid, make_run, make_sweep, summary_of
 
+from mlm_lightning.report.answer import answer, question
 from mlm_lightning.report.figures import draw
-from mlm_lightning.report.page import answer, page, question
+from mlm_lightning.report.page import page
 from mlm_lightning.report.results import collect
 from mlm_lightning.report.study import study
 from mlm_lightning.report.tables import manifest_table, results_csv, run_table, with_interval
