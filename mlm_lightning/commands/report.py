@@ -11,6 +11,7 @@ from mlm_lightning.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mlm_lightning.report.recipe import Recipe
     from mlm_lightning.report.study import Study
 
 HELP = """\
@@ -42,20 +43,20 @@ def report(paths: list[str], output: str | None = None, metric: str | None = Non
     """Prints and writes the report; returns the page's path. Raises UserError for a path that is no run and no sweep."""
     if missing := [name for module, name in NEEDS.items() if find_spec(module) is None]:
         raise UserError(f"mlm report needs {' and '.join(missing)}, not installed here: pip install 'mlm-lightning[report]'")
-    from mlm_lightning.report.recipe import command_of
+    from mlm_lightning.report.recipe import recipe_of
     from mlm_lightning.report.results import collect
     from mlm_lightning.report.study import study
 
     found = study(collect(paths), metric)
-    command = command_of(found.best) if found.best else None
+    recipe = recipe_of(found.best) if found.best else None
     home = found.collection.home
     folder = Path(output) if output else (home or Path()) / "report"
-    path = _write(folder, found, command)
-    _show(found, command, path)
+    path = _write(folder, found, recipe)
+    _show(found, recipe, path)
     return path
 
 
-def _write(folder: Path, study: "Study", command: tuple[str, bool] | None) -> Path:
+def _write(folder: Path, study: "Study", recipe: "Recipe | None") -> Path:
     from mlm_lightning.files import write_atomically
     from mlm_lightning.report.figures import draw
     from mlm_lightning.report.page import page
@@ -66,13 +67,13 @@ def _write(folder: Path, study: "Study", command: tuple[str, bool] | None) -> Pa
         write_atomically(folder / "results.csv", results_csv(study.collection).encode())
         for picture in pictures:
             write_atomically(folder / f"{picture.name}.png", picture.png)
-        write_atomically(folder / "report.html", page(study, pictures, command).encode())
+        write_atomically(folder / "report.html", page(study, pictures, recipe).encode())
     except OSError as error:
         raise UserError(f"--output {folder}: can't be written: {error.strerror or error}") from error
     return folder / "report.html"
 
 
-def _show(study: "Study", command: tuple[str, bool] | None, path: Path) -> None:
+def _show(study: "Study", recipe: "Recipe | None", path: Path) -> None:
     from rich.console import Console
 
     from mlm_lightning.report.answer import answer, question
@@ -86,9 +87,11 @@ def _show(study: "Study", command: tuple[str, bool] | None, path: Path) -> None:
     lines += [f"{', '.join(axis.also)}: changes with {axis.name}" for axis in study.axes if axis.also]
     if unlisted := study.collection.unlisted:
         lines.append(f"in the folder, but not of this sweep: {', '.join(unlisted)}")
-    if study.best and command:
-        note = "" if command[1] else "   (gives another config here: version or configs differ)"
-        lines += [f"best run     {study.best.folder}", f"             {command[0]}{note}"]
+    if study.best:
+        lines.append(f"best run     {study.best.folder}")
+    if recipe:
+        note = "" if recipe.is_checked else "   (gives another config here: version or configs differ)"
+        lines.append(f"             {recipe.command}{note}")
     for line in [*lines, f"report       {path}"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

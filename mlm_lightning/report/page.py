@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlm_lightning.report.answer import answer, question
 from mlm_lightning.report.figures import Picture
+from mlm_lightning.report.recipe import Recipe
 from mlm_lightning.report.study import Study
 from mlm_lightning.report.tables import (
     Table,
@@ -29,8 +30,8 @@ MOST_SIDE_BY_SIDE = 6
 PIXELS_PER_INCH = 110
 
 
-def page(study: Study, pictures: Sequence[Picture], command: tuple[str, bool] | None) -> str:
-    """The whole page. `command` is that of the best run, and whether it was found to give that run's config."""
+def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> str:
+    """The whole page; `recipe` is that of the best run."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -48,7 +49,7 @@ def page(study: Study, pictures: Sequence[Picture], command: tuple[str, bool] | 
         counts=collection.counts,
         answer=answer(study),
         best=study.best,
-        command=command,
+        recipe=recipe,
         unequal=[row for row in unequal if not (row[0] == "data" and data_swept)],
         problems=Table(["run", "status", "reason"], [[result.name, result.status, result.detail] for result in problems]),
         conditions=condition_table(study) if study.conditions and study.ranked else None,

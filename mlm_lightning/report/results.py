@@ -43,10 +43,8 @@ class Result:
     summary: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
-    overrides: list[str] = field(default_factory=list)
-    """Of its job, where sweep.json lists it …"""
-    sweep_command: list[str] = field(default_factory=list)
-    """… and the command that started the sweep."""
+    job_overrides: list[str] | None = None
+    """Where sweep.json lists it."""
 
     def value(self, metric: str) -> float:
         """A number of the summary; NaN where it has none."""
@@ -133,13 +131,13 @@ def _open_sweep(path: Path, runs: list[Path]) -> Collection:
     content = _read(path / "sweep.json")
     try:
         jobs = [(path / str(job["folder"]), [str(each) for each in job["overrides"]]) for job in content["jobs"]]
-        command, swept = ([str(each) for each in content.get(name) or []] for name in ("command", "swept"))
+        swept = [str(each) for each in content.get("swept") or []]
     except (KeyError, TypeError) as error:
         reason = content.get("unreadable") or f"an entry is not as expected: {error!r}"
         raise UserError(
             f"{path / 'sweep.json'}: doesn't list a sweep's jobs ({reason}); without this file, the report is of the runs there"
         ) from error
-    results = [read_result(folder, overrides, command) for folder, overrides in jobs]
+    results = [read_result(folder, overrides) for folder, overrides in jobs]
     listed = {folder.name for folder, _ in jobs}
     return Collection(
         title=path.resolve().name,
@@ -152,10 +150,10 @@ def _open_sweep(path: Path, runs: list[Path]) -> Collection:
     )
 
 
-def read_result(folder: Path, overrides: Sequence[str] = (), sweep_command: Sequence[str] = ()) -> Result:
+def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
     """What a run's folder says."""
-    result = Result(folder, folder.resolve().name, "missing", overrides=list(overrides), sweep_command=list(sweep_command))
-    result.settings = dict(setting(override) for override in overrides)
+    result = Result(folder, folder.resolve().name, "missing", job_overrides=job_overrides)
+    result.settings = dict(setting(override) for override in job_overrides or ())
     if not (folder / "config.yaml").is_file():
         # a run whose process has only just begun holds its lock before it has a config
         run = Run(folder, {})

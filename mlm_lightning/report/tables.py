@@ -14,7 +14,7 @@ from mlm_lightning.report.study import NOT_SET, Interval, Metric, Study, conditi
 
 _SHOWN = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy")
 # They name a run, or follow from its config.
-_NOT_COMPARED = ("kinship", "parent", "num_parameters")
+_NOT_COMPARED = ("kinship", "parent", "num_parameters", "overrides", "config_dir", "config_name")
 
 
 class Table(NamedTuple):
