@@ -2,14 +2,14 @@
 
 import math
 
-from mlm_lightning.report.figures import label
+from mlm_lightning.report.metric import describe
 from mlm_lightning.report.study import Study
 from mlm_lightning.report.tables import number, with_interval
 
 
 def question(study: Study) -> str:
     """What the runs can answer, in one sentence."""
-    words = label(study.metric).partition(" (")[0].partition(",")[0]
+    words, *_ = describe(study.metric)
     goal = f"{'highest' if study.metric.maximize else 'lowest'} {words}"
     if not study.axes:
         return f"Which {words} does this configuration reach?"
@@ -25,7 +25,7 @@ def answer(study: Study) -> list[str]:
     best = study.ranked[0]
     found, limit = best.interval(study.metric), best.limit(study.metric)
     assert found is not None
-    unit = label(study.metric).partition(" (")[2].rstrip(")")
+    *_, unit = describe(study.metric)
     runs = f" (95 % interval, {found.n} seeds)" if found.n > 1 else " (one run: no interval)"
     sentences = [f"{study.name(best)}: {with_interval(found)} {unit}".rstrip() + runs]
     if math.isfinite(limit) and limit != 0:

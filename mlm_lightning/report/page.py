@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlm_lightning.report.answer import answer, question
-from mlm_lightning.report.figures import Picture
+from mlm_lightning.report.figures.style import Picture
 from mlm_lightning.report.recipe import Recipe
 from mlm_lightning.report.study import Study
 from mlm_lightning.report.tables import (

@@ -13,7 +13,7 @@ import pytest
 from made_runs import make_grid, make_run, make_sweep, summary_of
 
 from mlm_lightning.report.answer import answer, question
-from mlm_lightning.report.figures import draw
+from mlm_lightning.report.figures.draw import draw
 from mlm_lightning.report.page import page
 from mlm_lightning.report.recipe import Recipe
 from mlm_lightning.report.results import collect
