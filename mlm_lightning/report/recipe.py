@@ -24,7 +24,8 @@ class Recipe(NamedTuple):
 
 def recipe_of(result: Result) -> Recipe | None:
     """None where a run kept no overrides: one of an older version, outside of a sweep."""
-    overrides = result.manifest.get("overrides", result.job_overrides)
+    overrides = result.manifest.get("overrides")
+    overrides = result.job_overrides if overrides is None else overrides
     if overrides is None:
         return None
     # how the runs of a sweep are started is nothing that one run needs; and resume=never would discard the run
