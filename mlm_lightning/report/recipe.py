@@ -28,7 +28,7 @@ def recipe_of(result: Result) -> Recipe | None:
     overrides = result.job_overrides if overrides is None else overrides
     if overrides is None:
         return None
-    # how the runs of a sweep are started is nothing that one run needs; and resume=never would discard the run
+    # how the runs of a sweep are started is nothing that one run needs; and resume=never would start it again
     left_out = ("hydra/", "hydra.mode", "hydra.sweep", "hydra.launcher", "launcher=", "sweep.")
     overrides = [each for each in overrides if not each.lstrip("+~").startswith(left_out) and each != "resume=never"]
     config_dir, config_name = result.manifest.get("config_dir"), result.manifest.get("config_name")
