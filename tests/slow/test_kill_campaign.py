@@ -25,7 +25,6 @@ import pytest
 from helpers import assert_equal_checkpoints, assert_equal_results, curves
 from phases import PHASES, read_phase, write_phase
 
-from mlm_lightning.config.compose import read_config
 from mlm_lightning.runs.folder import Run
 
 pytestmark = pytest.mark.slow
