@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import Source, Sources, Split
-from mlm_lightning.data.tokenizer import TRAIN
+from mlm_lightning.data.text.tokenizer.load import TRAIN
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 from mlm_lightning.processes import Workers
@@ -43,7 +43,7 @@ TRUSTED_MODULES = frozenset(
     {
         "mlm_lightning.data.tree",
         "mlm_lightning.data.uniform",
-        "mlm_lightning.data.text",
+        "mlm_lightning.data.text.source",
         "mlm_lightning.masking",
         "mlm_lightning.models.transformer",
         "mlm_lightning.models.pretrained",

@@ -454,7 +454,7 @@ def load_tokenizer(folder: Path) -> Any | None:
     """The tokenizer that a text run keeps in its folder."""
     if not (folder / "tokenizer").is_dir():
         return None
-    from mlm_lightning.data.tokenizer import load_tokenizer as load
+    from mlm_lightning.data.text.tokenizer.load import load_tokenizer as load
 
     return load(folder / "tokenizer")
 

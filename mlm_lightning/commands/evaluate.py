@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mlm_lightning.commands.arguments import Parser, override
 from mlm_lightning.config import TrainerSettings, build_eval_maskings, check, prepare_sources, separate_documents
 from mlm_lightning.data.source import Source, Split
-from mlm_lightning.data.tokenizer import TRAIN, keys_of
+from mlm_lightning.data.text.tokenizer.load import TRAIN, keys_of
 from mlm_lightning.errors import UserError, mistakes
 
 if TYPE_CHECKING:
