@@ -15,6 +15,9 @@ from mlm_lightning.values import check_arguments
 
 _CALLBACKS, _TRAINING = "mlm_lightning.training.callbacks", "mlm_lightning.training"
 MOVED: dict[str, str] = {
+    "mlm_lightning.data.text.TextSource": "mlm_lightning.data.text.source.TextSource",
+    "mlm_lightning.data.workers.Local": "mlm_lightning.data.text.prepare.workers.Local",
+    "mlm_lightning.data.workers.Ray": "mlm_lightning.data.text.prepare.workers.Ray",
     "mlm_lightning.callbacks.Checkpoint": f"{_CALLBACKS}.checkpoint.Checkpoint",
     "mlm_lightning.callbacks.Throughput": f"{_CALLBACKS}.throughput.Throughput",
     "mlm_lightning.callbacks.Progress": f"{_CALLBACKS}.progress.ProgressReport",
@@ -29,7 +32,7 @@ TRUSTED_MODULES = frozenset(
     {
         "mlm_lightning.data.tree",
         "mlm_lightning.data.uniform",
-        "mlm_lightning.data.text",
+        "mlm_lightning.data.text.source",
         "mlm_lightning.masking",
         "mlm_lightning.models.transformer",
         "mlm_lightning.models.pretrained",

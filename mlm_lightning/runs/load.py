@@ -101,6 +101,6 @@ def _load_tokenizer(folder: Path) -> Any | None:
     """The tokenizer that a text run keeps in its folder."""
     if not (folder / "tokenizer").is_dir():
         return None
-    from mlm_lightning.data.tokenizer import load_tokenizer
+    from mlm_lightning.data.text.tokenizer.load import load_tokenizer
 
     return load_tokenizer(folder / "tokenizer")

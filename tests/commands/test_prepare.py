@@ -6,7 +6,7 @@ import pytest
 from test_text_run import write_documents
 
 from mlm_lightning.__main__ import main
-from mlm_lightning.data.text import TextSource
+from mlm_lightning.data.text.source import TextSource
 
 
 @pytest.fixture

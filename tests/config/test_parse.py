@@ -241,7 +241,7 @@ def test_all_problems_are_listed_at_once_with_suggestions():
             "trainer.fast_dev_run: mlm_lightning sets this itself; use trainer=smoke",
             "trainer.max_step: unknown key of the trainer; did you mean 'max_steps'?",
             "data.dpeth: unknown key of TreeSource; did you mean 'depth'?",
-            "masking.rate='high': should be a number or a group of keys (start, end, schedule)",
+            "masking.rate='high': should be a number or a group of keys (start, end, schedule); a share of the tokens, such as 0.15",
             "model.nheads: unknown key of TransformerClassifier; did you mean 'nhead'?",
             "optim.weigth_decay: unknown key of AdamW; did you mean 'weight_decay'?",
             "optim.lr='fast': should be a number",
@@ -476,7 +476,10 @@ def test_what_is_wrong_with_a_scheduled_rate_is_listed_at_once(kind):
     assert message == "masking.rate.start=1.2: must be above 0 and at most 1; a share of the tokens, such as 0.15"
     (message,) = found("{start: 0.3, end: 0, schedule: linear}")
     assert message == "masking.rate.end=0: must be above 0 and at most 1; a share of the tokens, such as 0.15"
-    assert found("null") == ["masking.rate=None: should be a number or a group of keys (start, end, schedule)"]
+    (message,) = found("null")
+    assert message == (
+        "masking.rate=null: should be a number or a group of keys (start, end, schedule); a share of the tokens, such as 0.15"
+    )
 
 
 def test_further_data_is_a_further_condition_unless_it_is_the_runs_own():

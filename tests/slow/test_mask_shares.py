@@ -26,7 +26,7 @@ import pytest
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.data.datamodule import MLMDataModule
-from mlm_lightning.data.text import TextSource
+from mlm_lightning.data.text.source import TextSource
 from mlm_lightning.masking import Bernoulli, Masking, Span, WholeWord, _row_keys
 from mlm_lightning.randomness import key
 
