@@ -241,7 +241,8 @@ def test_all_problems_are_listed_at_once_with_suggestions():
             "trainer.fast_dev_run: mlm_lightning sets this itself; use trainer=smoke",
             "trainer.max_step: unknown key of the trainer; did you mean 'max_steps'?",
             "data.dpeth: unknown key of TreeSource; did you mean 'depth'?",
-            "masking.rate='high': should be a number or a group of keys (start, end, schedule); a share of the tokens, such as 0.15",
+            "masking.rate='high': should be a number or a group of keys (start, end, schedule); "
+            "a share of the tokens, such as 0.15",
             "model.nheads: unknown key of TransformerClassifier; did you mean 'nhead'?",
             "optim.weigth_decay: unknown key of AdamW; did you mean 'weight_decay'?",
             "optim.lr='fast': should be a number",
