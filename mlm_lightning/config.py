@@ -40,8 +40,8 @@ Config = dict[str, Any]
 # What a config may instantiate that was read from a run's folder, which may have come from anywhere.
 TRUSTED_MODULES = frozenset(
     {
-        "mlm_lightning.data.tree",
-        "mlm_lightning.data.uniform",
+        "mlm_lightning.data.languages.tree",
+        "mlm_lightning.data.languages.uniform",
         "mlm_lightning.data.text",
         "mlm_lightning.masking",
         "mlm_lightning.models.transformer",

@@ -27,7 +27,7 @@ from mlm_lightning.config import (
     resolve_target,
     suggestion,
 )
-from mlm_lightning.data.uniform import UniformSource
+from mlm_lightning.data.languages.uniform import UniformSource
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Single, Span
 
@@ -498,7 +498,7 @@ def test_further_data_is_a_further_condition_unless_it_is_the_runs_own():
 
 
 def test_further_data_with_a_target_is_whole():
-    target = "{_target_: mlm_lightning.data.uniform.UniformSource, num_symbols: 3, seq_len: 4}"
+    target = "{_target_: mlm_lightning.data.languages.uniform.UniformSource, num_symbols: 3, seq_len: 4}"
     (source,) = prepare_sources(composed(f"eval.data={{u: {target}}}")).further.values()
     assert isinstance(source, UniformSource)
     assert source.rows("train") is not None

@@ -16,9 +16,9 @@ from mlm_lightning import randomness
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.config import build_model
 from mlm_lightning.data.datamodule import TrainBatches
+from mlm_lightning.data.languages.tree import TreeSource
+from mlm_lightning.data.languages.uniform import UniformSource
 from mlm_lightning.data.source import SPLITS
-from mlm_lightning.data.tree import TreeSource
-from mlm_lightning.data.uniform import UniformSource
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 from mlm_lightning.models.transformer import Dropout
 from mlm_lightning.randomness import Stream
