@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mlm_lightning.data.tree import TreeSource
+from mlm_lightning.data.languages.tree import TreeSource
 
 
 def sample_row(M: np.ndarray, depth: int, rng: np.random.Generator) -> list[int]:

@@ -17,9 +17,9 @@ from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.config.build import build_model
 from mlm_lightning.config.settings import Node
 from mlm_lightning.data.batches import TrainBatches
+from mlm_lightning.data.languages.tree import TreeSource
+from mlm_lightning.data.languages.uniform import UniformSource
 from mlm_lightning.data.source import SPLITS
-from mlm_lightning.data.tree import TreeSource
-from mlm_lightning.data.uniform import UniformSource
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 from mlm_lightning.models.transformer import Dropout
 from mlm_lightning.randomness import Stream

@@ -39,6 +39,7 @@ from mlm_lightning.values import check, check_arguments, describe, not_one_of
 
 T = TypeVar("T")
 Sources = dict[tuple[str, ...], Node]
+Maskings = dict[tuple[str, ...], Masking]
 
 _LOADER_KEYS = tuple(each.name for each in fields(Loader))
 
@@ -134,13 +135,13 @@ def parse(composed: Composed, trusted: bool = True) -> Settings:
         if isinstance(value := config.get(name, "default"), str) and not value.strip():
             findings.errors.append(ConfigError(name, "", "give it a value, or leave it out"))
     parts = _parse_parts(findings, config, trusted)
-    sources = _check_together(findings, parts)
+    sources, maskings = _check_together(findings, parts)
     refuse(findings.errors)
     for name in ("optim", "schedule"):
         if not trusted:  # refused if it is ever built
             setattr(parts, name, Node(str(composed.get(f"{name}._target_")), {}, trusted=False))
     top = {name: config[name] for name in ("seed", "name", "output_dir", "resume")}
-    return Settings(**top, **vars(parts), sources=sources, composed=composed)
+    return Settings(**top, **vars(parts), sources=sources, maskings=maskings, composed=composed)
 
 
 def _parse_parts(findings: _Findings, config: Mapping[str, Any], trusted: bool) -> _Parts:
@@ -175,11 +176,12 @@ def _parse_parts(findings: _Findings, config: Mapping[str, Any], trusted: bool) 
     return parts
 
 
-def _check_together(findings: _Findings, parts: _Parts) -> Sources:
-    """What parts must fit each other, as far as they are right themselves; returns the sources to evaluate on."""
+def _check_together(findings: _Findings, parts: _Parts) -> tuple[Sources, Maskings]:
+    """What must fit each other, as far as it is right itself; returns the sources and the maskings to evaluate on."""
     sources: Sources = {}
+    maskings: Maskings | None = None
     if parts.data is None:
-        return sources
+        return sources, {}
     own: Source = parts.data.instance
     if parts.eval is not None:
         sources = evaluated_sources(parts.data, parts.eval.data or {})
@@ -192,8 +194,8 @@ def _check_together(findings: _Findings, parts: _Parts) -> Sources:
         findings.attempt("model", lambda: _build_on_meta(model, own, sources))
     if (masking := parts.masking) is not None and (evaluation := parts.eval) is not None:
         kind, rates = evaluation.masking, evaluation.mask_rates
-        findings.attempt("eval", lambda: eval_maskings(masking.instance, kind, rates, list(sources)))
-    return sources
+        maskings = findings.attempt("eval", lambda: eval_maskings(masking.instance, kind, rates, list(sources)))
+    return sources, maskings or {}
 
 
 def settings(overrides: Sequence[str] = (), config_dir: str | None = None, config_name: str | None = None) -> Settings:

@@ -15,6 +15,8 @@ from mlm_lightning.values import check_arguments
 
 _CALLBACKS, _TRAINING = "mlm_lightning.training.callbacks", "mlm_lightning.training"
 MOVED: dict[str, str] = {
+    "mlm_lightning.data.tree.TreeSource": "mlm_lightning.data.languages.tree.TreeSource",
+    "mlm_lightning.data.uniform.UniformSource": "mlm_lightning.data.languages.uniform.UniformSource",
     "mlm_lightning.data.text.TextSource": "mlm_lightning.data.text.source.TextSource",
     "mlm_lightning.data.workers.Local": "mlm_lightning.data.text.prepare.workers.Local",
     "mlm_lightning.data.workers.Ray": "mlm_lightning.data.text.prepare.workers.Ray",
@@ -30,8 +32,8 @@ MOVED: dict[str, str] = {
 
 TRUSTED_MODULES = frozenset(
     {
-        "mlm_lightning.data.tree",
-        "mlm_lightning.data.uniform",
+        "mlm_lightning.data.languages.tree",
+        "mlm_lightning.data.languages.uniform",
         "mlm_lightning.data.text.source",
         "mlm_lightning.masking",
         "mlm_lightning.models.transformer",

@@ -16,8 +16,8 @@ from mlm_lightning.__main__ import main
 from mlm_lightning.batch import IGNORE_INDEX
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.config.compose import read_config
+from mlm_lightning.data.languages.tree import TreeSource
 from mlm_lightning.data.source import SPLITS
-from mlm_lightning.data.tree import TreeSource
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli
 from mlm_lightning.metrics import MetricSums
@@ -256,7 +256,8 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     marker = tmp_path / "imported"
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "planted.py").write_text(
-        f"from pathlib import Path\nfrom mlm_lightning.data.tree import TreeSource as Planted\nPath({str(marker)!r}).touch()\n"
+        "from pathlib import Path\nfrom mlm_lightning.data.languages.tree import TreeSource as Planted\n"
+        f"Path({str(marker)!r}).touch()\n"
     )
     monkeypatch.syspath_prepend(tmp_path / "modules")
     monkeypatch.delitem(__import__("sys").modules, "planted", raising=False)

@@ -104,7 +104,7 @@ def test_a_class_in_this_folder_is_found(
 ) -> None:
     """As in `mlm train`: the console script does not look here by itself."""
     (tmp_path / "prepared_here.py").write_text(
-        "from mlm_lightning.data.uniform import UniformSource\n\n\n"
+        "from mlm_lightning.data.languages.uniform import UniformSource\n\n\n"
         "class Mine(UniformSource):\n    def prepare(self, workers=None):\n        print('prepared')\n"
     )
     monkeypatch.chdir(tmp_path)

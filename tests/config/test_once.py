@@ -10,7 +10,7 @@ from conftest import TOY
 import mlm_lightning
 from mlm_lightning.__main__ import main
 from mlm_lightning.config import parse
-from mlm_lightning.data.tree import TreeSource
+from mlm_lightning.data.languages.tree import TreeSource
 from mlm_lightning.masking import Bernoulli
 from mlm_lightning.training.module import MLMModule
 

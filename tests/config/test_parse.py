@@ -17,7 +17,7 @@ from mlm_lightning.config.build import build_each, build_model, build_optimizer
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.condition import sources
-from mlm_lightning.data.uniform import UniformSource
+from mlm_lightning.data.languages.uniform import UniformSource
 from mlm_lightning.errors import UserError
 from mlm_lightning.masking import Bernoulli, Single, Span
 from mlm_lightning.values import matches, suggestion
@@ -494,7 +494,7 @@ def test_further_data_is_a_further_condition_unless_it_is_the_runs_own():
 
 
 def test_further_data_with_a_target_is_whole():
-    target = "{_target_: mlm_lightning.data.uniform.UniformSource, num_symbols: 3, seq_len: 4}"
+    target = "{_target_: mlm_lightning.data.languages.uniform.UniformSource, num_symbols: 3, seq_len: 4}"
     _, source = sources(conditions_of(composed(f"eval.data={{u: {target}}}")))
     assert isinstance(source, UniformSource)
     assert source.rows("train") is not None

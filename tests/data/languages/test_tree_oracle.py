@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlm_lightning.data.tree import TreeSource
+from mlm_lightning.data.languages.tree import TreeSource
 
 
 def leaf_distribution(M, depth, filter_level):

@@ -7,9 +7,9 @@ import torch
 import yaml
 from scipy.stats import chisquare
 
-from mlm_lightning.data.uniform import UniformSource
+from mlm_lightning.data.languages.uniform import UniformSource
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[3] / "conf" / "data"
 
 
 def test_tokens_are_uniform_and_neighbours_independent():
@@ -84,6 +84,6 @@ def test_an_unknown_split_is_refused():
 
 def test_the_yaml_holds_the_constructors_defaults():
     config = yaml.safe_load((CONF / "uniform.yaml").read_text())["data"]
-    assert config.pop("_target_") == "mlm_lightning.data.uniform.UniformSource"
+    assert config.pop("_target_") == "mlm_lightning.data.languages.uniform.UniformSource"
     config.pop("batch_size")
     assert config == {name: p.default for name, p in inspect.signature(UniformSource).parameters.items()}

@@ -8,9 +8,10 @@ import torch
 import yaml
 from scipy.stats import chisquare
 
-from mlm_lightning.data.tree import AliasTable, Grammar, TreeSource
+from mlm_lightning.data.languages.grammar import Grammar
+from mlm_lightning.data.languages.tree import AliasTable, TreeSource
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[3] / "conf" / "data"
 
 
 def leaf_distribution(M, depth, filter_level):
@@ -166,7 +167,7 @@ def test_the_largest_trees_that_are_allowed_can_be_drawn():
 
 def test_the_yaml_holds_the_constructors_defaults():
     config = yaml.safe_load((CONF / "tree.yaml").read_text())["data"]
-    assert config.pop("_target_") == "mlm_lightning.data.tree.TreeSource"
+    assert config.pop("_target_") == "mlm_lightning.data.languages.tree.TreeSource"
     config.pop("batch_size")
     config["grammar_seed"] = 0  # the YAML's is one that a small model learns quickly
     assert config == {name: p.default for name, p in inspect.signature(TreeSource).parameters.items()}

@@ -16,15 +16,11 @@ filtering", ICML 2025, arXiv 2408.15138. Shapes beyond those of `batch`: Q symbo
 dimension of all messages (QNB), so that picking symbols copies contiguous memory.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.uniform import observed_tokens
-
-if TYPE_CHECKING:
-    from mlm_lightning.data.tree import Grammar
+from mlm_lightning.data.languages.grammar import Grammar
+from mlm_lightning.data.languages.synthetic import observed_tokens
 
 _TINY = torch.finfo(torch.float64).tiny
 # Elements of the messages of a level, and of an outer product, that are worked on at once: on a CPU the latter stay in cache
@@ -35,7 +31,7 @@ _BLOCK = {"cpu": 2**16, "cuda": 2**27}
 class TreeOracle:
     """The posterior of the leaves of `TreeSource`, given any of them, for every filter level."""
 
-    def __init__(self, grammar: "Grammar", depth: int, filter_level: int) -> None:
+    def __init__(self, grammar: Grammar, depth: int, filter_level: int) -> None:
         self.num_symbols, self.depth, self.filter_level = grammar.num_symbols, depth, filter_level
         self._to_parent_QP = grammar.M.flatten(1)  # P: pairs of symbols, here (left, right)
         self._to_left_QP = grammar.M.permute(1, 0, 2).flatten(1)  # (parent, right)
