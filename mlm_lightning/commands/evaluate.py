@@ -45,8 +45,7 @@ def main(arguments: list[str]) -> int:
 def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
     """The metrics of a run on a split, by name (`val/loss` …)."""
     from mlm_lightning.config.build import prepare
-    from mlm_lightning.config.command_line import changed
-    from mlm_lightning.config.compose import read_config
+    from mlm_lightning.config.compose import changed, read_config
     from mlm_lightning.config.parse import parse
     from mlm_lightning.config.settings import Composed
     from mlm_lightning.data.condition import packs_documents
