@@ -43,6 +43,13 @@ class Composed:
             node = node[name]
         return node
 
+    def changed(self, group: str, values: Mapping[str, Any] | None) -> "Composed":
+        """With other values of those keys of a group that it has; None switches the group off."""
+        there = self.config.get(group)
+        if values is not None and isinstance(there, Mapping):
+            values = {**there, **{key: value for key, value in values.items() if key in there}}
+        return Composed({**self.config, group: values})
+
 
 @dataclass(frozen=True)
 class Node:
