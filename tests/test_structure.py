@@ -147,7 +147,7 @@ FORBIDDEN = {
     r"TrainerSettings\(": {"config.trainer"},  # parsed once, as every part, and then replaced or passed on
     r"file=sys\.stderr": {"messages"},
     r"warnings\.warn\(": set(),
-    r"(?<!_)\bconfig\[\"(?!model_max)": {"config.parse"},
+    r"\bconfig\[": {"config.parse", "data.text.source"},  # where it is that of `transformers`
 }
 
 
