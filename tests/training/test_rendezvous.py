@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import settings_of
-from mlm_lightning.commands.rendezvous import Nodes
+from mlm_lightning.training.rendezvous import Nodes
 
 from mlm_lightning.commands import rendezvous
 from mlm_lightning.errors import UserError
