@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from helpers import settings_of
-from mlm_lightning.training.rendezvous import Nodes
 
-from mlm_lightning.commands import rendezvous
 from mlm_lightning.errors import UserError
+from mlm_lightning.training import rendezvous
+from mlm_lightning.training.rendezvous import Nodes
 
 Machine = Callable[..., Nodes]
 
