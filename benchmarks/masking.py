@@ -17,7 +17,7 @@ import torch
 
 from mlm_lightning import randomness
 from mlm_lightning.batch import Vocab
-from mlm_lightning.data.rows import ChunkRows
+from mlm_lightning.data.text.rows import ChunkRows
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
 
 ROWS, BATCH, LENGTH, VOCAB = 20_000, 64, 128, 30_522

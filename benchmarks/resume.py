@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from helpers import train
 
-from mlm_lightning.callbacks import Checkpoint
-from mlm_lightning.commands.train import train
-from mlm_lightning.compose import composer, to_plain
+from mlm_lightning.config.compose import composer, to_plain
 from mlm_lightning.errors import Interrupted
+from mlm_lightning.training.callbacks.checkpoint import Checkpoint
 
 ROUNDS = 7
 RUN = (

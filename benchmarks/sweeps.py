@@ -22,8 +22,8 @@ RUN = (
 )
 BASIC = """
 import hydra, sys
-from mlm_lightning.compose import config_folder
-from mlm_lightning.commands.train import train
+from mlm_lightning.config.compose import config_folder
+from helpers import train
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
 def main(config):

@@ -59,8 +59,8 @@ def repeated(texts: list[str]) -> Iterator[str]:
 def ours(corpus: Path, folder: Path) -> tuple[Callable[[], int], Callable[[], None]]:
     import transformers.models.bert.tokenization_bert  # noqa: F401  (what opens a tokenizer, imported before the clock starts)
 
-    from mlm_lightning.data.text import TextSource
-    from mlm_lightning.data.workers import Local
+    from mlm_lightning.data.text.prepare.workers import Local
+    from mlm_lightning.data.text.source import TextSource
 
     source = TextSource(path=str(corpus), tokenizer=VOCABULARY, val_size=0, chunk_size=CHUNK, cache_dir=str(folder))
     return lambda: len(source.rows("train")) * CHUNK, lambda: source.prepare(workers=Local(1))

@@ -32,16 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(version("mlm-lightning"))
         return 0
+    from mlm_lightning.errors import Interrupted, UserError, interruptible
+    from mlm_lightning.messages import report, speak
+
     command, *rest = arguments
     if command not in COMMANDS:
-        from difflib import get_close_matches
+        from mlm_lightning.values import suggestion
 
-        close = get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        print(f"mlm {command}: no such command{hint} There are: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    from mlm_lightning.errors import Interrupted, interruptible
-
+        hint = suggestion(command, COMMANDS)
+        return report(UserError(f"mlm {command}: no such command{hint} There are: {', '.join(COMMANDS)}"))
+    speak()
     try:
         with interruptible():
             return import_module(f"mlm_lightning.commands.{command}").main(rest)
@@ -49,8 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt, Interrupted) as error:
-        from mlm_lightning.commands.errors import report
-
         return report(error)
 
 

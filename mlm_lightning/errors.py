@@ -6,7 +6,6 @@ anything else   1    a failure
 """
 
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -152,8 +151,3 @@ def mistakes() -> Iterator[None]:
         raise
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise UserError(str(error)) from error
-
-
-def say(message: str) -> None:
-    """What a user should know while the command goes on."""
-    print(message, file=sys.stderr, flush=True)

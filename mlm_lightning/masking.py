@@ -98,6 +98,15 @@ class Masking(ABC):
             remedy = f"set masking.random_share to at most {1 - self.mask_share:.6g}"
             raise ConfigError("masking.random_share", self.random_share, problem, remedy)
 
+    def rate_at(self, progress: float) -> float | None:
+        """The rate at a share of a run's progress, from 0 to 1; None for a kind without a rate."""
+        return None
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the rate changes in the course of a run."""
+        return False
+
     @abstractmethod
     def num_predicted(self, seq_len: int) -> int:
         """K, the places for predicted positions in a row of `seq_len` positions."""
@@ -199,6 +208,10 @@ class Bernoulli(Masking):
 
     def rate_at(self, progress: float) -> float:
         return self.rate.at(progress) if isinstance(self.rate, RateSchedule) else self.rate
+
+    @property
+    def is_scheduled(self) -> bool:
+        return isinstance(self.rate, RateSchedule)
 
     @cached_property
     def highest_rate(self) -> float:

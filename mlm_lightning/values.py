@@ -81,15 +81,17 @@ def check_arguments(
     named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
     owner = getattr(target, "OWNER", target.__name__)
+    prefix = f"{key}." if key else ""
     found = []
     for name, value in arguments.items():
         if name not in named and not takes_any:
-            found.append(unknown(f"{key}.{name}", owner, [*sorted(named - set(provided)), *also]))
+            found.append(unknown(f"{prefix}{name}", owner, [*sorted(named - set(provided)), *also]))
         else:
-            found += check(f"{key}.{name}", value, hints.get(name, Any))
+            found += check(f"{prefix}{name}", value, hints.get(name, Any))
     for name in sorted(named - set(arguments) - set(provided)):
         if parameters[name].default is inspect.Parameter.empty:
-            found.append(ConfigError(f"{key}.{name}", NO_VALUE, "no value given", f"{owner} needs it"))
+            remedy = f"{owner} needs it" if owner == target.__name__ else ""
+            found.append(ConfigError(f"{prefix}{name}", NO_VALUE, "no value given", remedy))
     return found
 
 
@@ -184,8 +186,11 @@ def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigErro
         inner, *metadata = get_args(member)
         bounds = [bound for each in metadata for bound in _bounds(each)]
         if not all(_holds(value, bound) for bound in bounds):  # a comparison with nan does not hold
-            subject = "" if value is whole else f"{value} "
-            yield ConfigError(key, whole, f"{subject}must be {_range(bounds)}", _remedy(member))
+            must_be = f"must be {_range(bounds)}"
+            if value is whole:
+                yield ConfigError(key, value, must_be, _remedy(member))
+            else:  # an element of a list
+                yield ConfigError(key, NO_VALUE, f"{value} {must_be}", _remedy(member))
     if isinstance(value, list | tuple) and (elements := get_args(inner)):
         for each in value:
             yield from _outside(key, each, elements[0], whole)

@@ -37,7 +37,7 @@ def toy(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    from mlm_lightning.compose import composer, to_plain
+    from mlm_lightning.config.compose import composer, to_plain
 
     with composer() as hydra:
         return to_plain(hydra.compose(hydra.plain([*TOY, *overrides])))

@@ -15,7 +15,45 @@ import lightning as L
 import torch
 from conftest import TOY
 
-from mlm_lightning.runs import Run
+from mlm_lightning.runs.folder import Run
+
+
+def settings_of(config: dict[str, Any], trusted: bool = True) -> Any:
+    from mlm_lightning.config.parse import parse
+    from mlm_lightning.config.settings import Composed
+
+    return parse(Composed(config), trusted)
+
+
+def train(config: dict[str, Any]) -> dict[str, Any]:
+    import mlm_lightning
+
+    return mlm_lightning.train(settings_of(config))
+
+
+def run_of(config: dict[str, Any]) -> Run:
+    return Run.find(settings_of(config))
+
+
+def conditions_of(config: dict[str, Any]) -> list[Any]:
+    """The conditions of an evaluation, on sources that need no preparation."""
+    from mlm_lightning.config.build import prepare
+
+    return prepare(settings_of(config))
+
+
+def problems(config: dict[str, Any], trusted: bool = True) -> list[str]:
+    """What is wrong with a config, a line each."""
+    from mlm_lightning.errors import ConfigError, InvalidConfigError
+
+    try:
+        settings_of(config, trusted)
+    except InvalidConfigError as error:
+        return [str(each) for each in error.errors]
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
 
 AT = "helpers.At"
 TIMES = {"seconds", "tokens_per_second"}
@@ -26,7 +64,7 @@ def timeless(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def lines_without_times(run: Run) -> list[dict[str, str]]:
-    from mlm_lightning.loggers import read_metrics
+    from mlm_lightning.training.loggers import read_metrics
 
     lines = read_metrics(run.folder / "metrics.csv")
     return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
@@ -77,7 +115,7 @@ def assert_one_curve_a_tag(run: Run) -> None:
 
 
 def assert_equal_runs(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert_equal_results(Run.find(one), Run.find(other))
+    assert_equal_results(run_of(one), run_of(other))
 
 
 def assert_equal_results(*runs: Run) -> None:
@@ -161,7 +199,7 @@ def runs_in(folder: Path) -> dict[int, Run]:
     """The runs of a sweep by their seeds."""
     expected = json.loads((folder / "default" / "sweep.json").read_text())["jobs"]
     seeds = [next(int(each[5:]) for each in job["overrides"] if each.startswith("seed=")) for job in expected]
-    return {seed: Run(folder / "default" / job["folder"], {}) for seed, job in zip(seeds, expected, strict=True)}
+    return {seed: Run(folder / "default" / job["folder"]) for seed, job in zip(seeds, expected, strict=True)}
 
 
 def steps_of(marker: Path) -> Counter[str]:

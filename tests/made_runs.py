@@ -46,11 +46,13 @@ def summary_of(loss: float, oracle: float | None = ORACLE, **conditions: float) 
 
 
 def make_run(folder: Path, settings: dict[str, Any] | None = None, summary: dict[str, Any] | None = None, **files: str) -> Path:
-    """A run's folder; `error_json="{}"` writes a further file."""
+    """A run's folder; `error_json="{}"` writes a further file. Its manifest keeps the settings as overrides."""
     folder.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(config_of(settings or {})), folder / "config.yaml")
     packages = {"torch": "2.13.0", "lightning": "2.6.6"}
     manifest = {"git_commit": "abc", "packages": packages, "threads": 1, "device": "cpu", "kinship": folder.name}
+    overrides = [f"{key}={value}" for key, value in (settings or {}).items()]
+    manifest |= {"overrides": overrides, "config_dir": None, "config_name": None}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "metrics.csv").write_text("step,train/loss,val/loss,val/oracle_loss\n50,1.5,,\n100,1.25,1.125,0.9\n")
     if summary is not None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import conditions_of, problems
 from omegaconf import OmegaConf
 
-from mlm_lightning.compose import composer, config_folder, to_plain
-from mlm_lightning.config import TrainerSettings, build_eval_maskings, problems, resolve_target
-from mlm_lightning.runs import identity
+from mlm_lightning.config.compose import composer, config_folder, to_plain
+from mlm_lightning.config.signatures import resolve_target
+from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.runs.identity import identity
 
 GROUPS = ("data", "prepare", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
 LOADER_KEYS = {"batch_size", "num_workers"}
@@ -106,8 +108,7 @@ def test_a_yaml_lists_every_key_of_its_class(option):
     node = node.get(group, node)  # some bring defaults for other groups, and so name their own
     known = set(inspect.signature(resolve_target(node["_target_"])).parameters)
     # all but the last come from the data; num_classes is for labels of whole sequences, from Python
-    not_in_a_yaml = {"vocab_size", "seq_len", "pad_token_id", "separate_documents", "num_classes"}
-    assert known - not_in_a_yaml == set(node) - {"_target_"}
+    assert known - {"vocab_size", "seq_len", "pad_token_id", "separate_documents", "num_classes"} == set(node) - {"_target_"}
 
 
 @pytest.mark.parametrize("sweep", [option for option in OPTIONS if option.startswith("sweep")])
@@ -125,9 +126,9 @@ def test_each_filter_level_is_evaluated_at_all_of_them():
     for level in range(5):
         with composer() as hydra:
             config = to_plain(hydra.compose(["sweep=filter_levels", f"data.filter_level={level}"]))
-        plain, *others = build_eval_maskings(config)
-        assert plain == ("", f"_k{level}")
-        assert others == [(f"_k{each}",) for each in range(5) if each != level]
+        plain, *others = [condition.names for condition in conditions_of(config)]
+        assert plain == ("", f"k{level}")
+        assert others == [(f"k{each}",) for each in range(5) if each != level]
 
 
 def test_the_smoke_trainer_is_short(corpus):

@@ -14,8 +14,9 @@ import torch
 
 from mlm_lightning import randomness
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
-from mlm_lightning.config import build_model
-from mlm_lightning.data.datamodule import TrainBatches
+from mlm_lightning.config.build import build_model
+from mlm_lightning.config.settings import Node
+from mlm_lightning.data.batches import TrainBatches
 from mlm_lightning.data.languages.tree import TreeSource
 from mlm_lightning.data.languages.uniform import UniformSource
 from mlm_lightning.data.source import SPLITS
@@ -165,8 +166,8 @@ def current() -> dict[str, Any]:
         [int(row) for j in range(2) for row in TrainBatches(rows, Bernoulli(), 10, seed=7).row_ids(j)[0]]  # type: ignore[arg-type]
         for rows in (range(10), Blocks())
     ]
-    config: dict[str, Any] = {"seed": 7, "model": {"_target_": "mlm_lightning.models.transformer.TransformerClassifier"}}
-    model = build_model(config, Vocab(5, 4), 16)
+    node = Node("mlm_lightning.models.transformer.TransformerClassifier", {})
+    model = build_model(node, 7, UniformSource(num_symbols=4, seq_len=16))
     values["weights"] = {
         name: model.get_parameter(name).detach().flatten()[:3].tolist()
         for name in ("embedding.weight", "encoder.layers.3.linear2.weight", "decoder.head.weight")

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import AT, At, assert_equal_runs, curves
+from helpers import AT, At, assert_equal_runs, curves, run_of, train
 from scipy import stats
 
 from mlm_lightning import randomness
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
-from mlm_lightning.commands.train import train
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.masking import Bernoulli, RateSchedule, Single, Span, WholeWord, _count_quantile
-from mlm_lightning.runs import Run
 
 PAD, CLS, SEP, MASK, FIRST_REGULAR = 0, 1, 2, 3, 4
 CONTINUES = tuple(i >= 70 for i in range(100))  # 30 of the 96 regular tokens continue a word
@@ -343,14 +341,14 @@ def test_a_run_with_a_scheduled_rate(toy: Callable[..., dict[str, Any]], tmp_pat
         for name, rate in (("whole", scheduled), ("cut", scheduled), ("constant", "masking.rate=0.3"))
     )
     summary = train(whole)
-    rates = curves(Run.find(whole))["train/mask_rate"]
+    rates = curves(run_of(whole))["train/mask_rate"]
     assert [step for step, _ in rates] == list(range(1, 8))
     assert [rate for _, rate in rates] == pytest.approx([0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3])
 
     plain = train(constant)
     assert plain["val/oracle_loss"] == summary["val/oracle_loss"]  # a matter of the masks alone
     assert plain["val/loss"] != summary["val/loss"]
-    assert "train/mask_rate" not in curves(Run.find(constant))
+    assert "train/mask_rate" not in curves(run_of(constant))
 
     At.set(("train", 3, 0), lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):

@@ -9,18 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import composed
+from helpers import problems, run_of, settings_of, train
 from torch import Tensor, nn
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.predict import predict
-from mlm_lightning.commands.train import train
-from mlm_lightning.config import build_eval_maskings, problems
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.source import Rows, Source, Split
 from mlm_lightning.errors import UserError
 from mlm_lightning.models.transformer import TransformerClassifier
-from mlm_lightning.runs import Run, load_run
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.load import load_run
 
 Q, L, PAD = 5, 12, 6
 
@@ -95,7 +95,7 @@ def config(folder: Path, data: dict[str, Any] | None = None, **nodes: Any) -> di
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     settings = config(tmp_path_factory.mktemp("packed"))
     train(settings)
-    return Run.find(settings)
+    return run_of(settings)
 
 
 def test_tokens_are_counted_and_documents_are_not(run: Run) -> None:
@@ -150,7 +150,7 @@ def test_without_packing_nothing_is_said_of_it(tmp_path: Path) -> None:
     settings["trainer"] |= {"max_steps": 2, "val_check_interval": 2}
     summary = train(settings)
     assert summary["tokens"] == 2 * 16 * 4
-    run = Run.find(settings)
+    run = run_of(settings)
     assert "separate_documents" not in json.loads((run.folder / "model.json").read_text())
     loaded = load_run(run.folder)
     assert not loaded.model.separate_documents  # type: ignore[union-attr]
@@ -160,14 +160,11 @@ def test_a_run_without_packing_is_evaluated_on_packed_rows(tmp_path: Path) -> No
     settings = config(tmp_path, {"packed": False})
     settings["trainer"] |= {"max_steps": 10, "val_check_interval": 10}
     train(settings)
-    run = Run.find(settings)
+    run = run_of(settings)
     loss = evaluate(str(run.folder), ["data.packed=true"], trust=True)["val/loss"]
 
-    maskings = build_eval_maskings(settings)
-    batches = MLMDataModule(PackedDocuments(), next(iter(maskings.values())), maskings, batch_size=40, seed=0).eval_batches(
-        "val", next(iter(maskings))
-    )
-    batch = batches[0]
+    module = MLMDataModule(PackedDocuments(), settings_of(settings).masking.instance, batch_size=40)
+    batch = module.eval_batches("val", module.conditions[0])[0]
     loss_sum = predicted = 0.0
     for number, length in ((1, 3), (2, 4), (3, 4)):
         of_document_BL = batch.attention_mask_BL == number
@@ -215,7 +212,7 @@ def test_evaluation_on_packed_rows_refuses_such_a_model(tmp_path: Path) -> None:
     settings["trainer"] |= {"max_steps": 1, "val_check_interval": 1}
     train(settings)
     with pytest.raises(UserError, match="PlainModel cannot keep documents apart"):
-        evaluate(str(Run.find(settings).folder), ["data.packed=true"], trust=True)
+        evaluate(str(run_of(settings).folder), ["data.packed=true"], trust=True)
 
 
 def test_a_users_model_is_told(tmp_path: Path) -> None:
@@ -223,6 +220,6 @@ def test_a_users_model_is_told(tmp_path: Path) -> None:
     settings["trainer"] |= {"max_steps": 1, "val_check_interval": 1}
     assert problems(settings) == []
     train(settings)
-    model = load_run(Run.find(settings).folder, trust=True).model
+    model = load_run(run_of(settings).folder, trust=True).model
     assert isinstance(model, DocumentModel)
     assert model.told is True

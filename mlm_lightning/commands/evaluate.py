@@ -1,16 +1,15 @@
 """`mlm evaluate`: a run's metrics, also on other data or at other mask rates."""
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlm_lightning.commands.arguments import Parser, override
-from mlm_lightning.config import TrainerSettings, build_eval_maskings, check, prepare_sources
-from mlm_lightning.data.source import Source, Split
-from mlm_lightning.data.tokenizer import TRAIN, keys_of
-from mlm_lightning.errors import UserError, mistakes
+from mlm_lightning.commands.arguments import Parser
+from mlm_lightning.errors import NO_VALUE, ConfigError, mistakes, one_line
 
 if TYPE_CHECKING:
-    from mlm_lightning.runs import LoadedRun
+    from mlm_lightning.data.source import Source, Split
+    from mlm_lightning.runs.load import LoadedRun
 
 HELP = """\
 mlm evaluate RUN [OVERRIDE…] [--split val|test] [--json] [--trust]
@@ -43,54 +42,52 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate(run: str, overrides: list[str] | None = None, split: Split = "val", trust: bool = False) -> dict[str, Any]:
+def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
     """The metrics of a run on a split, by name (`val/loss` …)."""
-    from mlm_lightning.runs import load_run, locate, read_config
-
-    folder = locate(run)[0]
-    config = override(read_config(folder), overrides or [])
-    if (
-        (folder / "tokenizer").is_dir()
-        and isinstance(config["data"], dict)
-        and any(each.lstrip("+").startswith("data.") for each in overrides or [])
-    ):
-        # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
-        config["data"] |= {key: value for key, value in keys_of(folder / "tokenizer").items() if key in config["data"]}
-    check({**config, "callbacks": None, "logger": None}, trust)
-    loaded = load_run(run, trust)
+    from mlm_lightning.config.build import prepare
+    from mlm_lightning.config.command_line import changed
+    from mlm_lightning.config.compose import read_config
+    from mlm_lightning.config.parse import parse
+    from mlm_lightning.config.settings import Composed
+    from mlm_lightning.data.condition import packs_documents
     from mlm_lightning.data.datamodule import MLMDataModule
-    from mlm_lightning.module import MLMModule
-    from mlm_lightning.training import build_trainer, quiet
+    from mlm_lightning.data.text.tokenizer.load import TRAIN, keys_of
+    from mlm_lightning.runs.load import load_run, locate
+    from mlm_lightning.training.module import MLMModule
+    from mlm_lightning.training.trainer import build_trainer, quiet
 
     quiet()
+    folder = locate(run)[0]
+    config = dict(changed(read_config(folder), overrides or []).config) | {"callbacks": None, "logger": None}
+    other_data = any(each.lstrip("+").partition("=")[0].partition(".")[0] == "data" for each in overrides or [])
+    if (folder / "tokenizer").is_dir() and other_data and isinstance(config["data"], dict):
+        # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
+        config["data"] |= {key: value for key, value in keys_of(folder / "tokenizer").items() if key in config["data"]}
+    settings = parse(Composed(config), trust)
+    loaded = load_run(run, trust)
     with mistakes():
-        sources = prepare_sources(config, trust, evaluated=split)
-    source = sources.own
+        conditions = prepare(settings, evaluated=split)
+    source = conditions[0].source
     if not source.vocab.has_tokens_of(loaded.vocab):
-        raise UserError(
-            f"data: its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with "
-            f"({loaded.vocab.size} tokens); evaluate on data of the same vocabulary"
-            f"{_CHANGED if config['data'].get('tokenizer') == TRAIN else ''}"
-        )
+        trained = settings.data.arguments.get("tokenizer") == TRAIN
+        problem = f"its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with"
+        remedy = f"evaluate on data of the same vocabulary{_CHANGED if trained else ''}"
+        raise ConfigError("data", NO_VALUE, f"{problem} ({loaded.vocab.size} tokens)", remedy)
     _check_length(loaded, source)
-    if sources.packs_documents:  # the rows that it was trained on may not
+    if packs_documents(conditions):  # the rows that it was trained on may not
         with mistakes():
             loaded = load_run(run, trust, separate_documents=True)
-    maskings = build_eval_maskings(config, trust)
-    module = MLMModule(loaded.model, source.oracle(), suffixes=list(maskings), eval_oracles=sources.oracles())
+    trainer = build_trainer(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto"), [], [])
+    module = MLMModule(loaded.model, conditions)
     datamodule = MLMDataModule(
         source,
-        next(iter(maskings.values())),
-        maskings,
-        config["data"]["batch_size"],
-        config["seed"],
-        config["eval"]["seed"],
-        eval_sources=sources.further,
+        settings.masking.instance,
+        conditions,
+        batch_size=settings.loader.batch_size,
+        seed=settings.seed,
+        eval_seed=settings.eval.seed,
     )
-    settings = TrainerSettings(**config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"})
-    trainer = build_trainer(settings, [], [])
-    run_split = trainer.validate if split == "val" else trainer.test
-    run_split(module, datamodule, verbose=False)
+    (trainer.validate if split == "val" else trainer.test)(module, datamodule, verbose=False)
     return {"checkpoint": str(loaded.checkpoint), "step": loaded.step, **module.last_metrics}
 
 
@@ -99,7 +96,7 @@ _CHANGED = (
 )
 
 
-def _check_length(loaded: "LoadedRun", source: Source) -> None:
+def _check_length(loaded: "LoadedRun", source: "Source") -> None:
     """Raises UserError where the model can't read rows as long as the source's."""
     import torch
 
@@ -108,11 +105,8 @@ def _check_length(loaded: "LoadedRun", source: Source) -> None:
         with torch.inference_mode():
             loaded.model(row_1L)
     except (ValueError, IndexError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"data: its rows have {source.seq_len} tokens, and the run's model can't read them ({reason}); "
-            "evaluate on rows as long as the run's"
-        ) from error
+        problem = f"its rows have {source.seq_len} tokens, and the run's model can't read them ({one_line(error)})"
+        raise ConfigError("data", NO_VALUE, problem, "evaluate on rows as long as the run's") from error
 
 
 def _show(metrics: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
 def export(run: str, folder: str | Path, trust: bool = False) -> Path:
     """Writes the folder, whole or not at all, and returns it."""
     from mlm_lightning.models.protocol import Exportable
-    from mlm_lightning.runs import load_run
+    from mlm_lightning.runs.load import load_run
 
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -72,7 +72,7 @@ def _model_card(loaded: Any) -> str:
     summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
     names = ("val/loss", "val/perplexity", "val/accuracy", "steps", "tokens")
     rows = "\n".join(f"| {name} | {summary[name]:.5g} |" for name in names if name in summary)
-    base = loaded.config["model"].get("checkpoint")
+    base = loaded.composed.get("model.checkpoint")
     front = "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n" + (f"base_model: {base}\n" if base else "") + "---\n"
     results = f"\n| metric at the end of training | value |\n|---|---|\n{rows}\n" if rows else ""
     return (

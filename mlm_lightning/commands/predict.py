@@ -42,7 +42,7 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
     by default, each with `token` and `probability`) and `text`, the text with every mask filled with its best token."""
     import torch
 
-    from mlm_lightning.runs import load_run
+    from mlm_lightning.runs.load import load_run
 
     loaded = load_run(run, trust)
     if top_k is None:
@@ -93,7 +93,7 @@ def _encode_text(loaded: Any, text: str) -> _Encoded:
     if mask_token not in text:
         raise UserError(f"TEXT='{text}': has no [MASK]; write [MASK] where a word is to be predicted")
     input_ids = tokenizer(text)["input_ids"]
-    limit = loaded.config["data"].get("chunk_size") or len(input_ids)
+    limit = loaded.seq_len or len(input_ids)
     if len(input_ids) > limit:
         raise UserError(f"TEXT has {len(input_ids)} tokens; the model was trained on rows of {limit}: shorten it")
     masks = [position for position, token_id in enumerate(input_ids) if token_id == tokenizer.mask_token_id]
@@ -113,9 +113,8 @@ def _encode_symbols(loaded: Any, text: str) -> _Encoded:
     for word in words:
         if word != "_" and not (word.isdecimal() and int(word) < vocab.size and int(word) not in vocab.special_ids):
             raise UserError(f"TEXT='{text}': '{word}' is no symbol; give integers from 0 to {vocab.size - 2}, and _ for [MASK]")
-    seq_len = json.loads((loaded.folder / "model.json").read_text()).get("seq_len")
-    if seq_len is not None and len(words) != seq_len:
-        raise UserError(f"TEXT='{text}': has {len(words)} symbols; a row of this run has {seq_len}")
+    if loaded.seq_len is not None and len(words) != loaded.seq_len:
+        raise UserError(f"TEXT='{text}': has {len(words)} symbols; a row of this run has {loaded.seq_len}")
     input_ids = [vocab.mask_id if word == "_" else int(word) for word in words]
     masks = [position for position, word in enumerate(words) if word == "_"]
 

@@ -1,12 +1,13 @@
 """`mlm prepare`: builds the token cache of the chosen data, nothing else."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, see_own_packages
-from mlm_lightning.config import check, eval_data_key, prepare_sources
-from mlm_lightning.data.source import Source
 from mlm_lightning.errors import mistakes
+
+if TYPE_CHECKING:
+    from mlm_lightning.data.source import Source
 
 HELP = """\
 mlm prepare [OVERRIDE…] [--config-dir DIR]
@@ -21,7 +22,10 @@ command goes on where one was stopped.
 
 
 def main(arguments: list[str]) -> int:
-    from mlm_lightning.compose import composer, to_plain
+    from mlm_lightning.config.build import eval_data_key, prepare
+    from mlm_lightning.config.compose import composer
+    from mlm_lightning.config.parse import parse
+    from mlm_lightning.data.condition import sources
 
     parser = Parser(HELP)
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
@@ -29,19 +33,19 @@ def main(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     see_own_packages()
     with composer(flags.config_dir) as hydra:
-        config = to_plain(hydra.compose(hydra.plain(flags.overrides)))
-    check(config)
+        settings = parse(hydra.composed(hydra.plain(flags.overrides)))
     with mistakes():  # documents, sizes or a tokenizer that will not do
-        sources = prepare_sources(config)
-    _show(sources.own)
-    for endings, source in sources.further.items():
-        print(f"\n{eval_data_key(endings)}")
+        conditions = prepare(settings)
+    names = {condition.source: condition.names for condition in reversed(conditions)}
+    for source in sources(conditions):
+        if source is not conditions[0].source:
+            print(f"\n{eval_data_key(names[source])}")
         _show(source)
     return 0
 
 
-def _show(source: Source) -> None:
-    rows = source.summary() if hasattr(source, "summary") else None
+def _show(source: "Source") -> None:
+    rows = source.summary()
     if rows is None:
         print(f"{type(source).__name__} makes its rows as they are asked for: nothing to prepare")
     elif rows:

@@ -1,17 +1,10 @@
 """`mlm report`: tables and plots of a sweep, also while it runs, or of some runs side by side."""
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from mlm_lightning.report.study import Study
 
 HELP = """\
 mlm report PATH… [--output DIR] [--metric val/loss]
@@ -24,6 +17,8 @@ What a sweep has found so far, or how some runs compare: on the terminal, and as
 
 Runs that differ in a seed alone are one group: mean and 95 % interval (Student's t). Needs pip install 'mlm-lightning[report]'.
 """
+
+NEEDS = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}
 
 
 def main(arguments: list[str]) -> int:
@@ -38,66 +33,28 @@ def main(arguments: list[str]) -> int:
 
 def report(paths: list[str], output: str | None = None, metric: str | None = None) -> Path:
     """Prints and writes the report; returns the page's path. Raises UserError for a path that is no run and no sweep."""
-    if find_spec("matplotlib") is None:
-        raise UserError("mlm report draws with matplotlib, which is not installed: pip install 'mlm-lightning[report]'")
-    from mlm_lightning.report.recipe import command_of
+    if missing := [name for module, name in NEEDS.items() if find_spec(module) is None]:
+        raise UserError(f"mlm report needs {' and '.join(missing)}, not installed here: pip install 'mlm-lightning[report]'")
+    from mlm_lightning.files import write_atomically
+    from mlm_lightning.report.figures.draw import draw
+    from mlm_lightning.report.page import page
+    from mlm_lightning.report.recipe import recipe_of
     from mlm_lightning.report.results import collect
     from mlm_lightning.report.study import study
+    from mlm_lightning.report.tables import results_csv
+    from mlm_lightning.report.terminal import show
 
     found = study(collect(paths), metric)
-    command = command_of(found.best) if found.best else None
-    home = found.collection.home
-    folder = Path(output) if output else (home or Path()) / "report"
-    path = _write(folder, found, command)
-    _show(found, command, path)
-    return path
-
-
-def _write(folder: Path, study: "Study", command: tuple[str, bool] | None) -> Path:
-    from mlm_lightning.files import write_atomically
-    from mlm_lightning.report.figures import draw
-    from mlm_lightning.report.page import page
-    from mlm_lightning.report.tables import results_csv
-
-    pictures = draw(study)
+    recipe = recipe_of(found.best) if found.best else None
+    folder = Path(output) if output else (found.collection.home or Path()) / "report"
+    pictures = draw(found)
+    files = {"results.csv": results_csv(found.collection).encode()}
+    files |= {f"{picture.name}.png": picture.png for picture in pictures}
+    files["report.html"] = page(found, pictures, recipe).encode()  # last: where it is, the others are
     try:
-        write_atomically(folder / "results.csv", results_csv(study.collection).encode())
-        for picture in pictures:
-            write_atomically(folder / f"{picture.name}.png", picture.png)
-        write_atomically(folder / "report.html", page(study, pictures, command).encode())
+        for name, content in files.items():
+            write_atomically(folder / name, content)
     except OSError as error:
         raise UserError(f"--output {folder}: can't be written: {error.strerror or error}") from error
+    show(found, recipe, folder / "report.html")
     return folder / "report.html"
-
-
-def _show(study: "Study", command: tuple[str, bool] | None, path: Path) -> None:
-    from rich.console import Console
-
-    from mlm_lightning.report.page import answer, question
-    from mlm_lightning.report.tables import run_table
-
-    # a pipe or a file has no width that a table must fit in
-    console = Console(width=None if sys.stdout.isatty() else 240)
-    _print_table(console, *run_table(study))
-    counts = ", ".join(f"{count} {status}" for status, count in study.collection.counts.items())
-    lines = [f"{study.collection.title}: {counts}", question(study), *(f"  {line}" for line in answer(study))]
-    lines += [f"{', '.join(axis.also)}: changes with {axis.name}" for axis in study.axes if axis.also]
-    if unlisted := study.collection.unlisted:
-        lines.append(f"in the folder, but not of this sweep: {', '.join(unlisted)}")
-    if study.best and command:
-        note = "" if command[1] else "   (gives another config here: version or configs differ)"
-        lines += [f"best run     {study.best.folder}", f"             {command[0]}{note}"]
-    for line in [*lines, f"report       {path}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_table(console: "Console", header: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in header:
-        table.add_column(name, overflow="fold", justify="right" if name.startswith(("val/", "mean")) else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)

@@ -1,17 +1,10 @@
-"""`mlm train`: compose → check every job → a folder a job → fit → table."""
+"""`mlm train`: overrides ─ compose ─► parse ─► train, or a sweep of such runs; a table at the end."""
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from omegaconf import DictConfig
-
-from mlm_lightning.config import Config, TrainerSettings, check
-from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes, say
+from mlm_lightning.commands.arguments import see_own_packages
+from mlm_lightning.errors import UserError
 
 HELP = """\
 mlm train [OVERRIDE…] [-m] [--config-dir DIR] [--debug]
@@ -30,177 +23,37 @@ Trains one run, or a sweep with -m. The same command continues an unfinished run
 Hydra's own flags work: --cfg job, --info, -m, --config-dir, --config-name, --resolve, --package.
 """
 
-_HYDRA_ONLY = ("cfg", "info", "hydra_help", "shell_completion", "version")
-_outcomes: list[int] = []
-
 
 def main(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(HELP, end="")
         return 0
-    from hydra._internal.utils import get_args_parser
+    from mlm_lightning.config.command_line import answer_by_hydra, hydra_flags, is_for_hydra
+    from mlm_lightning.config.compose import composer
+    from mlm_lightning.config.parse import parse
 
-    from mlm_lightning.compose import composer
-
-    sys.path.append(os.getcwd())  # a `_target_` may name a package in this folder
-    parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
-    flags = parser.parse_intermixed_args(arguments)
+    see_own_packages()
+    flags = hydra_flags(arguments, "mlm train")
     with composer(flags.config_dir, flags.config_name) as hydra:
         overrides = hydra.plain(flags.overrides)
-        if not any(getattr(flags, name, None) for name in _HYDRA_ONLY):
-            several = any(override.is_sweep_override() for override in hydra.choices(overrides))
-            config = hydra.master(overrides) if several else hydra.compose(overrides)
-            if flags.multirun or str(config.hydra.mode) == "RunMode.MULTIRUN":
-                from mlm_lightning.commands.sweep import run_sweep
+        if is_for_hydra(flags):
+            answer_by_hydra("mlm train", arguments, flags, overrides)
+            return 0
+        several = any(override.is_sweep_override() for override in hydra.choices(overrides))
+        config = hydra.master(overrides) if several else hydra.compose(overrides)
+        if flags.multirun or str(config.hydra.mode) == "RunMode.MULTIRUN":
+            from mlm_lightning.sweeps.run import run_sweep
 
-                return run_sweep(hydra, overrides, hydra.master(overrides))
-            if several:
-                raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
-            check_job(config)
-    return _hydra_main([*_flags_only(arguments, flags.overrides), *overrides])
+            return run_sweep(hydra, overrides, hydra.master(overrides))
+        if several:
+            raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
+        settings = parse(hydra.with_origin(config, overrides))
+    from mlm_lightning.runs.folder import Run
+    from mlm_lightning.training.train import train
 
-
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"mlm train: {message}; mlm train --help shows how to call it")
-
-
-def train(config: DictConfig | Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Trains the run of a config, or continues it, and returns its summary (on the first machine of several).
-
-    `overrides` names the folder. Raises UserError for a config that cannot be, `errors.Interrupted` where a signal stopped the
-    run, and whatever stops the training; error.json then says why.
-    """
-    from mlm_lightning.commands import launch
-    from mlm_lightning.compose import to_plain
-    from mlm_lightning.runs import Run
-
-    plain = to_plain(config) if isinstance(config, DictConfig) else config
-    check(plain)
-    settings = TrainerSettings(**plain["trainer"])
-    run = Run.find(plain, overrides)
-    nodes = launch.Nodes(run, settings)
-    if settings.num_nodes > 1 and launch.node_rank() > 0:
-        return launch.follow(settings, nodes)
-    try:
-        with nodes.leading():
-            return _train(run, nodes)
-    except Interrupted as error:
-        if settings.auto_requeue and error.signum == signal.SIGUSR1:
-            _requeue()
-        raise
-
-
-def _train(run: Any, nodes: Any) -> dict[str, Any]:
-    from mlm_lightning.commands import launch
-    from mlm_lightning.resume import begin, parent_of
-
-    parent = parent_of(run.config)
-    again = run.config["resume"] == "never"
-    sources = _prepared_sources(run.config) if again or run.summary is None else None
-    if again:
-        _restart(run)
-    with run.locked():
-        if sources is None or run.summary is not None:
-            say(f"complete: {run.folder} (resume=never runs it again)")
-            return run.summary
-        try:
-            position = begin(run, parent, sources)
-            if TrainerSettings(**run.config["trainer"]).world_size() > 1:
-                return launch.lead(run, position, nodes)
-            from mlm_lightning.training import fit
-
-            return fit(run, position, sources)
-        except Exception as error:
-            if not isinstance(error, UserError | PrunedError):
-                run.fail(error)
-            raise
-
-
-def _prepared_sources(config: Config) -> Any:
-    """Downloads and builds caches, and finds what is wrong with the data, before a run has a folder."""
-    from mlm_lightning.config import prepare_sources
-
-    with mistakes():
-        sources = prepare_sources(config, evaluated="val")
-        sources.own.rows("train")
-    return sources
-
-
-def _requeue() -> None:
-    """Asks SLURM to run this job again, now that it is about to end it."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM's next word to us
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
-        say(f"SLURM will run job {job} again")
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        say(f"scontrol requeue {job}: {reason}; submit the job again, and it continues")
-
-
-def _restart(run: Any) -> None:
-    if run.folder.exists():
-        with run.locked():
-            aside = run.move_aside()
-        say(f"starting again; the old run is in {aside}")
-
-
-def _task(config: DictConfig) -> None:
-    """Hydra's task function."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from mlm_lightning.commands.errors import report
-    from mlm_lightning.compose import to_plain
-    from mlm_lightning.runs import Run
-
-    overrides = list(HydraConfig.get().overrides.task)
-    try:
-        summary = train(config, overrides)
-        show(Run.find(to_plain(config), overrides).folder, summary)
-    except Exception as error:
-        _outcomes.append(report(error))
-
-
-def _hydra_main(arguments: list[str]) -> int:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    from mlm_lightning.compose import CONFIG_NAME, config_folder
-
-    GlobalHydra.instance().clear()
-    sys.argv = ["mlm train", *arguments]
-    _outcomes.clear()
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)(_task)()
-    return max(_outcomes, default=0)
-
-
-def check_job(config: DictConfig) -> None:
-    """Raises UserError with all problems, before anything is created."""
-    from mlm_lightning.commands.launch import check_environment
-    from mlm_lightning.compose import to_plain
-    from mlm_lightning.runs import locate
-
-    plain = to_plain(config)
-    check(plain)
-    check_environment(TrainerSettings(**plain["trainer"]))
-    if plain["resume"] not in ("auto", "never"):
-        locate(plain["resume"], "resume")
-
-
-def _flags_only(arguments: list[str], overrides: list[str]) -> list[str]:
-    remaining = list(overrides)
-    flags = []
-    for argument in arguments:
-        if argument in remaining:
-            remaining.remove(argument)
-        else:
-            flags.append(argument)
-    return flags
+    summary = train(settings)
+    show(Run.find(settings).folder, summary)
+    return 0
 
 
 def show(folder: Path, summary: dict[str, Any]) -> None:

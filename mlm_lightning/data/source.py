@@ -8,15 +8,16 @@ A new dataset is one subclass and one YAML whose `_target_` names it; nothing el
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.processes import Workers
 
-__all__ = ["SPLITS", "Oracle", "Rows", "Source", "Sources", "Split"]
+__all__ = ["SPLITS", "Oracle", "Rows", "Source", "Split"]
 
 
 class Rows(Protocol):
@@ -95,8 +96,9 @@ class Source(ABC):
         assert not isinstance(rows, EndlessRows)
         return len(rows)
 
-    def prepare(self) -> None:  # noqa: B027  (a source that needs no preparation overrides nothing)
-        """Downloads and builds caches: called once, on one process, before `vocab` and `rows`."""
+    def prepare(self, workers: Workers | None = None) -> None:  # noqa: B027  (most sources need no preparation)
+        """Downloads and builds caches, by `workers` where there is much to do: called once, on one process, before `vocab` and
+        `rows`."""
 
     def oracle(self) -> Oracle | None:
         """The exact posterior, where it is known."""
@@ -106,24 +108,13 @@ class Source(ABC):
         """Identifies the content of the data beyond the config, for a run's manifest; None where the config says it all."""
         return None
 
+    def summary(self) -> list[dict[str, Any]] | None:
+        """What was prepared, a dict a split, for `mlm prepare` to show; None where there is nothing to prepare."""
+        return None
 
-@dataclass(frozen=True)
-class Sources:
-    """A run's own source, and the further ones that it is evaluated on, by the endings of their metrics' names."""
+    def tokenizer_keys(self) -> dict[str, Any]:
+        """The keys of a config that give another source of text these very tokens; empty where there is no tokenizer."""
+        return {}
 
-    own: Source
-    further: dict[tuple[str, ...], Source] = field(default_factory=dict)
-
-    def oracles(self) -> dict[tuple[str, ...], Oracle | None]:
-        """Those of the further sources."""
-        return {endings: source.oracle() for endings, source in self.further.items()}
-
-    @property
-    def packs_documents(self) -> bool:
-        """Whether any of them does."""
-        return any(source.packs_documents for source in (self.own, *self.further.values()))
-
-    def fingerprint(self) -> str | None:
-        """Of all of them; that of the run's own alone where no other has one."""
-        found = [source.fingerprint() for source in (self.own, *self.further.values())]
-        return "+".join(filter(None, found)) or None
+    def save_tokenizer(self, folder: Path) -> None:  # noqa: B027
+        """Writes the tokenizer, where there is one, for those who open the run later."""

@@ -9,6 +9,7 @@
 Nothing here fails on a run that is half-written or damaged: the row says what is wrong with it.
 """
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -17,15 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlm_lightning.checkpoints import flat
-from mlm_lightning.errors import UserError
-from mlm_lightning.loggers import read_metrics
-from mlm_lightning.runs import Run, deciding, read_config
+from mlm_lightning.config.compose import read_config
+from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.runs.checkpoint import flat
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.identity import deciding
+from mlm_lightning.training.loggers import read_metrics
 
 STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
 """Those of `Run`, and `damaged`: a file of the run can't be read."""
 
 Curve = list[tuple[int, float]]
+
+_UNREADABLE = (OSError, ValueError, RecursionError)
 
 
 @dataclass
@@ -43,10 +48,8 @@ class Result:
     summary: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
-    overrides: list[str] = field(default_factory=list)
-    """Of its job, where sweep.json lists it …"""
-    sweep_command: list[str] = field(default_factory=list)
-    """… and the command that started the sweep."""
+    job_overrides: list[str] | None = None
+    """Where sweep.json lists it."""
 
     def value(self, metric: str) -> float:
         """A number of the summary; NaN where it has none."""
@@ -63,7 +66,7 @@ class Result:
     def detail(self) -> str:
         """What a table says of a run beside its metrics: its reason, or how far it is."""
         if self.reason:
-            return " ".join(self.reason.split())
+            return self.reason
         if self.status in ("running", "interrupted"):
             total = self.settings.get("trainer.max_steps")
             return f"step {self.step:,}" + (f" of {total:,}" if isinstance(total, int) else "")
@@ -130,20 +133,20 @@ def _open(path: Path) -> Collection:
 
 
 def _open_sweep(path: Path, runs: list[Path]) -> Collection:
-    content = _read(path / "sweep.json")
+    file = path / "sweep.json"
     try:
+        content = _read_dict(file)
         jobs = [(path / str(job["folder"]), [str(each) for each in job["overrides"]]) for job in content["jobs"]]
-        command, swept = ([str(each) for each in content.get(name) or []] for name in ("command", "swept"))
-    except (KeyError, TypeError) as error:
-        reason = content.get("unreadable") or f"an entry is not as expected: {error!r}"
+        swept = [str(each) for each in content.get("swept") or []]
+    except (*_UNREADABLE, KeyError, TypeError) as error:
+        reason = f"an entry is not as expected: {error!r}" if isinstance(error, KeyError | TypeError) else one_line(error)
         raise UserError(
-            f"{path / 'sweep.json'}: doesn't list a sweep's jobs ({reason}); without this file, the report is of the runs there"
+            f"{file}: doesn't list a sweep's jobs ({reason}); without this file, the report is of the runs there"
         ) from error
-    results = [read_result(folder, overrides, command) for folder, overrides in jobs]
     listed = {folder.name for folder, _ in jobs}
     return Collection(
         title=path.resolve().name,
-        results=results,
+        results=[read_result(folder, overrides) for folder, overrides in jobs],
         home=path,
         swept=swept,
         objective=content.get("objective"),
@@ -152,35 +155,47 @@ def _open_sweep(path: Path, runs: list[Path]) -> Collection:
     )
 
 
-def read_result(folder: Path, overrides: Sequence[str] = (), sweep_command: Sequence[str] = ()) -> Result:
+def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
     """What a run's folder says."""
-    result = Result(folder, folder.resolve().name, "missing", overrides=list(overrides), sweep_command=list(sweep_command))
-    result.settings = dict(setting(override) for override in overrides)
-    if not (folder / "config.yaml").is_file():
-        # a run whose process has only just begun holds its lock before it has a config
-        run = Run(folder, {})
-        result.status, result.reason = run.status, run.reason
+    result = Result(folder, folder.resolve().name, "missing", job_overrides=job_overrides)
+    result.settings = dict(setting(override) for override in job_overrides or ())
+    has_config = (folder / "config.yaml").is_file()
+    if has_config:
+        try:
+            result.config = dict(read_config(folder).config)
+            result.settings = flat(deciding(result.config))
+        except Exception as error:  # OmegaConf and YAML have errors of many kinds
+            return _damaged(result, "config.yaml", error)
+    run = Run(folder)
+    result.status, result.reason = run.status, " ".join(run.reason.split())
+    if not has_config:  # a process that has only just begun holds its run's lock already
         return result
-    try:
-        result.config = read_config(folder)
-        result.settings = flat(deciding(result.config))
-    except Exception as error:  # OmegaConf and YAML have errors of many kinds
-        return _damaged(result, "config.yaml", error)
-    run = Run(folder, result.config)
-    result.status, result.reason = run.status, run.reason
-    result.manifest = _read(folder / "manifest.json")
-    result.manifest.pop("unreadable", None)
+    with contextlib.suppress(*_UNREADABLE):
+        result.manifest = _read_dict(folder / "manifest.json")
     try:
         result.curves = read_curves(folder / "metrics.csv")
     except Exception as error:  # whatever was written there: a report shows the rest
-        result.reason = result.reason or f"metrics.csv can't be read: {_one_line(error)}"
+        result.reason = result.reason or f"metrics.csv can't be read: {one_line(error)}"
     if result.status == "complete":
         result.reason = ""
-        summary = _read(folder / "summary.json")
-        if reason := summary.pop("unreadable", None):
-            return _damaged(result, "summary.json", reason)
-        result.summary = summary
+        try:
+            result.summary = _read_dict(folder / "summary.json")
+        except _UNREADABLE as error:
+            return _damaged(result, "summary.json", error)
     return result
+
+
+def _damaged(result: Result, name: str, error: BaseException) -> Result:
+    result.status, result.reason = "damaged", f"{name} can't be read: {one_line(error)}"
+    return result
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; raises one of _UNREADABLE where that is no dict."""
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError("it holds no dict")
+    return content
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
@@ -200,21 +215,3 @@ def setting(override: str) -> tuple[str, Any]:
         return key, json.loads(text)
     except ValueError:
         return key, text
-
-
-def _damaged(result: Result, name: str, error: object) -> Result:
-    result.status, result.reason = "damaged", f"{name} can't be read: {_one_line(error)}"
-    return result
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file's dict, or `{"unreadable": why}`."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        return {"unreadable": _one_line(error)}
-    return content if isinstance(content, dict) else {"unreadable": "it holds no dict"}
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

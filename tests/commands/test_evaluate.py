@@ -9,21 +9,23 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed
-from helpers import assert_equal_checkpoints
+from helpers import assert_equal_checkpoints, run_of, train
 from omegaconf import OmegaConf
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.batch import IGNORE_INDEX
 from mlm_lightning.commands.evaluate import evaluate
-from mlm_lightning.commands.train import train
+from mlm_lightning.config.compose import read_config
 from mlm_lightning.data.languages.tree import TreeSource
 from mlm_lightning.data.source import SPLITS
 from mlm_lightning.errors import UserError
-from mlm_lightning.loggers import read_metrics
 from mlm_lightning.masking import Bernoulli
 from mlm_lightning.metrics import MetricSums
 from mlm_lightning.randomness import key
-from mlm_lightning.runs import Run, identity, load_run
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.identity import identity
+from mlm_lightning.runs.load import load_run
+from mlm_lightning.training.loggers import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = composed(f"output_dir={folder}", "schedule=constant", "optim.lr=0.3", "eval.mask_rates=null")
     summary = train(config)
     assert summary["best/step"] < summary["steps"]
-    return Run.find(config)
+    return run_of(config)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,9 @@ def test_the_runs_own_data_is_not_evaluated_twice(
 
 def test_further_data_counted_by_hand(run: Run, further: dict[str, Any]) -> None:
     """Rows, masks, model and oracle put together without the loaders, the module or Lightning."""
-    source = TreeSource(depth=2, num_symbols=3, filter_level=2, grammar_seed=run.config["data"]["grammar_seed"], val_size=40)
+    source = TreeSource(
+        depth=2, num_symbols=3, filter_level=2, grammar_seed=read_config(run.folder).get("data.grammar_seed"), val_size=40
+    )
     tokens_BL = source.rows("val")[torch.arange(40)]
     batch = Bernoulli(rate=0.15).frozen()(tokens_BL, torch.arange(40), vocab=source.vocab, key=key(0, SPLITS.index("val")))
     predicted_BL = batch.labels_BL != IGNORE_INDEX
@@ -173,7 +177,7 @@ def test_further_data_while_training(tmp_path: Path) -> None:
     monitors = ("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/loss_k2")
     config = composed(f"output_dir={tmp_path}", data, *monitors, "callbacks.checkpoint.monitor=val/excess_loss_k2")
     summary = train(config)
-    run = Run.find(config)
+    run = run_of(config)
     lines = [line for line in read_metrics(run.folder / "metrics.csv") if line["val/loss"]]
     assert len(lines) == 2
     assert float(lines[-1]["val/loss_k2"]) == summary["val/loss_k2"]
@@ -190,9 +194,9 @@ def test_further_data_leaves_the_training_as_it_was(tmp_path: Path, run: Run) ->
     assert run.summary is not None
     same = {name: value for name, value in run.summary.items() if name.startswith(("val/", "best/", "step"))}
     assert {name: summary[name] for name in same} == same
-    assert identity(config) != identity(run.config)
+    assert identity(config) != identity(read_config(run.folder).config)
     assert_equal_checkpoints(
-        run.checkpoints / "last.ckpt", Run.find(config).checkpoints / "last.ckpt", only=("state_dict", "optimizer_states")
+        run.checkpoints / "last.ckpt", run_of(config).checkpoints / "last.ckpt", only=("state_dict", "optimizer_states")
     )
 
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 from conftest import composed
+from helpers import run_of, train
 from test_text_run import DISTILBERT, TextRun, trained
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.commands.export import export
-from mlm_lightning.commands.train import train
 from mlm_lightning.errors import UserError
-from mlm_lightning.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def distilbert(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = composed(f"output_dir={tmp_path_factory.mktemp('outputs')}")
     train(config)
-    return str(Run.find(config).folder)
+    return str(run_of(config).folder)
 
 
 def test_the_folder_is_printed(distilbert: TextRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import TOY
-from helpers import assert_equal_results, start, wait_for
-
-from mlm_lightning.commands.train import train
-from mlm_lightning.runs import Run
+from helpers import assert_equal_results, run_of, start, train, wait_for
 
 Toy = Callable[..., dict[str, Any]]
 
@@ -61,6 +58,6 @@ def test_a_killed_run_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path, kil
     killed = toy(f"output_dir={tmp_path / 'killed'}", *STEPS, *options)
     arguments = [*TOY, f"output_dir={tmp_path / 'killed'}", *STEPS, *options]
     assert killed_until_complete(arguments, tmp_path / "killed", kills=kills, seed=len(options)) == kills
-    runs = [Run.find(whole), Run.find(killed)]
+    runs = [run_of(whole), run_of(killed)]
     assert_equal_results(*runs)
     assert {path.name for path in runs[1].checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed
+from helpers import run_of, train
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.commands.predict import predict
-from mlm_lightning.commands.train import train
-from mlm_lightning.runs import Run, load_run
+from mlm_lightning.runs.load import load_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = composed(f"output_dir={tmp_path_factory.mktemp('outputs')}")
     train(config)
-    return str(Run.find(config).folder)
+    return str(run_of(config).folder)
 
 
 def probabilities_by_hand(run: str, row: list[int]) -> torch.Tensor:

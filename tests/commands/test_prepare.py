@@ -6,7 +6,7 @@ import pytest
 from test_text_run import write_documents
 
 from mlm_lightning.__main__ import main
-from mlm_lightning.data.text import TextSource
+from mlm_lightning.data.text.source import TextSource
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_class_in_this_folder_is_found(
     """As in `mlm train`: the console script does not look here by itself."""
     (tmp_path / "prepared_here.py").write_text(
         "from mlm_lightning.data.languages.uniform import UniformSource\n\n\n"
-        "class Mine(UniformSource):\n    def prepare(self):\n        print('prepared')\n"
+        "class Mine(UniformSource):\n    def prepare(self, workers=None):\n        print('prepared')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))

@@ -3,17 +3,16 @@
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import TOY, composed
-from helpers import assert_equal_results, failing, runs_in, start_sweep, steps_of, wait_for
+from helpers import assert_equal_results, failing, run_of, runs_in, start_sweep, steps_of, train, wait_for
 
 from mlm_lightning.__main__ import main
-from mlm_lightning.commands.pool import Slot, slots
-from mlm_lightning.commands.train import train
-from mlm_lightning.runs import Run
+from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.sweeps.pool import Slot, slots
 
 SEEDS = "seed=0,1,2,3"
 
@@ -30,7 +29,7 @@ def test_the_runs_of_a_sweep_are_those_that_single_commands_make(tmp_path: Path,
         assert run.folder.name.startswith(f"seed={seed},")
         single = composed(f"output_dir={tmp_path / 'single'}", f"seed={seed}", "model.dropout=0.1")
         train(single)
-        assert_equal_results(run, Run.find(single))
+        assert_equal_results(run, run_of(single))
 
 
 def test_two_at_a_time_give_the_same_and_write_down_what_they_say(tmp_path: Path) -> None:
@@ -154,14 +153,13 @@ def test_several_ranks_in_a_sweep(tmp_path: Path) -> None:
 
 
 def test_runs_at_the_same_time_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    config: dict[str, Any] = {"trainer": {"accelerator": "auto", "devices": 1}}
-    assert slots(1, config) == [Slot(None, None)]
+    trainer = TrainerSettings(accelerator="auto", max_steps=1)
+    assert slots(1, trainer) == [Slot(None, None)]
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("mlm_lightning.commands.pool.num_cores", lambda: 8)
+    monkeypatch.setattr("mlm_lightning.sweeps.pool.num_cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert slots(3, config) == [Slot(2, "4"), Slot(2, "6"), Slot(2, "4")]
-    config["trainer"]["accelerator"] = "cpu"
-    assert slots(2, config) == [Slot(4, None), Slot(4, None)]
+    assert slots(3, trainer) == [Slot(2, "4"), Slot(2, "6"), Slot(2, "4")]
+    assert slots(2, replace(trainer, accelerator="cpu")) == [Slot(4, None), Slot(4, None)]
 
 
 @pytest.mark.slow
@@ -184,4 +182,4 @@ def test_hydra_s_launchers_survive_failures_and_skip_what_is_done(tmp_path: Path
     assert steps_of(marker) == Counter({"0": 8, "1": 8, "2": 8})
     single = composed(f"output_dir={tmp_path / 'single'}", "seed=1", *failing(marker, [1]))
     train(single)
-    assert_equal_results(runs[1], Run.find(single))
+    assert_equal_results(runs[1], run_of(single))

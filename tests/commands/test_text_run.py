@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed
+from helpers import run_of, train
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.export import export
 from mlm_lightning.commands.predict import predict
-from mlm_lightning.commands.train import train
+from mlm_lightning.config.compose import read_config
 from mlm_lightning.errors import UserError
-from mlm_lightning.runs import Run, load_run
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.load import load_run
 
 VOCABULARY = "the a cat dog bird sees hears follows quiet loud old young river house garden and near of walking walked"
 WORDS = VOCABULARY.split(" ")
@@ -63,7 +65,7 @@ def trained(folder: Path, *model: str) -> TextRun:
     corpus = write_documents(folder / "corpus.txt", seed=0)
     config = text_config(folder, corpus, *model)
     train(config)
-    return TextRun(Run.find(config), corpus, folder / "cache")
+    return TextRun(run_of(config), corpus, folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +186,7 @@ def test_further_documents_are_read_with_the_runs_own_tokens(transformer: TextRu
     assert evaluate(last, [further])["val/loss_other"] == alone["val/loss"]
 
     other.write_text(other.read_text() + "something else .\n")
-    (Run.find(config).folder / "summary.json").unlink()
+    (run_of(config).folder / "summary.json").unlink()
     with pytest.raises(UserError, match=r"data files: .*→"):
         train(config)
 
@@ -291,7 +293,7 @@ def test_the_model_card_says_what_it_is(distilbert: TextRun, exported: Path) -> 
     assert distilbert.run.summary is not None
     assert f"| val/loss | {distilbert.run.summary['val/loss']:.5g} |" in body
     config = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
-    assert config == distilbert.run.config
+    assert config == read_config(distilbert.run.folder).config
 
 
 def test_the_exported_folder_holds_safetensors_and_no_pickle(exported: Path) -> None:

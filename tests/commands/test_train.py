@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal_checkpoints, lines_without_times, start, timeless, wait_for
+from helpers import assert_equal_checkpoints, lines_without_times, run_of, start, timeless, train, wait_for
 
-from mlm_lightning.commands.train import train
 from mlm_lightning.errors import UserError
-from mlm_lightning.runs import Run, identity, load_run, slug
+from mlm_lightning.runs.identity import identity, slug
+from mlm_lightning.runs.load import load_run
 
 Toy = Callable[..., dict[str, Any]]
 
@@ -19,7 +19,7 @@ def test_the_same_seed_gives_identical_metrics_and_weights_twice(toy: Toy, tmp_p
     configs = [toy(f"output_dir={tmp_path / folder}", "model.dropout=0.1") for folder in "ab"]
     one, other = (train(config) for config in configs)
     assert timeless(one) == timeless(other)
-    runs = [Run.find(config) for config in configs]
+    runs = [run_of(config) for config in configs]
     assert lines_without_times(runs[0]) == lines_without_times(runs[1])
     assert_equal_checkpoints(*(run.checkpoints / "last.ckpt" for run in runs))
 
@@ -33,7 +33,7 @@ def test_another_seed_gives_other_weights_on_the_same_rows(toy: Toy) -> None:
 def test_a_run_leaves_what_the_design_promises(toy: Toy) -> None:
     config = toy()
     summary = train(config)
-    run = Run.find(config)
+    run = run_of(config)
     assert summary == run.summary
     assert summary["steps"] == 8
     assert summary["tokens"] == 8 * 16 * 4
@@ -53,7 +53,7 @@ def test_tensorboard_has_the_curves_the_samples_and_the_final_metrics(toy: Toy) 
 
     config = toy()
     train(config)
-    events = EventAccumulator(str(Run.find(config).folder / "tensorboard"))
+    events = EventAccumulator(str(run_of(config).folder / "tensorboard"))
     events.Reload()
     tags = events.Tags()
     assert {"train/loss", "train/grad_norm", "lr", "val/loss", "val/excess_loss"} <= set(tags["scalars"])
@@ -69,25 +69,25 @@ def test_tensorboard_has_the_curves_the_samples_and_the_final_metrics(toy: Toy) 
 def test_a_complete_run_returns_its_summary_and_trains_nothing(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy()
     first = train(config)
-    before = (Run.find(config).checkpoints / "last.ckpt").stat().st_mtime_ns
+    before = (run_of(config).checkpoints / "last.ckpt").stat().st_mtime_ns
     assert train(config) == first
     assert "complete" in capsys.readouterr().err
-    assert (Run.find(config).checkpoints / "last.ckpt").stat().st_mtime_ns == before
+    assert (run_of(config).checkpoints / "last.ckpt").stat().st_mtime_ns == before
 
 
 def test_resume_never_moves_the_old_run_aside(toy: Toy) -> None:
     config = toy()
     train(config)
     train(config | {"resume": "never"})
-    old = list((Run.find(config).folder.parent / ".old").iterdir())
+    old = list((run_of(config).folder.parent / ".old").iterdir())
     assert len(old) == 1
     assert (old[0] / "summary.json").exists()
-    assert Run.find(config).summary is not None
+    assert run_of(config).summary is not None
 
 
 def test_a_second_process_in_the_same_run_is_told_so(toy: Toy) -> None:
     config = toy()
-    with Run.find(config).locked(), pytest.raises(UserError, match="working in this run"):
+    with run_of(config).locked(), pytest.raises(UserError, match="working in this run"):
         train(config)
 
 
@@ -135,14 +135,14 @@ def test_an_interrupted_run_continues_to_the_same_result(toy: Toy, tmp_path: Pat
 
     cut = toy(f"output_dir={tmp_path / 'cut'}", *steps)
     assert timeless(train(cut)) == timeless(expected)
-    assert lines_without_times(Run.find(cut)) == lines_without_times(Run.find(whole))
-    assert_equal_checkpoints(*(Run.find(each).checkpoints / "last.ckpt" for each in (cut, whole)))
+    assert lines_without_times(run_of(cut)) == lines_without_times(run_of(whole))
+    assert_equal_checkpoints(*(run_of(each).checkpoints / "last.ckpt" for each in (cut, whole)))
 
 
 def test_load_run_gives_the_model_of_the_best_step(toy: Toy) -> None:
     config = toy()
     summary = train(config)
-    loaded = load_run(Run.find(config).folder)
+    loaded = load_run(run_of(config).folder)
     assert loaded.step == summary["best/step"]
     assert loaded.vocab.size == 4
     assert loaded.tokenizer is None
@@ -155,7 +155,7 @@ def test_a_mistake_that_only_the_data_shows_leaves_no_folder(toy: Toy, tmp_path:
     empty.write_text("\n\n")
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     text = [f"data.path={empty}", f"data.tokenizer={tmp_path / 'vocab.txt'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    from mlm_lightning.compose import composer, to_plain
+    from mlm_lightning.config.compose import composer, to_plain
 
     with composer() as hydra:
         overrides = hydra.plain(["data=text", *text, f"output_dir={tmp_path / 'outputs'}"])
@@ -168,7 +168,7 @@ def test_a_mistake_that_only_the_data_shows_leaves_no_folder(toy: Toy, tmp_path:
 def test_a_run_that_only_lost_its_summary_gets_the_same_one_again(toy: Toy) -> None:
     config = toy()
     first = train(config)
-    (Run.find(config).folder / "summary.json").unlink()
+    (run_of(config).folder / "summary.json").unlink()
     assert timeless(train(config)) == timeless(first)
 
 
@@ -177,4 +177,4 @@ def test_a_run_without_validation_is_saved_at_its_end(toy: Toy) -> None:
     summary = train(config)
     assert summary["steps"] == 8
     assert "val/loss" not in summary
-    assert load_run(Run.find(config).folder).step == 8
+    assert load_run(run_of(config).folder).step == 8

@@ -5,15 +5,9 @@ import torch
 from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
-from mlm_lightning.data.datamodule import (
-    BatchRange,
-    EvalBatches,
-    MLMDataModule,
-    TrainBatches,
-    _loader,
-    _Mask,
-    progress_of_run,
-)
+from mlm_lightning.data.batches import BatchRange, EvalBatches, Mask, Plan, TrainBatches
+from mlm_lightning.data.condition import Condition
+from mlm_lightning.data.datamodule import MLMDataModule, _loader
 from mlm_lightning.data.source import Source
 from mlm_lightning.masking import Bernoulli
 
@@ -62,10 +56,13 @@ class Counted(Source):
 
 
 def datamodule(count: int = 50, batch_size: int = 8, seed: int = 0, rows_per_epoch: int | None = None) -> MLMDataModule:
-    masking = Bernoulli(rate=0.3)
-    return MLMDataModule(
-        Counted(count), masking, {("",): masking.frozen()}, batch_size, seed, rows_per_epoch=rows_per_epoch, total_steps=10
-    )
+    plan = Plan(total_steps=10, rows_per_epoch=rows_per_epoch)
+    return MLMDataModule(Counted(count), Bernoulli(rate=0.3), batch_size=batch_size, seed=seed, plan=plan)
+
+
+def frozen(module: MLMDataModule, split: str = "val", rank: int = 0, world_size: int = 1) -> EvalBatches:
+    """The batches of the training's own condition."""
+    return module.eval_batches(split, module.conditions[0], rank, world_size)
 
 
 def stream(batches: TrainBatches, indices: range) -> list[tuple[int, int]]:
@@ -187,14 +184,14 @@ def test_a_loader_that_starts_late_counts_the_batches_before() -> None:
     ("total_steps", "expected"), [(1, [1.0]), (2, [0.0, 1.0]), (5, [0.0, 0.25, 0.5, 0.75, 1.0]), (3, [0.0, 0.5, 1.0, 1.0])]
 )
 def test_progress_goes_from_the_first_step_to_the_last(total_steps: int, expected: list[float]) -> None:
-    assert [progress_of_run(step, total_steps) for step in range(len(expected))] == expected
+    assert [Plan(total_steps).progress(step) for step in range(len(expected))] == expected
 
 
 def scheduled(batch_size: int, accumulation: int, rank: int = 0, world_size: int = 1) -> TrainBatches:
     """Ten optimizer steps of 16 rows."""
     source, masking = Counted(50), Bernoulli(rate={"start": 0.9, "end": 0.2, "schedule": "cosine"})
-    mask = _Mask(masking, source, mask_key=3)
-    return TrainBatches(source.rows("train"), mask, batch_size, 0, rank, world_size, None, accumulation, total_steps=10)
+    plan = Plan(total_steps=10, accumulate_grad_batches=accumulation)
+    return TrainBatches(source.rows("train"), Mask(masking, source, mask_key=3), batch_size, 0, rank, world_size, plan)
 
 
 def labels_of_steps(batches: Iterable[MLMBatch]) -> Tensor:
@@ -219,7 +216,8 @@ def test_a_scheduled_rate_belongs_to_the_optimizer_step() -> None:
 def test_the_datamodule_knows_the_optimizer_step_of_a_batch() -> None:
     masking = Bernoulli(rate={"start": 1.0, "end": 1e-6, "schedule": "linear"})
     for total_steps, accumulation, expected in ((1, 2, [1, 1]), (2, 3, [8, 8, 8, 1, 1, 1]), (None, 1, [1, 1])):
-        module = MLMDataModule(Counted(), masking, {}, 4, seed=0, accumulate_grad_batches=accumulation, total_steps=total_steps)
+        plan = None if total_steps is None else Plan(total_steps, accumulate_grad_batches=accumulation)
+        module = MLMDataModule(Counted(), masking, batch_size=4, plan=plan)
         train = module.train_batches()
         counts = [(train[j].labels_BL != IGNORE_INDEX).sum(dim=1) for j in range(len(expected))]
         assert [count.tolist() for count in counts] == [[each] * 4 for each in expected]
@@ -229,19 +227,19 @@ def test_the_datamodule_knows_the_optimizer_step_of_a_batch() -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_evaluation_sees_each_row_once_with_the_same_mask(batch_size: int, world_size: int) -> None:
     module = datamodule(batch_size=batch_size)
-    ranks = [module.eval_batches("val", ("",), rank, world_size) for rank in range(world_size)]
+    ranks = [frozen(module, "val", rank, world_size) for rank in range(world_size)]
     assert len({len(rank) for rank in ranks}) == 1  # or the ranks would wait for each other forever
     batches = [rank[i] for rank in ranks for i in range(len(rank))]
     rows = [row for batch in batches for row in batch.row_ids_B.tolist() if row != PADDING_ROW]
     assert sorted(rows) == list(range(50))
-    reference = masks([datamodule(batch_size=50).eval_batches("val", ("",))[0]])
+    reference = masks([frozen(datamodule(batch_size=50))[0]])
     found = masks(batches)
     found.pop(PADDING_ROW, None)
     assert found == reference
 
 
 def test_padding_rows_have_no_labels() -> None:
-    batches = EvalBatches(CountedRows(5), datamodule().eval_batches("val", ("",)).mask, 4, rank=1, world_size=2)
+    batches = EvalBatches(CountedRows(5), frozen(datamodule()).mask, 4, rank=1, world_size=2)
     padding = [batch.labels_BL[batch.row_ids_B == PADDING_ROW] for batch in (batches[i] for i in range(len(batches)))]
     assert sum(len(each) for each in padding) > 0
     assert all((each == IGNORE_INDEX).all() for each in padding)
@@ -251,26 +249,21 @@ def test_padding_rows_have_no_labels() -> None:
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_a_further_source_is_read_once_with_the_masks_of_the_runs_own(batch_size: int, world_size: int) -> None:
     masking = Bernoulli(rate=0.3)
-    module = MLMDataModule(
-        Counted(50),
-        masking,
-        {("",): masking.frozen(), ("_few",): masking.frozen()},
-        batch_size,
-        seed=0,
-        eval_sources={("_few",): Counted(20)},
-    )
-    ranks = [module.eval_batches("val", ("_few",), rank, world_size) for rank in range(world_size)]
+    source = Counted(50)
+    conditions = [Condition(("",), masking.frozen(), source), Condition(("few",), masking.frozen(), Counted(20))]
+    module = MLMDataModule(source, masking, conditions, batch_size=batch_size)
+    ranks = [module.eval_batches("val", conditions[1], rank, world_size) for rank in range(world_size)]
     found = masks([rank[i] for rank in ranks for i in range(len(rank))])
     found.pop(PADDING_ROW, None)
     assert sorted(found) == list(range(20))
-    own = masks([module.eval_batches("val", ("",))[i] for i in range(-(-50 // batch_size))])
+    own = masks([frozen(module)[i] for i in range(-(-50 // batch_size))])
     for row, (inputs, labels) in found.items():
         assert labels == own[row][1]
         assert [each == 20 for each in inputs] == [each == 50 for each in own[row][0]]  # their [MASK]s
 
 
 def test_frozen_masks_are_the_same_whatever_the_training_seed() -> None:
-    one, other = (masks([datamodule(seed=seed).eval_batches("val", ("",))[0]]) for seed in (0, 1))
+    one, other = (masks([frozen(datamodule(seed=seed))[0]]) for seed in (0, 1))
     assert one == other
-    test = masks([datamodule().eval_batches("test", ("",))[0]])
+    test = masks([frozen(datamodule(), "test")[0]])
     assert one != test

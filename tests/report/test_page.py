@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from made_runs import make_grid, make_run, make_sweep, summary_of
 
-from mlm_lightning.report.figures import draw
-from mlm_lightning.report.page import answer, page, question
+from mlm_lightning.report.answer import answer, question
+from mlm_lightning.report.figures.draw import draw
+from mlm_lightning.report.page import page
+from mlm_lightning.report.recipe import Recipe
 from mlm_lightning.report.results import collect
 from mlm_lightning.report.study import study
 from mlm_lightning.report.tables import manifest_table, results_csv, run_table, with_interval
 
+RECIPE = Recipe("mlm train optim.lr=0.1", is_checked=True)
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -46,9 +49,9 @@ class Read(HTMLParser):
             self.text += data + " "
 
 
-def written(folder: Path, command: tuple[str, bool] | None = ("mlm train optim.lr=0.1", True)) -> tuple[str, Read]:
+def written(folder: Path, recipe: Recipe | None = RECIPE) -> tuple[str, Read]:
     found = study(collect([str(folder)]))
-    text = page(found, draw(found), command)
+    text = page(found, draw(found), recipe)
     return text, Read(text)
 
 
@@ -98,7 +101,7 @@ def test_what_a_run_wrote_is_text(tmp_path: Path) -> None:
     for n, name in enumerate((evil.replace("/", ""), "b&c")):
         make_run(tmp_path / name, {"data.path": f"{evil}{n}"}, summary_of(1.0 + n))
     make_run(tmp_path / "c", {"data.path": "c"}, error_json=json.dumps({"message": evil}))
-    text, read = written(tmp_path, (evil, True))
+    text, read = written(tmp_path, Recipe(evil, is_checked=True))
     assert evil not in text
     assert [tag for tag, _ in read.found].count("script") == 1
     assert read.text.count("onerror=alert(1)") >= 3

@@ -25,7 +25,7 @@ import pytest
 from helpers import assert_equal_checkpoints, assert_equal_results, curves
 from phases import PHASES, read_phase, write_phase
 
-from mlm_lightning.runs import Run, read_config
+from mlm_lightning.runs.folder import Run
 
 pytestmark = pytest.mark.slow
 
@@ -172,7 +172,7 @@ def train_killed(case: Case, folder: Path, name: str, draw: random.Random) -> Co
 
 def run_in(folder: Path) -> Run:
     (summary,) = folder.glob("*/*/summary.json")
-    return Run(summary.parent, read_config(summary.parent))
+    return Run(summary.parent)
 
 
 # the campaign

@@ -26,7 +26,7 @@ import pytest
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.data.datamodule import MLMDataModule
-from mlm_lightning.data.text import TextSource
+from mlm_lightning.data.text.source import TextSource
 from mlm_lightning.masking import Bernoulli, Masking, Span, WholeWord, _row_keys
 from mlm_lightning.randomness import key
 
@@ -94,7 +94,7 @@ def counted(request: pytest.FixtureRequest, cache: Path) -> tuple[str, Masking, 
 def count(masking: Masking, source: TextSource) -> Counts:
     groups = source.seq_len + LONGEST + 1
     counts = Counts(*(np.zeros(shape) for shape in (groups, groups, (len(SHOWN), groups), groups)))
-    batches = MLMDataModule(source, masking, {}, BATCH, seed=0).train_batches()
+    batches = MLMDataModule(source, masking, batch_size=BATCH).train_batches()
     for j in range(-(-TOKENS // (BATCH * source.seq_len))):
         batch = batches[j]
         labels_BL, shown_BL = batch.labels_BL.numpy(), batch.input_ids_BL.numpy()

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import TOY, composed
-from helpers import assert_equal_results
+from helpers import assert_equal_results, run_of, train
 from slurm_cluster import missing, slurm_cluster
 
-from mlm_lightning.commands.train import train
-from mlm_lightning.runs import Run
+from mlm_lightning.runs.folder import Run
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,7 +60,7 @@ def test_a_job_that_is_told_to_end_is_run_again_and_ends_as_if_it_had_not_been(
     assert f"SLURM will run job {job} again" in said
     assert "continuing" in said
     (folder,) = (outputs / "default").iterdir()
-    assert_equal_results(Run(folder, {}), Run.find(whole))
+    assert_equal_results(Run(folder), run_of(whole))
 
 
 def lines_of(folder: Path) -> int:

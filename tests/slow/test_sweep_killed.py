@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import assert_equal_results, failing, runs_in, start_sweep, steps_of
 
-from mlm_lightning.runs import Run
+from mlm_lightning.runs.folder import Run
 
 pytestmark = pytest.mark.slow
 

@@ -76,7 +76,7 @@ def test_the_wheel_holds_the_package_with_its_configs_and_nothing_else(wheel: Pa
 
 
 def test_the_installed_package_is_the_wheel(bin_folder: Path, empty_folder: Path) -> None:
-    code = "import mlm_lightning.compose as c; print(c.__file__); print(c.config_folder())"
+    code = "import mlm_lightning.config.compose as c; print(c.__file__); print(c.config_folder())"
     done = call([bin_folder / "python", "-c", code], empty_folder)
     assert [Path(line).is_relative_to(bin_folder.parent) for line in done.stdout.split()] == [True, True], done.stdout
     assert call([bin_folder / "mlm", "--version"], empty_folder).stdout == "0.1.0\n"

@@ -1,0 +1,1 @@
+"""From a command line to objects: overrides ─ compose ─► Composed ─ parse ─► Settings ─ build ─► sources, model …"""

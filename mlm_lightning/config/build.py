@@ -1,0 +1,172 @@
+"""Settings become objects, each built once: sources and the conditions of an evaluation, model, optimizer, callbacks."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mlm_lightning.config.settings import Node, Settings
+from mlm_lightning.data.condition import Condition
+from mlm_lightning.data.source import Source, Split
+from mlm_lightning.errors import NO_VALUE, ConfigError, InvalidConfigError, config_errors
+from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
+from mlm_lightning.randomness import Stream, seed_torch
+
+MASKINGS: dict[str, type[Masking]] = {"bernoulli": Bernoulli, "single": Single, "span": Span, "whole_word": WholeWord}
+
+
+# what a run is evaluated on
+
+
+def evaluated_sources(data: Node, further: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, ...], Node]:
+    """The sources to evaluate on by the names of their conditions, the run's own (`""`) first. Names for equal keys share one
+    source, which is evaluated once. Keys with a `_target_` are whole, any others say what differs."""
+    nodes = {"": data}
+    for name, keys in further.items():
+        arguments = {key: value for key, value in keys.items() if key != "_target_"}
+        whole = "_target_" in keys
+        nodes[name] = replace(
+            data,
+            target=keys["_target_"] if whole else data.target,
+            arguments=arguments if whole else data.arguments | arguments,
+        )
+    alike: dict[str, list[str]] = {}
+    for name, node in nodes.items():
+        alike.setdefault(json.dumps([node.target, node.arguments], sort_keys=True), []).append(name)
+    return {tuple(names): nodes[names[0]] for names in alike.values()}
+
+
+def eval_data_key(names: Sequence[str]) -> str:
+    """`eval.data.k0`."""
+    return f"eval.data.{names[0]}"
+
+
+def eval_maskings(
+    training: Masking, kind: str | None, mask_rates: Sequence[float] | None, names: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], Masking]:
+    """The frozen masking of each condition by its names: first the training's, then further rates, then the training's on the
+    further sources, whose names are given."""
+    rate = training.rate_at(1.0)
+    if kind is None:
+        masking = training.frozen()
+    elif kind == "single":
+        masking = Single().frozen()
+    else:
+        masking = MASKINGS[kind](**({} if rate is None else {"rate": rate})).frozen()
+    rates = dict.fromkeys(mask_rates or [])
+    plain, *further = names
+    if rate in rates:
+        plain += (f"rate_{rate:.2f}",)
+    maskings: dict[tuple[str, ...], Masking] = {plain: masking}
+    maskings |= {(f"rate_{each:.2f}",): masking.frozen(rate=each) for each in rates if each != rate}
+    return maskings | dict.fromkeys(further, masking)
+
+
+def prepare(settings: Settings, evaluated: Split | None = None) -> list[Condition]:
+    """Prepares the sources, and returns the conditions of an evaluation, that of the training first.
+
+    Raises ValueError or FileNotFoundError for data that will not do: its documents, vocabularies that differ, or no split
+    `evaluated`.
+    """
+    workers = None if settings.prepare is None else settings.prepare.instance
+    own: Source = settings.data.instance
+    own.prepare(workers=workers)
+    if evaluated is not None:
+        own.rows(evaluated)
+    sources = {}
+    for names, node in settings.sources.items():
+        if node is settings.data:
+            sources[names] = own
+            continue
+        if node.arguments.get("tokenizer") == "train":  # training another one on these documents would give them other tokens
+            node = replace(node, arguments=node.arguments | own.tokenizer_keys())
+        with moved_errors(names):
+            source = sources[names] = node.instance
+            source.prepare(workers=workers)
+            if evaluated is not None:
+                source.rows(evaluated)
+        check_same_rows(names, source, own, prepared=True)
+    return conditions(settings, sources)
+
+
+def conditions(settings: Settings, sources: Mapping[tuple[str, ...], Source]) -> list[Condition]:
+    """Those of an evaluation on these sources, which the settings' names give."""
+    maskings = eval_maskings(settings.masking.instance, settings.eval.masking, settings.eval.mask_rates, list(sources))
+    by_name = {name: source for names, source in sources.items() for name in names}
+    own = by_name[""]
+    oracles = {source: source.oracle() for source in sources.values()}
+    found = []
+    for names, masking in maskings.items():
+        source = by_name.get(names[0], own)
+        found.append(Condition(names, masking, source, oracles[source]))
+    return found
+
+
+def check_same_rows(names: Sequence[str], source: Source, own: Source, prepared: bool) -> None:
+    """Raises ConfigError where a model of `own` can't read a further source, as far as that is known by now."""
+    key = eval_data_key(names)
+    if source.seq_len != own.seq_len:
+        problem = f"its rows have {source.seq_len} tokens, and those of data {own.seq_len}"
+        raise ConfigError(key, NO_VALUE, problem, "one model reads both, so evaluate on rows as long as the run's")
+    if not prepared and not all(type(each).prepare is Source.prepare for each in (own, source)):
+        return  # preparing makes the vocabulary
+    if not source.vocab.has_tokens_of(own.vocab):
+        problem = (
+            f"its vocabulary ({source.vocab.size} tokens) is not that of data ({own.vocab.size} tokens); one model reads both"
+        )
+        raise ConfigError(key, NO_VALUE, problem, "so evaluate on data of the same vocabulary")
+
+
+@contextmanager
+def moved_errors(names: Sequence[str]) -> Iterator[None]:
+    """What a further source refuses names it, instead of the run's own data."""
+    key = eval_data_key(names)
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise InvalidConfigError([each.moved("data", key) for each in config_errors(error, key)]) from error
+
+
+# model and training
+
+
+def build_model(model: Node, seed: int, source: Source, separate_documents: bool = False) -> nn.Module:
+    """The model for a source, initialised as a function of the seed alone."""
+    seed_torch(seed, Stream.INITIALISATION)
+    arguments = {"vocab_size": source.vocab.size, "pad_token_id": source.vocab.pad_id}
+    return model_for(model, source.seq_len, separate_documents, **arguments)
+
+
+def model_for(model: Node, seq_len: int, separate_documents: bool, **arguments: Any) -> nn.Module:
+    """A model that keeps documents apart where rows pack them; ConfigError where it can't."""
+    if separate_documents:
+        arguments["separate_documents"] = True
+        if not model.takes("separate_documents"):
+            problem = (
+                f"the model {model.callable.__name__} cannot keep documents apart: its constructor has no separate_documents"
+            )
+            remedy = "choose data.packing=chunk or document, or model=transformer"
+            raise ConfigError("data.packing", "sentence_pack", problem, remedy)
+    return model.build(seq_len=seq_len, **arguments)
+
+
+def build_optimizer(optim: Node, precision: int | str) -> Callable[[list[dict[str, Any]]], Optimizer]:
+    """Makes the optimizer from parameter groups."""
+    arguments = dict(optim.arguments)
+    if "lr" in arguments and not arguments["lr"] > 0:
+        raise ConfigError("optim.lr", arguments["lr"], "give a learning rate above 0")
+    if isinstance(arguments.get("betas"), list):
+        arguments["betas"] = tuple(arguments["betas"])
+    if "fused" in arguments and str(precision).startswith("16"):
+        arguments["fused"] = False  # a fused optimizer would undo the scaling of float16 gradients only after they were clipped
+    return partial(optim.callable, **arguments)
+
+
+def build_each(nodes: Iterable[Node], **provided: Any) -> list[Any]:
+    """The callbacks or loggers."""
+    return [node.build(**provided) for node in nodes]

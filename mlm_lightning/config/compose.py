@@ -1,0 +1,226 @@
+"""Command lines become configs: Hydra's composition, without its stack traces.
+
+    data=uniform  optim.lr=1e-3,3e-4  ─►  jobs: [data=uniform, ++optim.lr=1e-3]  ─►  compose  ─►  one Composed a job
+                                                [data=uniform, ++optim.lr=3e-4]
+
+A plain `key=value` is composed as `++key=value`: Hydra would stop at the first unknown key with a message of its own, while the
+check that follows (`parse`) finds all of them, whichever way they came in.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from mlm_lightning.config.settings import Composed
+from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.values import suggestion
+
+CONFIG_NAME = "train"
+GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep", "launcher")
+
+
+def config_folder() -> Path:
+    """The shipped `conf/`: in the wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parent.parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+@contextmanager
+def composer(config_dir: str | None = None, config_name: str | None = None) -> Iterator["Composer"]:
+    """Opens the shipped configs, and the user's own folder behind them."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such folder")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="mlm"):
+        yield Composer(config_dir, config_name or CONFIG_NAME)
+
+
+class Composer:
+    def __init__(self, config_dir: str | None, config_name: str) -> None:
+        from hydra.core.global_hydra import GlobalHydra
+
+        self.loader = GlobalHydra.instance().config_loader()
+        self.config_dir, self.config_name = config_dir, config_name
+        self.search_path = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """One config, with Hydra's own part. Raises UserError for anything that Hydra or OmegaConf finds wrong."""
+        from hydra import compose
+        from hydra.core.hydra_config import HydraConfig
+
+        with self._explaining():
+            config = compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
+            with open_dict(config.hydra):
+                config.hydra.runtime.output_dir = os.getcwd()
+            HydraConfig.instance().set_config(config)  # for ${hydra:…} in a config
+        return config
+
+    def composed(self, overrides: Sequence[str]) -> Composed:
+        """One config in plain dicts."""
+        return self.with_origin(self.compose(overrides), overrides)
+
+    def with_origin(self, config: DictConfig, overrides: Sequence[str]) -> Composed:
+        """A composed config in plain dicts."""
+        name = None if self.config_name == CONFIG_NAME else self.config_name
+        return Composed(to_plain(config), tuple(overrides), self.config_dir, name)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        from hydra.errors import HydraException
+        from yaml import YAMLError
+
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(self._explain(error)) from error
+        except YAMLError as error:  # names the file and the line
+            where = getattr(error, "problem_mark", None)
+            raise UserError(f"{where.name if where else 'a config'}: is no YAML: {one_line(error)}") from error
+
+    def plain(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides with `++` before every plain `key=value` that chooses no group."""
+        return [self._plain(override) for override in overrides]
+
+    def master(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of a sweep as a whole, with Hydra's own part: without the values that are swept over."""
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.types import RunMode
+
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        with self._explaining():
+            return hydra.compose_config(self.config_name, [*self.search_path, *overrides], run_mode=RunMode.MULTIRUN)
+
+    def with_params(self, overrides: Sequence[str], master: DictConfig) -> list[str]:
+        """The overrides, and before them those that the config itself sweeps over (`hydra.sweeper.params`)."""
+        given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+        params = OmegaConf.to_container(master.hydra.sweeper.get("params") or OmegaConf.create({}))
+        assert isinstance(params, dict)
+        named = {str(key): _as_override(value) for key, value in params.items()}
+        added = [f"{key}={value}" for key, value in named.items() if key.lstrip("+~") not in given]
+        return [*self.plain(added), *overrides]
+
+    def launch(self, task: Callable[[DictConfig], Any], master: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
+        """Runs jobs by the launcher that `hydra/launcher` names; returns when all have ended."""
+        from hydra._internal.callbacks import Callbacks
+        from hydra.core.plugins import Plugins
+        from hydra.errors import HydraException
+        from hydra.types import HydraContext
+
+        context = HydraContext(config_loader=self.loader, callbacks=Callbacks(master))
+        try:
+            launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+        except (ImportError, HydraException) as error:
+            target = str(master.hydra.launcher._target_)
+            extra = "ray" if "ray" in target else "sweep"
+            raise UserError(f"hydra/launcher: {target} is not installed; pip install 'mlm-lightning[{extra}]'") from error
+        launcher.launch(jobs, initial_job_idx=0)
+
+    def choices(self, overrides: Sequence[str]) -> list[Any]:
+        """The parsed overrides, in their order; `is_sweep_override()` tells those with several values."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        with self._explaining():
+            return OverridesParser.create(self.loader).parse_overrides(list(overrides))
+
+    def jobs(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The overrides of each job of a sweep, as Hydra's basic sweeper would run them: the product of all choices."""
+        choices: list[list[str]] = []
+        for override in self.choices(overrides):
+            if not override.is_sweep_override():
+                choices.append([override.input_line or ""])
+            elif override.is_interval_sweep():
+                key = override.get_key_element().lstrip("+")
+                raise UserError(
+                    f"{key}={override.value()}: an interval has no end of values; give sweep.trials=N to search in it"
+                )
+            else:
+                key = override.get_key_element()
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        return [list(job) for job in itertools.product(*choices)]
+
+    def _plain(self, override: str) -> str:
+        key, equals, value = override.partition("=")
+        if not key:
+            raise UserError(self._no_key_value(override))
+        if not equals or key[0] in "+~" or "@" in key or key.startswith("hydra."):
+            return override
+        if not self._is_group(key):
+            return f"++{override}"
+        if key in GROUPS and re.fullmatch(r"true|false|[-+.\d]+", value):
+            raise UserError(f"{override}: is no name of an option. There are: {', '.join(self.options(key))}")
+        return f"{key}=[]" if value == "null" else override  # no option: for Hydra an empty list of them
+
+    def _is_group(self, key: str) -> bool:
+        if key.startswith("hydra/"):
+            return True
+        return key in GROUPS or ("." not in key and bool(self.options(key)))
+
+    def options(self, group: str) -> list[str]:
+        """What may be chosen for a group."""
+        from hydra.core.object_type import ObjectType
+
+        return sorted(self.loader.get_group_options(group, ObjectType.CONFIG))
+
+    def _explain(self, error: Exception) -> str:
+        from hydra.errors import MissingConfigException, OverrideParseException
+
+        if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+            group, _, choice = str(error.missing_cfg_file).rpartition("/")
+            options = self.options(group)
+            return f"{group}={choice}: no such option{suggestion(choice, options)} There are: {', '.join(options)}"
+        if isinstance(error, OverrideParseException):
+            return self._no_key_value(error.override)
+        return _with_key(error)
+
+    @staticmethod
+    def _no_key_value(override: str) -> str:
+        return (
+            f"'{override.removeprefix('++')}': is no KEY=VALUE; quote it where the shell needs it, e.g. "
+            "'data.path=texts/*.txt', and a value with spaces, quotes or brackets once more, e.g. 'data.path=\"my texts\"'"
+        )
+
+
+def _as_override(value: Any) -> str:
+    """A value of `hydra.sweeper.params`: text in Hydra's grammar of overrides, or a plain number."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _with_key(error: Exception) -> str:
+    """The message without OmegaConf's details, but with the key that they name."""
+    message, key = one_line(error), getattr(error, "full_key", None)
+    return f"{key}: {message}" if key and key not in message else message
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """The config without Hydra's own part, as plain dicts and lists, interpolations resolved, `???` kept."""
+    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        container = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise UserError(_with_key(error)) from error
+    assert isinstance(container, dict)
+    # a group without any option leaves no key
+    return {"callbacks": None, "logger": None} | {str(key): value for key, value in container.items()}
+
+
+def config_yaml(composed: Composed) -> bytes:
+    """As a run's folder keeps it."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(composed.config))).encode()
+
+
+def read_config(folder: Path) -> Composed:
+    """The config of a run's folder."""
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    assert isinstance(config, dict)
+    return Composed({str(key): value for key, value in config.items()})

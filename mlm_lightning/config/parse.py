@@ -1,0 +1,271 @@
+"""A composed config is checked as a whole before anything is made of it: Settings, or everything that is wrong at once.
+
+Composed ─► keys, types, ranges   by the signatures of what is named
+         ─► values                constructors check their own: built, without the memory that a model takes
+         ─► what goes together    further sources, rows without end, the model for these rows, the conditions
+         ─► Settings
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from mlm_lightning.config.build import (
+    MASKINGS,
+    build_optimizer,
+    check_same_rows,
+    eval_data_key,
+    eval_maskings,
+    evaluated_sources,
+    model_for,
+    moved_errors,
+)
+from mlm_lightning.config.compose import composer
+from mlm_lightning.config.settings import Composed, Eval, Loader, Node, Settings, SweepSettings
+from mlm_lightning.config.signatures import check_node
+from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
+from mlm_lightning.data.source import Source
+from mlm_lightning.errors import NO_VALUE, ConfigError, config_errors, refuse
+from mlm_lightning.masking import Masking
+from mlm_lightning.models.protocol import MayBeAnotherTask
+from mlm_lightning.processes import Workers
+from mlm_lightning.values import check, check_arguments, describe, not_one_of
+
+T = TypeVar("T")
+Sources = dict[tuple[str, ...], Node]
+
+
+@dataclass
+class _TopLevel:
+    """The keys of a config and their types."""
+
+    OWNER: ClassVar = "the config"
+
+    seed: int
+    name: str
+    output_dir: str
+    resume: str
+    eval: dict
+    data: dict
+    masking: dict
+    model: dict
+    optim: dict
+    schedule: dict
+    trainer: dict
+    prepare: dict | None = None
+    callbacks: dict | None = None
+    logger: dict | None = None
+    sweep: dict | None = None
+
+
+class _Findings:
+    """What is wrong so far."""
+
+    def __init__(self) -> None:
+        self.errors: list[ConfigError] = []
+
+    def attempt(self, key: str, build: Callable[[], T]) -> T | None:
+        """What `build` returns; None where it refuses, which is noted."""
+        try:
+            return build()
+        except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+            self.errors += config_errors(error, key)
+            return None
+
+    def part(self, key: str, node: Any, kind: type[T]) -> T | None:
+        """One of our own groups of keys."""
+        if not isinstance(node, dict):
+            return None
+        if found := check_arguments(key, node, kind):
+            self.errors += found
+            return None
+        return self.attempt(key, lambda: kind(**node))
+
+    def node(self, key: str, node: Any, base: Any, trusted: bool, also: tuple[str, ...] = ()) -> Node | None:
+        """A group with a `_target_`."""
+        if not isinstance(node, dict):
+            return None
+        if found := check_node(key, node, base, trusted, also):
+            self.errors += found
+            return None
+        return Node(node["_target_"], {name: value for name, value in node.items() if name != "_target_"}, trusted)
+
+    def nodes(self, key: str, nodes: Any, base: str, trusted: bool) -> dict[str, Node]:
+        """A group of named nodes, such as callbacks; a null switches one off."""
+        named = nodes if isinstance(nodes, dict) else {}
+        found = {name: self.node(f"{key}.{name}", node, base, trusted) for name, node in named.items() if node}
+        return {name: node for name, node in found.items() if node is not None}
+
+
+def parse(composed: Composed, trusted: bool = True) -> Settings:
+    """Raises ConfigError, or InvalidConfigError with all that is wrong; builds nothing that costs memory, writes nothing.
+
+    A config that is not `trusted` is one to evaluate: its optimizer, schedule and workers are never built, so never looked at.
+    """
+    config, findings = composed.config, _Findings()
+    findings.errors += check_arguments("", config, _TopLevel)
+    for name in ("name", "output_dir", "resume"):
+        if isinstance(value := config.get(name, "default"), str) and not value.strip():
+            findings.errors.append(ConfigError(name, "", "give it a value, or leave it out"))
+
+    loader_keys = tuple(Loader.__dataclass_fields__)
+    whole_data = config.get("data")
+    loader_part = source_part = None
+    if isinstance(whole_data, dict):
+        loader_part = {name: value for name, value in whole_data.items() if name in loader_keys}
+        source_part = {name: value for name, value in whole_data.items() if name not in loader_keys}
+    loader = findings.part("data", loader_part, Loader)
+    evaluation = findings.part("eval", config.get("eval"), Eval)
+    if evaluation is not None and (found := _eval_errors(evaluation)):
+        findings.errors += found
+        evaluation = None
+    sweep = findings.part("sweep", config.get("sweep"), SweepSettings)
+    trainer = _trainer(findings, config.get("trainer"))
+
+    data = findings.node("data", source_part, Source, trusted, also=loader_keys)
+    masking = findings.node("masking", config.get("masking", {}), Masking, trusted)
+    model = findings.node("model", config.get("model", {}), nn.Module, trusted)
+    optim = schedule = workers = None
+    if trusted:
+        optim = findings.node("optim", config.get("optim", {}), Optimizer, trusted)
+        schedule = findings.node("schedule", config.get("schedule", {}), None, trusted)
+        workers = findings.node("prepare", config.get("prepare"), Workers, trusted)
+    callbacks = findings.nodes("callbacks", config.get("callbacks"), "Callback", trusted)
+    logger = findings.nodes("logger", config.get("logger"), "Logger", trusted)
+
+    own: Source | None = None if data is None else findings.attempt("data", lambda: data.instance)
+    mask: Masking | None = None if masking is None else findings.attempt("masking", lambda: masking.instance)
+    for key, node in (("schedule", schedule), ("prepare", workers)):
+        if node is not None:
+            findings.attempt(key, lambda node=node: node.instance)  # type: ignore[misc]
+    if optim is not None:
+        precision = trainer.precision if trainer else "auto"
+        one_parameter = [{"params": [nn.Parameter(torch.zeros(1))]}]
+        findings.attempt("optim", lambda: build_optimizer(optim, precision)(one_parameter))
+
+    sources: Sources = {}
+    if own is not None and evaluation is not None:
+        assert data is not None
+        sources = evaluated_sources(data, evaluation.data or {})
+        for names, node in list(sources.items())[1:]:
+            if not _check_further(findings, names, node, own, loader_keys):
+                del sources[names]
+    if own is not None and own.endless and trainer is not None:
+        findings.errors += _endless_errors(trainer, callbacks)
+    if own is not None and model is not None:
+        findings.attempt("model", lambda: _build_on_meta(model, own, sources))
+    if sources and mask is not None and evaluation is not None:
+        kind, rates, names_ = evaluation.masking, evaluation.mask_rates, list(sources)
+        findings.attempt("eval", lambda: eval_maskings(mask, kind, rates, names_))
+    refuse(findings.errors)
+    known = {"seed": config["seed"], "name": config["name"], "output_dir": config["output_dir"], "resume": config["resume"]}
+    return Settings(
+        **known,
+        loader=_there(loader),
+        eval=_there(evaluation),
+        data=_there(data),
+        sources=sources,
+        masking=_there(masking),
+        model=_there(model),
+        optim=optim or _unseen(config["optim"]),
+        schedule=schedule or _unseen(config["schedule"]),
+        trainer=_there(trainer),
+        prepare=workers,
+        sweep=sweep,
+        callbacks=callbacks,
+        logger=logger,
+        composed=composed,
+    )
+
+
+def settings(overrides: Sequence[str] = (), config_dir: str | None = None, config_name: str | None = None) -> Settings:
+    """The settings of a command line: `settings(["data.depth=3", "optim.lr=1e-3"])`. `config_dir` has your own configs."""
+    with composer(config_dir, config_name) as hydra:
+        return parse(hydra.composed(hydra.plain(overrides)))
+
+
+def _there(part: T | None) -> T:
+    assert part is not None
+    return part
+
+
+def _unseen(node: Mapping[str, Any]) -> Node:
+    """A node that was not looked at, and is refused if it is ever built."""
+    return Node(str(node.get("_target_")), {}, trusted=False)
+
+
+def _trainer(findings: _Findings, node: Any) -> TrainerSettings | None:
+    if not isinstance(node, dict):
+        return None
+    problem = "mlm_lightning sets this itself"
+    owned = [ConfigError(f"trainer.{name}", NO_VALUE, problem, OWNED_KEYS[name]) for name in node if name in OWNED_KEYS]
+    findings.errors += owned
+    rest = {name: value for name, value in node.items() if name not in OWNED_KEYS}
+    return findings.part("trainer", rest, TrainerSettings)
+
+
+def _eval_errors(evaluation: Eval) -> list[ConfigError]:
+    found = []
+    if evaluation.masking is not None and evaluation.masking not in MASKINGS:
+        found.append(not_one_of("eval.masking", evaluation.masking, tuple(MASKINGS)))
+    for name, keys in (evaluation.data or {}).items():
+        found += _eval_name_errors(name) or check(f"eval.data.{name}", keys, dict)
+    return found
+
+
+def _eval_name_errors(name: object) -> list[ConfigError]:
+    """A name ends those of metrics: k0 gives val/loss_k0."""
+    key = f"eval.data.{name}"
+    if not isinstance(name, str):  # a YAML key without quotes
+        return [ConfigError(key, NO_VALUE, f"is {describe(type(name))}, not a name; give one such as k{name}")]
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        remedy = "it ends those of metrics (val/loss_k0): use letters, digits, '_', '.' and '-'"
+        return [ConfigError(key, NO_VALUE, "is no name", remedy)]
+    if re.match(r"(se|rate)(_|$)", name):
+        taken = "val/excess_loss_se" if name.startswith("se") else "val/loss_rate_0.30"
+        return [ConfigError(key, NO_VALUE, f"other metrics end like that ({taken})", "choose another name")]
+    return []
+
+
+def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, own: Source, loader_keys: tuple[str, ...]) -> bool:
+    """Whether a further source has good keys and values, and the run's model can read it."""
+    key, before = eval_data_key(names), len(findings.errors)
+    for name in loader_keys:
+        if name in node.arguments:
+            problem = f"is not set in eval.data; data.{name} is meant for it too"
+            findings.errors.append(ConfigError(f"{key}.{name}", NO_VALUE, problem))
+    if len(findings.errors) == before:
+        findings.errors += check_node(key, node.arguments | {"_target_": node.target}, Source, node.trusted)
+    if len(findings.errors) == before:
+
+        def build() -> None:
+            with moved_errors(names):
+                node.instance  # noqa: B018
+            check_same_rows(names, node.instance, own, prepared=False)
+
+        findings.attempt(key, build)
+    return len(findings.errors) == before
+
+
+def _endless_errors(trainer: TrainerSettings, callbacks: dict[str, Node]) -> list[ConfigError]:
+    """What asks for epochs, where there are none."""
+    found = trainer.endless_errors()
+    for name, node in callbacks.items():
+        if (epochs := node.arguments.get("every_n_epochs")) is not None:
+            key = f"callbacks.{name}.every_n_epochs"
+            found.append(ConfigError(key, epochs, "the training rows have no end, and so no epochs", f"set {key}=null"))
+    return found
+
+
+def _build_on_meta(model: Node, own: Source, sources: Sources) -> None:
+    """Builds the model without memory, for a vocabulary that nothing is known about yet."""
+    packs = any(source.packs_documents for source in [own, *(node.instance for node in sources.values())])
+    with torch.device("meta"):
+        built = model_for(model, own.seq_len, packs, vocab_size=8)
+    if isinstance(built, MayBeAnotherTask):
+        built.check_masked_lm()

@@ -1,0 +1,142 @@
+"""A checked config: frozen, typed, and the only form in which settings travel below this folder.
+
+{"seed": 0, "data": {"_target_": "…TreeSource", "depth": 4, "batch_size": 64}, …}      composed: a plain dict
+Settings(seed=0, data=Node("…TreeSource", {"depth": 4}), loader=Loader(batch_size=64), …)      parsed
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Interval
+
+from mlm_lightning.config.signatures import resolve_target
+from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.values import check_fields
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A config as it was composed: `config` in plain dicts and lists, and what it was composed of (`overrides` None: unknown,
+    for it was read from a run's folder)."""
+
+    config: Mapping[str, Any]
+    overrides: tuple[str, ...] | None = None
+    config_dir: str | None = None
+    config_name: str | None = None
+
+    @property
+    def typed_overrides(self) -> list[str]:
+        """The overrides of a command that makes this run by itself: as typed, without its number in a search."""
+        plain = (override.removeprefix("++") for override in self.overrides or ())
+        return [override for override in plain if override.partition("=")[0] != "sweep.trial"]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key such as `data.chunk_size`."""
+        node: Any = self.config
+        for name in key.split("."):
+            if not isinstance(node, Mapping) or name not in node:
+                return default
+            node = node[name]
+        return node
+
+
+@dataclass(frozen=True)
+class Node:
+    """A class and its checked arguments: what stands where a config has a `_target_`."""
+
+    target: str
+    arguments: dict[str, Any]
+    trusted: bool = True
+
+    @cached_property
+    def callable(self) -> Any:
+        return resolve_target(self.target, self.trusted)
+
+    @cached_property
+    def instance(self) -> Any:
+        """What the node names, built once a process."""
+        return self.build()
+
+    def build(self, **provided: Any) -> Any:
+        """Builds it, with those of `provided` that its signature asks for."""
+        given = {name: value for name, value in provided.items() if self.takes(name) and name not in self.arguments}
+        return self.callable(**self.arguments, **given)
+
+    def takes(self, name: str) -> bool:
+        return name in inspect.signature(self.callable).parameters
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("target", "arguments", "trusted")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """The keys of `data` that are the loader's: `batch_size` rows of a micro-batch on one device."""
+
+    OWNER: ClassVar = "data"
+
+    batch_size: Annotated[int, Ge(1), "give a number of rows"]
+    num_workers: Annotated[int, Ge(0), "0: no worker processes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """`data` has further sources: by a name, the keys that differ from the run's own, or a whole `_target_`."""
+
+    OWNER: ClassVar = "eval"
+
+    seed: int
+    mask_rates: list[Annotated[float, Interval(gt=0, le=1), "give masking rates, e.g. [0.15, 0.3]"]] | None
+    masking: str | None
+    data: dict[str, Any] | None = None  # runs of earlier versions have none
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    OWNER: ClassVar = "sweep"
+
+    jobs: Annotated[int, Ge(1)] | Literal["auto"]
+    retries: Annotated[int, Ge(0)]
+    objective: str
+    direction: Literal["minimize", "maximize"]
+    trials: Annotated[int, Ge(1)] | None
+    prune: bool
+    seed: int
+    trial: int | None = None
+    """The number of this run in a search."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "sweep")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings:
+    """A run. `sources` are those that it is evaluated on by the names of their conditions, its own (`""`) first."""
+
+    seed: int
+    name: str
+    output_dir: str
+    resume: str
+    loader: Loader
+    eval: Eval
+    data: Node
+    sources: dict[tuple[str, ...], Node]
+    masking: Node
+    model: Node
+    optim: Node
+    schedule: Node
+    trainer: TrainerSettings
+    prepare: Node | None = None
+    sweep: SweepSettings | None = None
+    callbacks: dict[str, Node] = field(default_factory=dict)
+    logger: dict[str, Node] = field(default_factory=dict)
+    composed: Composed
+    """What it was parsed from: for config.yaml, the manifest and the run's identity."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """The rows of an optimizer step, on all ranks."""
+        return self.loader.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size()

@@ -1,0 +1,171 @@
+"""The `trainer` part of a config, named as Lightning names it; and what a config may not set, with what to use instead."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Interval
+
+from mlm_lightning.data.batches import Plan
+from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
+from mlm_lightning.values import check_fields, not_one_of
+
+OWNED_KEYS = {
+    "barebones": "switch off what costs time, e.g. callbacks.samples=null logger=csv",
+    "callbacks": "choose them with callbacks=NAME, or change one, e.g. callbacks.checkpoint.every_minutes=5",
+    "default_root_dir": "use output_dir and name",
+    "enable_autolog_hparams": "config.yaml in the run's folder holds every setting",
+    "enable_checkpointing": "callbacks.checkpoint=null switches checkpoints off",
+    "fast_dev_run": "use trainer=smoke",
+    "limit_predict_batches": "mlm predict takes single texts",
+    "logger": "choose them with logger=NAME or logger=[tensorboard,csv]",
+    "min_epochs": "use trainer.max_epochs; nothing but callbacks=early_stopping ends a run before it",
+    "min_steps": "use trainer.max_steps; nothing but callbacks=early_stopping ends a run before it",
+    "model_registry": "use mlm export on a finished run",
+    "overfit_batches": "use data.train_size, e.g. data.train_size=64",
+    "plugins": "use trainer.precision and trainer.strategy",
+    "reload_dataloaders_every_n_epochs": "each epoch has its own order and masks anyway",
+    "use_distributed_sampler": "each device reads rows of its own anyway",
+}
+"""Lightning's Trainer arguments that are not for a config to set, and what does the same here."""
+
+_PRECISIONS = (
+    *("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+    *("transformer-engine", "transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
+)
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+
+_Count = Annotated[int, Ge(1)]
+_Share = Annotated[float, Interval(gt=0, le=1), "give a whole number, or a share"]
+_Limit = Annotated[int, Ge(0)] | Annotated[float, Interval(ge=0, le=1), "give a number of batches, or a share"] | None
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainerSettings:
+    """Intervals count optimizer steps."""
+
+    OWNER: ClassVar = "the trainer"
+
+    accelerator: str = "auto"
+    devices: int | list[int] | str = 1
+    num_nodes: _Count = 1
+    strategy: str = "auto"
+    precision: int | str = "auto"
+    max_steps: _Count | None = None
+    max_epochs: _Count | None = None
+    max_time: str | dict[str, int] | None = None
+    accumulate_grad_batches: _Count = 1
+    gradient_clip_val: Annotated[float, Gt(0)] | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = "norm"
+    val_check_interval: _Count | _Share | None = 1.0
+    check_val_every_n_epoch: _Count | None = 1
+    log_every_n_steps: _Count = 50
+    limit_train_batches: _Count | _Share | None = 1.0
+    limit_val_batches: _Limit = 1.0
+    limit_test_batches: _Limit = 1.0
+    num_sanity_val_steps: int | None = 0
+    deterministic: bool | Literal["warn"] | None = False
+    benchmark: bool | None = False
+    detect_anomaly: bool = False
+    inference_mode: bool = True
+    sync_batchnorm: bool = False
+    profiler: str | None = None
+    enable_progress_bar: bool | None = True
+    enable_model_summary: bool | None = False
+    auto_requeue: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "trainer")
+        refuse(self._impossible())
+
+    def _impossible(self) -> list[ConfigError]:
+        found = []
+        if self.accelerator not in _ACCELERATORS:
+            found.append(not_one_of("trainer.accelerator", self.accelerator, _ACCELERATORS))
+        missing = {"gpu": not (torch.cuda.is_available() or torch.backends.mps.is_available())}
+        missing |= {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+        if missing.get(self.accelerator):
+            problem, remedy = "torch finds no such device here", "use trainer.accelerator=auto or cpu"
+            found.append(ConfigError("trainer.accelerator", self.accelerator, problem, remedy))
+        if self.precision not in _PRECISIONS:
+            found.append(not_one_of("trainer.precision", self.precision, _PRECISIONS))
+        if self.max_steps is None and self.max_epochs is None:
+            remedy = "give one of them, so that the run ends"
+            found.append(ConfigError("trainer.max_steps and trainer.max_epochs", NO_VALUE, "are both null", remedy))
+        if self.num_processes() < 1:
+            remedy = "give a number above 0, a list of device ids, or auto"
+            found.append(ConfigError("trainer.devices", self.devices, "is no number of devices", remedy))
+        return found
+
+    def num_processes(self) -> int:
+        """The number of processes on this machine, one a device."""
+        if isinstance(self.devices, list):
+            return len(self.devices)
+        if str(self.devices) in ("auto", "-1"):
+            use_cuda = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+            return torch.cuda.device_count() if use_cuda else 1
+        try:
+            return int(self.devices)
+        except ValueError:
+            return 0
+
+    def world_size(self) -> int:
+        """The number of processes on all machines."""
+        return self.num_processes() * self.num_nodes
+
+    def resolved_precision(self) -> int | str:
+        """`auto` is bf16 where the hardware multiplies it natively, else float32."""
+        if self.precision != "auto":
+            return self.precision
+        if self.accelerator != "cpu" and torch.cuda.is_available():
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        elif self.accelerator in ("mps", "tpu") or (self.accelerator != "cpu" and torch.backends.mps.is_available()):
+            native = self.accelerator == "tpu"
+        else:
+            capabilities = torch.cpu.get_capabilities()
+            native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        return "bf16-mixed" if native else "32-true"
+
+    def endless_errors(self) -> list[ConfigError]:
+        """What asks for epochs, of which training rows without an end have none."""
+        why = "the training rows have no end, and so no epochs"
+        found = []
+        if self.max_steps is None:
+            remedy = "give the number of optimizer steps, e.g. trainer.max_steps=10000"
+            found.append(ConfigError("trainer.max_steps", None, why, remedy))
+        if self.max_epochs is not None:
+            remedy = "set trainer.max_epochs=null, and trainer.max_steps"
+            found.append(ConfigError("trainer.max_epochs", self.max_epochs, why, remedy))
+        if isinstance(self.val_check_interval, float):
+            remedy = "give a number of optimizer steps, or null to validate at the end alone"
+            found.append(ConfigError("trainer.val_check_interval", self.val_check_interval, why, remedy))
+        if self.limit_train_batches not in (None, 1.0) or isinstance(self.limit_train_batches, int):
+            remedy = "set trainer.limit_train_batches=1.0, and trainer.max_steps"
+            found.append(ConfigError("trainer.limit_train_batches", self.limit_train_batches, why, remedy))
+        return found
+
+    def plan(self, num_rows: int | None, batch_size: int) -> Plan:
+        """How long the run is, in optimizer steps, on `num_rows` training rows (None: they have no end)."""
+        rhythm = {"accumulate_grad_batches": self.accumulate_grad_batches, "log_every_n_steps": self.log_every_n_steps}
+        if num_rows is None:
+            assert not self.endless_errors()
+            assert self.max_steps is not None
+            return Plan(self.max_steps, math.inf, float(self.val_check_interval or math.inf), None, **rhythm)
+        micro_batch = batch_size * self.world_size()
+        limit = self.limit_train_batches
+        if limit is None:
+            rows_per_epoch = num_rows
+        elif isinstance(limit, int):
+            rows_per_epoch = min(num_rows, limit * micro_batch)
+        else:
+            rows_per_epoch = max(1, int(num_rows * limit))
+        rows_per_step = micro_batch * self.accumulate_grad_batches
+        steps_per_epoch = rows_per_epoch / rows_per_step
+        # whole numbers: rounded shares of an epoch may add up to a step too many
+        by_epochs = math.inf if self.max_epochs is None else -(-self.max_epochs * rows_per_epoch // rows_per_step)
+        total_steps = int(min(by_epochs, math.inf if self.max_steps is None else self.max_steps))
+        interval = 1.0 if self.val_check_interval is None else self.val_check_interval
+        if not isinstance(interval, int):
+            interval = interval * (self.check_val_every_n_epoch or 1) * steps_per_epoch
+        return Plan(total_steps, steps_per_epoch, max(1.0, float(interval)), rows_per_epoch, **rhythm)

@@ -1,0 +1,182 @@
+"""Rows and masks become batches; batch j is a pure function of (seed, j, rank).
+
+Training reads one endless stream of rows, the epochs' orders one after the other, and cuts it into full batches:
+
+    order of epoch 0          order of epoch 1
+    4 0 3 1 5 2               2 5 0 4 1 3                …
+    └──────┘└──────┘└────────────┘
+    batch 0  batch 1  batch 2                  a micro-batch of `ranks x batch_size` rows; rank r takes its r-th part
+
+So no batch is ever short, `k` accumulated micro-batches or `n` ranks see the rows of one large batch, and a resumed run starts
+at batch `steps done x accumulation` without reading what came before. The optimizer step of a batch, which a scheduled mask
+rate depends on, is known by its number, too: micro-batch j belongs to step `j // accumulation`. Where the rows themselves have
+no end, blocks of `shuffle_buffer` consecutive rows take the place of the epochs:
+
+    order of block 0          order of block 1
+    1 3 0 5 4 2               8 6 11 9 10 7              …
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from mlm_lightning.batch import PADDING_ROW, MLMBatch
+from mlm_lightning.data.source import EndlessRows, Rows, Source
+from mlm_lightning.masking import Masking
+from mlm_lightning.randomness import Stream, generator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and what happens when, in optimizer steps. An epoch ends where its rows end, also in the middle of a
+    step; endless rows have none. `rows_per_epoch` (None: all) cuts each epoch's order short."""
+
+    total_steps: int
+    steps_per_epoch: float = math.inf
+    validate_every: float = math.inf
+    rows_per_epoch: int | None = None
+    accumulate_grad_batches: int = 1
+    log_every_n_steps: int = 50
+
+    def progress(self, step: int) -> float:
+        """From 0, at the first optimizer step (step 0), to 1, at the last; a run of a single step is at its end."""
+        return min(1.0, step / (self.total_steps - 1)) if self.total_steps > 1 else 1.0
+
+    def validation_due(self, step: int) -> bool:
+        """Whether validation follows optimizer step `step`."""
+        return step >= self.total_steps or step // self.validate_every > (step - 1) // self.validate_every
+
+
+class TrainBatches(Dataset[MLMBatch]):
+    """Batch j of a rank's stream; endless rows have one epoch."""
+
+    def __init__(
+        self,
+        rows: Rows | EndlessRows,
+        mask: Callable[..., MLMBatch],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        plan: Plan = Plan(total_steps=1),
+    ) -> None:
+        self.rows, self.mask, self.batch_size, self.seed = rows, mask, batch_size, seed
+        self.rank, self.world_size, self.plan = rank, world_size, plan
+        self.endless = isinstance(rows, EndlessRows)
+        # what is shuffled at a time, an epoch's rows or a block, and how many of them are then taken
+        self.rows_per_order = rows.shuffle_buffer if isinstance(rows, EndlessRows) else len(rows)
+        self.taken_per_order = plan.rows_per_epoch or self.rows_per_order
+        # the two newest orders: a batch spans two epochs at most, unless the epoch is shorter than a batch
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def __getitem__(self, index: int) -> MLMBatch:
+        row_ids_B, epochs_B = self.row_ids(index)
+        progress = self.plan.progress(index // self.plan.accumulate_grad_batches)
+        batch = _masked(self.rows, row_ids_B, self.mask, epochs_B, progress)
+        if self.endless:
+            # as many rows of the next block come in as go out of this one
+            stop = (index + 1) * self.world_size * self.batch_size + self.rows_per_order
+            self.rows.read_ahead(stop)  # type: ignore[union-attr]
+        return batch
+
+    def row_ids(self, index: int) -> tuple[Tensor, Tensor]:
+        """The rows of batch `index`, and for each the epoch that it belongs to."""
+        first = (index * self.world_size + self.rank) * self.batch_size
+        places_B = torch.arange(first, first + self.batch_size)
+        orders_B = places_B // self.taken_per_order
+        offsets_B = places_B % self.taken_per_order
+        row_ids_B = torch.empty_like(places_B)
+        for number in range(int(orders_B[0]), int(orders_B[-1]) + 1):
+            here_B = orders_B == number
+            row_ids_B[here_B] = self._order(number)[offsets_B[here_B]]
+        if self.endless:
+            return row_ids_B + orders_B * self.rows_per_order, torch.zeros_like(orders_B)
+        return row_ids_B, orders_B
+
+    def _shuffled(self, number: int) -> Tensor:
+        order = torch.randperm(self.rows_per_order, generator=generator(self.seed, Stream.ORDER, number))
+        return order[: self.taken_per_order]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+
+class EvalBatches(Dataset[MLMBatch]):
+    """The rows of a split in their own order, each once; ranks get equally many rows, with PADDING_ROW where rows run out."""
+
+    def __init__(self, rows: Rows, mask: Callable[..., MLMBatch], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.rows, self.mask, self.batch_size = rows, mask, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // (self.batch_size * self.world_size))
+
+    def __getitem__(self, index: int) -> MLMBatch:
+        first = index * self.batch_size * self.world_size
+        if index >= len(self):
+            raise IndexError(index)
+        remaining = min(len(self.rows) - first, self.batch_size * self.world_size)
+        share = -(-remaining // self.world_size)
+        row_ids_B = torch.arange(first + self.rank * share, first + (self.rank + 1) * share)
+        row_ids_B[row_ids_B >= first + remaining] = PADDING_ROW
+        return _masked(self.rows, row_ids_B, self.mask)
+
+
+class BatchRange(Sampler[int]):
+    """The batches `start … stop - 1`. Its length is `stop`: Lightning counts the batches before `start` as done."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop
+
+
+class Mask:
+    """A masking bound to a source's vocabulary and a key."""
+
+    def __init__(self, masking: Masking, source: Source, mask_key: int) -> None:
+        self.masking, self.vocab, self.key = masking, source.vocab, mask_key
+
+    def __call__(
+        self,
+        tokens_BL: Tensor,
+        row_ids_B: Tensor,
+        epochs_B: Tensor | None,
+        attention_mask_BL: Tensor | None,
+        progress: float,
+    ) -> MLMBatch:
+        return self.masking(
+            tokens_BL,
+            row_ids_B,
+            vocab=self.vocab,
+            key=self.key,
+            epochs_B=epochs_B,
+            attention_mask_BL=attention_mask_BL,
+            progress=progress,
+        )
+
+
+def _masked(
+    rows: Rows | EndlessRows,
+    row_ids_B: Tensor,
+    mask: Callable[..., MLMBatch],
+    epochs_B: Tensor | None = None,
+    progress: float = 1.0,
+) -> MLMBatch:
+    read = rows[row_ids_B.clamp(min=0)]  # a PADDING_ROW has the tokens of row 0, and no labels
+    tokens_BL, attention_mask_BL = read if isinstance(read, tuple) else (read, None)
+    return mask(tokens_BL, row_ids_B, epochs_B, attention_mask_BL, progress)

@@ -1,0 +1,125 @@
+"""The folder of a text's tokens: whole or not there, found again by what it depends on, built by one process at a time.
+
+    <cache_dir>/<fingerprint>/
+      meta.json               counts, warnings, where it came from; written last
+      vocab.json  tokenizer/  all that a run needs of the tokenizer; `tokenizer/` opens with AutoTokenizer
+      train.tokens  val.tokens  test.tokens            the tokens, nothing else: uint16 or uint32, to be memory-mapped
+      train.ends    val.ends    test.ends              where each document ends (exclusive): int64
+    <cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
+
+A process that has built a folder renames it into place, so nobody ever sees half of one.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlm_lightning.batch import Vocab
+from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE
+from mlm_lightning.data.text.tokenizer.vocab import load_vocab
+from mlm_lightning.files import sync_folder
+
+log = logging.getLogger(__name__)
+
+_STALE_DAYS = 14
+"""After so long, the unfinished work of a command that nobody repeated is deleted."""
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """A complete cache folder."""
+
+    folder: Path
+    meta: dict[str, Any]
+    vocab: Vocab
+
+    @staticmethod
+    def open(folder: Path) -> "TokenCache | None":
+        """None where it is missing, or damaged."""
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            cache = TokenCache(folder, meta, load_vocab(folder / "vocab.json"))
+            whole = (folder / "tokenizer" / "tokenizer.json").stat().st_size > 0
+            for split, counts in cache.splits.items():
+                whole &= cache.tokens_file(split).stat().st_size == counts["tokens"] * cache.dtype.itemsize
+                whole &= cache.ends_file(split).stat().st_size == counts["documents"] * ENDS_DTYPE.itemsize
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return cache if whole else None
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.meta["dtype"])
+
+    @property
+    def splits(self) -> dict[str, dict[str, int]]:
+        return self.meta["splits"]
+
+    def tokens_file(self, split: str) -> Path:
+        return self.folder / f"{split}.tokens"
+
+    def ends_file(self, split: str) -> Path:
+        return self.folder / f"{split}.ends"
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """The folder to build in, beside `folder`, for one process at a time; what an earlier one did not finish is still in it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    work = folder.parent / f".{folder.name}.work"
+    try:
+        try:
+            lock.acquire(timeout=2)
+        except Timeout:
+            log.info("another process is preparing the same data; waiting for it (%s)", lock.lock_file)
+            lock.acquire()
+        _delete_stale(folder.parent)
+    except NotImplementedError:  # a file system without locks: each builds for itself, and the first to rename wins
+        work = work.with_suffix(f".{os.uname().nodename}-{os.getpid()}.work")
+    try:
+        work.mkdir(exist_ok=True)
+        yield work
+    finally:
+        lock.release(force=True)
+
+
+def publish(work: Path, folder: Path) -> None:
+    """Renames a finished folder into place. What lies there already is another process' finished work, or damaged."""
+    for path in [*work.rglob("*"), work]:
+        _fsync(path)
+    if folder.exists() and TokenCache.open(folder) is None:
+        shutil.rmtree(folder)
+    try:
+        work.rename(folder)
+    except OSError:
+        if TokenCache.open(folder) is None:
+            raise
+        shutil.rmtree(work)
+    sync_folder(folder.parent)
+
+
+def _delete_stale(cache_dir: Path) -> None:
+    for work in cache_dir.glob(".*.work"):
+        with suppress(OSError):
+            newest = max(path.stat().st_mtime for path in [work, *work.iterdir()])
+            if time.time() - newest > _STALE_DAYS * 86_400:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,282 @@
+"""Builds a token cache from documents of any number, on all cores, in memory that does not grow with them.
+
+    count      every shard: how many documents, a hash of each           ─► number of documents, duplicates
+    choose     documents of train, val and test                          ─► a split for every document
+    train      the tokenizer, where it is to be trained
+    tokenise   every shard: tokens and ends of each split                ─► parts
+    join       part 0, part 1, part 2 … one after the other              ─► train.tokens  val.tokens …
+
+Every step leaves what it has done in the work folder, so the same command goes on after a kill, and what it makes is a function
+of the input alone: not of the number of workers, of the order in which they end, or of where an earlier command was killed.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.data.text.documents import base
+from mlm_lightning.data.text.documents.base import EMPTY, Documents, Problems
+from mlm_lightning.data.text.prepare.choice import choose_documents, choose_held_out
+from mlm_lightning.data.text.prepare.duplicates import Hashes
+from mlm_lightning.data.text.prepare.join import Joined
+from mlm_lightning.data.text.prepare.progress import ProgressCallback
+from mlm_lightning.data.text.prepare.shards import Function, Task, Work, count, count_characters, tokenise
+from mlm_lightning.data.text.tokenizer.encoder import Encoder
+from mlm_lightning.data.text.tokenizer.load import TRAIN, cased_tokens, load_tokenizer, open_tokenizer, vocabulary_file
+from mlm_lightning.data.text.tokenizer.training import train_tokenizer
+from mlm_lightning.data.text.tokenizer.vocab import read_vocab, save_vocab
+from mlm_lightning.errors import ConfigError, as_typed
+from mlm_lightning.files import write_atomically
+from mlm_lightning.processes import Workers
+
+DEFAULT_VAL_SHARE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to make. `documents` are those for training, and for validation and test where they have files of their own.
+    `origins` are the keys that name them, with their values."""
+
+    documents: dict[Split, Documents]
+    origins: dict[Split, tuple[str, Any]]
+    train_size: int | float | None
+    val_size: int | float | None
+    test_size: int | float | None
+    seed: int
+    deduplicate: bool
+    tokenizer: str
+    vocab_size: int | None
+    tokenizer_algorithm: str
+
+
+class Preparation:
+    """Makes a cache's files in `work`, which may hold what an earlier one did before it was stopped."""
+
+    def __init__(self, recipe: Recipe, work: Path, workers: Workers, report: ProgressCallback) -> None:
+        self.recipe, self.work, self.workers, self.report = recipe, work, workers, report
+        self.warnings: list[str] = []
+        # held out first: of equal documents the first is kept
+        self.origins: list[Split] = sorted(recipe.documents, key=("val", "test", "train").index)
+
+    def run(self) -> dict[str, Any]:
+        """What meta.json says of the files."""
+        self._begin()
+        # a name that leads nowhere is better found before hours of reading
+        tokenizer = None if self.recipe.tokenizer == TRAIN else open_tokenizer(self.recipe.tokenizer)
+        counts = self._count()
+        numbers, copies = self._choose(counts)
+        tasks = self._tasks(numbers, counts)
+        if tokenizer is None:
+            tokenizer = self._trained_tokenizer(tasks)
+        _save(tokenizer, self.work / "tokenizer")
+        vocab = read_vocab(tokenizer)
+        save_vocab(vocab, self.work / "vocab.json")
+        is_bare = self.recipe.tokenizer != TRAIN and vocabulary_file(self.recipe.tokenizer) is not None
+        if is_bare and (cased := cased_tokens(vocab)):
+            self.warnings.append(
+                f"data.tokenizer={self.recipe.tokenizer}: {cased:,} tokens of the vocabulary have capital letters, but a "
+                "bare vocab.txt is read as uncased; give the folder of a cased tokenizer instead"
+            )
+        dtype = np.dtype(np.uint16 if vocab.size <= 1 << 16 else np.uint32)
+        encoder = Encoder(tokenizer, dtype)
+        splits = self._tokenise(tasks, Work(self.recipe.documents, encoder, tokenizer.unk_token_id), dtype)
+        return {
+            "dtype": dtype.name,
+            "own_tokenizer": is_bare or self.recipe.tokenizer == TRAIN,
+            "prefix": encoder.prefix,
+            "suffix": encoder.suffix,
+            "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
+            "warnings": self.warnings,
+        }
+
+    def _begin(self) -> None:
+        """Keeps what lies in the work folder if it was made in the same way: the same shards, the same choice of documents."""
+        note = self.work / "plan.json"
+        packages = {name: version(name) for name in ("mlm-lightning", "numpy", "tokenizers")}
+        contents = {origin: documents.content() for origin, documents in self.recipe.documents.items()}
+        plan = json.dumps({"packages": packages, "shard_bytes": base.SHARD_BYTES, "contents": contents}).encode()
+        if not note.exists() or note.read_bytes() != plan:
+            for path in self.work.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            write_atomically(note, plan)
+
+    # -- count and choose ------------------------------------------------------------------------------------------------
+
+    def _count(self) -> dict[Split, list[int]]:
+        """The number of documents in each shard of each origin."""
+        tasks = [
+            Task(origin, shard, self.work / "count" / f"{origin}-{number:06}")
+            for origin in self.origins
+            for number, shard in enumerate(self.recipe.documents[origin].shards())
+        ]
+        self._run("reading", count, Work(self.recipe.documents), tasks)
+        counts: dict[Split, list[int]] = {}
+        for origin in self.origins:
+            problems, counts[origin] = Problems(), []
+            for result in (_result(task) for task in tasks if task.origin == origin):
+                counts[origin].append(result["documents"])
+                problems.extend(Problems.from_json(result["problems"]))
+            self.recipe.documents[origin].check(problems)
+            if sum(counts[origin]) == 0:
+                found = "; ".join(problems.messages()) or "it is empty"
+                remedy = "give text, or, where it is in a column, check data.text_column"
+                raise ConfigError(*self.recipe.origins[origin], f"there is no document for {origin} ({found})", remedy)
+            self.warnings += problems.messages()
+        return counts
+
+    def _choose(self, counts: dict[Split, list[int]]) -> tuple[dict[Split, dict[Split, np.ndarray]], dict[Split, int]]:
+        """By origin and split the numbers of the documents, and by origin how many copies were dropped."""
+        hashes = Hashes(self.work / "count", self.origins, counts)
+        kept: dict[Split, np.ndarray | None] = dict.fromkeys(self.origins)
+        copies: dict[Split, int] = {}
+        if self.recipe.deduplicate:
+            is_first = hashes.is_first()
+            copies = {origin: int((~is_first[origin]).sum()) for origin in self.origins}
+            kept = {origin: np.flatnonzero(is_first[origin]) for origin in self.origins}
+        numbers = {origin: self._choose_from(origin, sum(counts[origin]), kept[origin]) for origin in self.origins}
+        if sum(map(len, numbers.values())) > 1 and (shared := hashes.num_shared(numbers)):
+            self.warnings.append(
+                f"{shared:,} different document(s) of validation or test occur, word for word, among those for training; "
+                "data.deduplicate=true drops such copies"
+            )
+        return numbers, copies
+
+    def _choose_from(self, origin: Split, num_documents: int, kept: np.ndarray | None) -> dict[Split, np.ndarray]:
+        """Of the documents of an origin (of those `kept`, if some are copies) which are for what."""
+        recipe = self.recipe
+        if kept is not None and not len(kept):
+            problem = "all of its documents are copies of those of validation or test"
+            raise ConfigError(*recipe.origins[origin], problem, "give others, or set data.deduplicate=false")
+        number = num_documents if kept is None else len(kept)
+        if origin == "train":
+            key, value = recipe.origins["train"]
+            val_size = DEFAULT_VAL_SHARE if recipe.val_size is None else recipe.val_size
+            chosen = choose_documents(
+                number,
+                train_size=recipe.train_size,
+                val_size=None if "val" in self.origins else val_size,
+                test_size=None if "test" in self.origins else recipe.test_size,
+                seed=recipe.seed,
+                origin=f"{key}={as_typed(value)}",
+            )
+        else:
+            chosen = {origin: choose_held_out(origin, getattr(recipe, f"{origin}_size"), number, recipe.seed)}
+        return {split: numbers if kept is None else kept[numbers] for split, numbers in chosen.items()}
+
+    def _tasks(self, numbers: dict[Split, dict[Split, np.ndarray]], counts: dict[Split, list[int]]) -> list[Task]:
+        """Those that together hold all that is wanted, in the order in which their parts are joined."""
+        chosen = [
+            (origin, shard, split_N)
+            for origin in self.origins
+            for shard, split_N in self.recipe.documents[origin].chosen(numbers[origin], counts[origin])
+        ]
+        return [
+            Task(origin, shard, self.work / "tokens" / f"{number:06}", split_N)
+            for number, (origin, shard, split_N) in enumerate(chosen)
+        ]
+
+    # -- the tokenizer ---------------------------------------------------------------------------------------------------
+
+    def _trained_tokenizer(self, tasks: list[Task]) -> Any:
+        trained = self.work / "trained"
+        if not trained.exists():
+            tokenizer = self._train_tokenizer([task for task in tasks if np.any(task.split_N == SPLITS.index("train"))])
+            unfinished = self.work / "training"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            _save(tokenizer, unfinished)
+            unfinished.rename(trained)
+        return load_tokenizer(trained)
+
+    def _train_tokenizer(self, tasks: list[Task]) -> Any:
+        alphabet: Counter[str] = Counter()
+        if self.recipe.tokenizer_algorithm == "wordpiece":  # the others need none
+            counting = [Task(t.origin, t.shard, self.work / "characters" / t.output.name, t.split_N) for t in tasks]
+            self._run("counting characters", count_characters, Work(self.recipe.documents), counting)
+            for task in counting:
+                alphabet.update(_result(task)["characters"])
+        assert self.recipe.vocab_size is not None
+        return train_tokenizer(self._training_texts(tasks), self.recipe.vocab_size, alphabet, self.recipe.tokenizer_algorithm)
+
+    def _training_texts(self, tasks: list[Task]) -> Iterator[str]:
+        done, total = 0, self._size(tasks)
+        for task in tasks:
+            assert task.split_N is not None
+            self.report("training the tokenizer", done, total)
+            texts = self.recipe.documents[task.origin].read(task.shard, Problems())
+            for text, split in zip(texts, task.split_N.tolist(), strict=True):
+                if SPLITS.index("train") == split:
+                    yield text
+            done += self._size([task])
+        self.report("training the tokenizer", total, total)
+
+    # -- tokenise and join -----------------------------------------------------------------------------------------------
+
+    def _tokenise(self, tasks: list[Task], work: Work, dtype: np.dtype) -> dict[Split, dict[str, int]]:
+        joined = Joined(self.work, tasks, dtype)
+        done, missing = tasks[: joined.num_parts], tasks[joined.num_parts :]
+        for _ in self._running("tokenising", tokenise, work, missing, done_before=self._size(done)):
+            joined.join_finished()
+        joined.join_finished()
+        assert joined.num_parts == len(tasks)
+        joined.commit()
+        self._check_splits(joined.counts)
+        return joined.counts
+
+    def _check_splits(self, counts: dict[Split, dict[str, int]]) -> None:
+        for split, found in counts.items():
+            origin = self.recipe.origins[split if split in self.recipe.documents else "train"]
+            if not found["tokens"]:
+                raise ConfigError(*origin, f"all {found['empty']:,} documents of the {split} split are empty", "give text")
+            if found["empty"]:
+                self.warnings.append(f"{found['empty']:,} {EMPTY} of the {split} split")
+
+    # -- running ---------------------------------------------------------------------------------------------------------
+
+    def _run(self, step: str, function: Function, work: Work, tasks: list[Task]) -> None:
+        for _ in self._running(step, function, work, tasks):
+            pass
+
+    def _running(self, step: str, function: Function, work: Work, tasks: list[Task], done_before: int = 0) -> Iterator[Task]:
+        """Runs those of the tasks that are not done yet, and yields each that ends."""
+        missing = [task for task in tasks if task.result() is None]
+        done, total = done_before + self._size(tasks) - self._size(missing), done_before + self._size(tasks)
+        self.report(step, done, total)
+        for task in self.workers.run(function, work, missing):
+            done += self._size([task])
+            self.report(step, done, total)
+            yield task
+
+    def _size(self, tasks: Sequence[Task]) -> int:
+        return sum(self.recipe.documents[task.origin].size(task.shard) for task in tasks)
+
+
+def delete_scratch(work: Path) -> None:
+    """What is of no use once the cache is complete."""
+    (work / "plan.json").unlink(missing_ok=True)
+    for name in ("count", "characters", "tokens", "training", "trained"):
+        shutil.rmtree(work / name, ignore_errors=True)
+
+
+def _save(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # what the disk refuses is a bare Exception of `tokenizers`
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
+
+
+def _result(task: Task) -> dict[str, Any]:
+    result = task.result()
+    assert result is not None, f"{task.result_file} vanished"
+    return result

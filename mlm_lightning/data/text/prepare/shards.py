@@ -1,0 +1,186 @@
+"""What is done to each shard of documents on its own, in whichever process: counted, and later tokenised.
+
+    shard      "Fellow citizens …"   "The full cost …"   "I am glad …"        documents 17, 18, 19
+    count      e3b0 c442 …           98fc 1c14 …         4ca4 9599 …          a 128-bit hash of each
+    split      train                 val                 train                chosen once all are counted
+    tokenise   train  [CLS] fellow citizens … [SEP] [CLS] i am glad … [SEP]   tokens, and where documents end
+               val    [CLS] the full cost … [SEP]
+
+Nothing here knows torch, so that a worker starts quickly, and nothing is held but a batch: what is made goes to files.
+
+Shapes: N documents, T tokens, of a shard or of the part of it that is encoded at once.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.data.text.documents.base import Documents, Problems, is_blank
+from mlm_lightning.data.text.tokenizer.encoder import Encoder
+from mlm_lightning.errors import NO_VALUE, ConfigError
+
+ENDS_DTYPE = np.dtype("<i8")
+"""Of a file of documents' ends."""
+HASH_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
+NO_HASH = b"\0" * HASH_DTYPE.itemsize
+"""In place of the hash of an empty document, which equals no other."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard and where what is made of it goes: files whose names begin with `output`. `output`.json comes last, and says that
+    the others are complete. `split_N` is the index in SPLITS of each of the shard's documents."""
+
+    origin: Split
+    shard: Any
+    output: Path
+    split_N: np.ndarray | None = None
+
+    @property
+    def result_file(self) -> Path:
+        return self.output.with_suffix(".json")
+
+    def result(self) -> dict[str, Any] | None:
+        """What is known of the finished shard; None if it isn't finished."""
+        try:
+            return json.loads(self.result_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+
+@dataclass
+class Work:
+    """What all tasks share."""
+
+    documents: dict[Split, Documents]
+    encoder: Encoder | None = None
+    unk_id: int | None = None
+
+
+Function = Callable[[Work, Task], None]
+
+
+def count(work: Work, task: Task) -> None:
+    """Writes the documents' hashes, HASH_DTYPE; the result says how many there are and what is wrong with them."""
+    problems, num_documents = Problems(), 0
+    with _Output(task) as output:
+        hashes = output.open(".hashes")
+        for text in work.documents[task.origin].read(task.shard, problems):
+            hashes.write(NO_HASH if is_blank(text) else blake2b(text.encode(), digest_size=len(NO_HASH)).digest())
+            num_documents += 1
+        output.finish({"documents": num_documents, "problems": problems.to_json()})
+
+
+def count_characters(work: Work, task: Task) -> None:
+    """The result says how often each character stands in the shard's training documents."""
+    counts: Counter[int] = Counter()
+    with _Output(task) as output:
+        for text, split in _read(work, task):
+            if SPLITS[split] == "train":
+                characters = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+                counts.update(dict(zip(*map(np.ndarray.tolist, np.unique(characters, return_counts=True)), strict=True)))
+        output.finish({"characters": {chr(code): number for code, number in sorted(counts.items())}})
+
+
+def tokenise(work: Work, task: Task) -> None:
+    """Writes each split's tokens and the documents' ends, ENDS_DTYPE, counted from the shard's first token of that split."""
+    assert work.encoder is not None
+    assert task.split_N is not None
+    kept: list[int] = []  # the splits of the documents handed to the encoder and not yet seen to end
+
+    def filled() -> Iterator[str]:
+        for text, split in _read(work, task):
+            if is_blank(text):
+                parts[split].counts["empty"] += 1
+            else:
+                kept.append(split)
+                yield text
+
+    with _Output(task) as output:
+        parts = {
+            int(split): _Part(output, SPLITS[split], work.unk_id) for split in np.unique(task.split_N) if split < len(SPLITS)
+        }
+        for tokens, ends in work.encoder.encode(filled()):
+            lengths_N = np.diff(ends, prepend=0, append=len(tokens))  # the last document may go on in the next batch
+            split_T = np.repeat(kept[: len(lengths_N)], lengths_N[: len(kept)])
+            for split, part in parts.items():
+                part.write(tokens, ends, split_T == split, np.array(kept[: len(ends)]) == split)
+            del kept[: len(ends)]
+        output.finish({"splits": {SPLITS[split]: part.counts for split, part in parts.items()}})
+
+
+def _read(work: Work, task: Task) -> Iterator[tuple[str, int]]:
+    """The shard's documents that some split wants, each with its split."""
+    assert task.split_N is not None
+    texts = work.documents[task.origin].read(task.shard, Problems())
+    for text, split in zip_longest(texts, task.split_N.tolist()):
+        if text is None or split is None:
+            raise ConfigError("data.path", NO_VALUE, "the files changed while they were read", "try again")
+        if split < len(SPLITS):
+            yield text, split
+
+
+class _Part:
+    """The tokens of one split in a shard."""
+
+    def __init__(self, output: "_Output", split: Split, unk_id: int | None) -> None:
+        self._tokens, self._ends = output.open(f".{split}.tokens"), output.open(f".{split}.ends")
+        self._unk_id, self._last_end = unk_id, 0
+        self.counts = {"documents": 0, "tokens": 0, "unknown": 0, "empty": 0}
+
+    def write(self, tokens_T: np.ndarray, ends_N: np.ndarray, chosen_T: np.ndarray, chosen_N: np.ndarray) -> None:
+        """Of tokens and ends those that are this split's."""
+        ends_N = self.counts["tokens"] + np.concatenate([[0], np.cumsum(chosen_T)])[ends_N[chosen_N]]
+        tokens_T = tokens_T[chosen_T]
+        has_tokens_N = np.diff(ends_N, prepend=self._last_end) > 0
+        self._tokens.write(tokens_T.data)
+        self._ends.write(ends_N[has_tokens_N].astype(ENDS_DTYPE).data)
+        self._last_end = int(ends_N[-1]) if len(ends_N) else self._last_end
+        self.counts["documents"] += int(has_tokens_N.sum())
+        self.counts["empty"] += int((~has_tokens_N).sum())
+        self.counts["tokens"] += len(tokens_T)
+        self.counts["unknown"] += 0 if self._unk_id is None else int(np.count_nonzero(tokens_T == self._unk_id))
+
+
+class _Output:
+    """A task's files: written under names of this process alone, so that a killed command's last worker and the same command
+    again cannot write into one file, and renamed once they are whole."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._files: dict[Path, BinaryIO] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "_Output":
+        self._task.output.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+        for file in self._files:
+            self._temporary(file).unlink(missing_ok=True)
+
+    def open(self, ending: str) -> BinaryIO:
+        file = self._task.output.with_name(self._task.output.name + ending)
+        stream = self._files[file] = self._stack.enter_context(self._temporary(file).open("wb"))
+        return stream
+
+    def finish(self, result: dict[str, Any]) -> None:
+        self.open(".json").write(json.dumps(result, ensure_ascii=True).encode())
+        for file, stream in self._files.items():  # the .json is the last
+            stream.flush()
+            os.fsync(stream.fileno())
+            self._temporary(file).replace(file)
+
+    def _temporary(self, file: Path) -> Path:
+        return file.with_name(f"{file.name}.{os.getpid()}.tmp")

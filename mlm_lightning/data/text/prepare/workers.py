@@ -1,0 +1,189 @@
+"""Where the shards of a text are worked on: on this machine's cores (`Local`), or on a Ray cluster (`Ray`).
+
+    run(function, work, tasks)   calls function(work, task) for every task, and yields the tasks in the order in which they end
+
+A worker of `Local` is a fresh interpreter: no fork of a process that has threads, nothing of the caller's main module runs
+again, and it ends with the caller, whose pipe it reads, however that ends.
+"""
+
+import logging
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from mlm_lightning.data.text.prepare.shards import Function, Task, Work
+from mlm_lightning.processes import Workers, num_cores
+from mlm_lightning.values import checked
+
+NumWorkers = Annotated[int, Ge(1), "null is one a core"] | None
+
+_FEW_BYTES = 16_000_000
+"""Less than this is done here, before workers would have started."""
+
+
+class Local(Workers):
+    """`num_workers` processes on this machine; null: one a core."""
+
+    @checked("prepare")
+    def __init__(self, num_workers: NumWorkers = None) -> None:
+        self.num_workers = num_workers or num_cores()
+
+    def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
+        num_workers = min(self.num_workers, len(tasks))
+        if num_workers <= 1 or sum(work.documents[task.origin].size(task.shard) for task in tasks) < _FEW_BYTES:
+            for task in tasks:
+                function(work, task)
+                yield task
+        else:
+            yield from _run_in_processes(num_workers, function, work, tasks)
+
+
+class Ray(Workers):
+    """The machines of a Ray cluster, by Ray Data; `address` as in `ray.init` (null: the cluster that RAY_ADDRESS names, else
+    this machine). All of them must see the files and `data.cache_dir`. `num_workers` tasks at a time; null: one a core of the
+    cluster.
+    """
+
+    @checked("prepare")
+    def __init__(self, address: str | None = None, num_workers: NumWorkers = None) -> None:
+        self.address, self.num_workers = address, num_workers
+
+    def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
+        if not tasks:  # Ray refuses a dataset without rows
+            return
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise ImportError("prepare=ray needs Ray: pip install 'mlm-lightning[ray]'") from error
+        if not ray.is_initialized():
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        shared = ray.put(pickle.dumps((function, work)))  # once, and fetched once by each process
+        rows = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
+        size = self.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        ended = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            partial(_attempt_on_ray, shared), compute=ray.data.TaskPoolStrategy(size=min(size, len(rows)))
+        )
+        for row in ended.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
+            yield tasks[row["number"]]
+
+
+def _attempt_on_ray(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
+    os.environ.update(_ONE_THREAD)
+    error = _attempt(*_fetched(shared), pickle.loads(row["task"]))
+    return {"number": row["number"], "error": b"" if error is None else pickle.dumps(error)}
+
+
+@lru_cache(maxsize=1)
+def _fetched(shared: Any) -> tuple[Function, Work]:
+    import ray
+
+    return pickle.loads(ray.get(shared))
+
+
+# -- processes on this machine -----------------------------------------------------------------------------------------------
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+
+
+def _run_in_processes(num_workers: int, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
+    shared = pickle.dumps((function, work))
+    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+    ended: queue.SimpleQueue[Task | BaseException] = queue.SimpleQueue()
+    workers = [_Worker(shared, waiting, ended) for _ in range(num_workers)]
+    try:
+        for _ in tasks:
+            task_or_error = ended.get()
+            if isinstance(task_or_error, BaseException):
+                raise task_or_error
+            yield task_or_error
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker:
+    """A process, and a thread here that hands it one task after the other."""
+
+    def __init__(
+        self, shared: bytes, waiting: "queue.SimpleQueue[Task]", ended: "queue.SimpleQueue[Task | BaseException]"
+    ) -> None:
+        environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import _serve; _serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            process_group=0,  # Ctrl-C is for the caller, which stops its workers
+        )
+        self._thread = threading.Thread(target=self._feed, args=(shared, waiting, ended), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._thread.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # of what a killed worker did not read
+                pipe.close()
+
+    def _feed(
+        self, shared: bytes, waiting: "queue.SimpleQueue[Task]", ended: "queue.SimpleQueue[Task | BaseException]"
+    ) -> None:
+        to_worker, from_worker = self._process.stdin, self._process.stdout
+        assert to_worker is not None
+        assert from_worker is not None
+        try:
+            to_worker.write(shared)
+            while True:
+                task = waiting.get_nowait()
+                pickle.dump(task, to_worker)
+                to_worker.flush()
+                error = pickle.load(from_worker)
+                ended.put(task if error is None else error)
+        except queue.Empty:
+            return
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            status = self._process.wait()
+            ended.put(
+                RuntimeError(f"a process that prepares text ended unexpectedly (status {status}); is there too little memory?")
+            )
+
+
+def _serve() -> None:
+    """The life of a worker: reads what all tasks share, then one task after the other; answers each with None or an error."""
+    tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not run into the answers
+    with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the caller has ended, perhaps while it wrote
+        function, work = pickle.load(tasks)
+        while True:
+            pickle.dump(_attempt(function, work, pickle.load(tasks)), answers)
+            answers.flush()
+
+
+def _attempt(function: Function, work: Work, task: Task) -> Exception | None:
+    try:
+        function(work, task)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # of a library's class that does not travel
+            return RuntimeError(f"{type(error).__name__}: {error}")
+        return error
+    return None

@@ -1,0 +1,244 @@
+"""Text: documents are tokenised into one long file of tokens, and rows are cut from it.
+
+    documents   "Fellow citizens …"                  "The full cost …"                each has a number; a split is some of them
+    tokens      [CLS] fellow citizens … [SEP]        [CLS] the full cost … [SEP]
+    one file    [CLS] fellow citizens … [SEP] [CLS] the full cost … [SEP] [CLS] …     memory-mapped, uint16 or uint32
+    rows        |─── row 0 ───|─── row 1 ───|─── row 2 ───|── … ──|─ dropped ─|       packing=chunk: chunk_size tokens each
+
+The token file lies in a cache folder (prepare/cache.py) named after a fingerprint of everything that it depends on. How rows
+are cut from it (rows.py) is not among that: another length is free. From a file to a row:
+
+    documents/files.py ─► tokenizer/encoder.py ─► prepare/shards.py, a part for each shard ─► prepare/join.py ─► rows.py
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from mlm_lightning.batch import Vocab
+from mlm_lightning.data.source import SPLITS, Source, Split
+from mlm_lightning.data.text.documents.origins import Origins
+from mlm_lightning.data.text.fingerprint import FORMAT, fingerprint_of, request_of
+from mlm_lightning.data.text.prepare.cache import TokenCache, building, publish
+from mlm_lightning.data.text.prepare.preparation import Preparation, Recipe, delete_scratch
+from mlm_lightning.data.text.prepare.progress import ProgressCallback, progress_bar
+from mlm_lightning.data.text.prepare.workers import Local
+from mlm_lightning.data.text.rows import ChunkRows, DocumentRows, PackedRows
+from mlm_lightning.data.text.settings import TextSettings
+from mlm_lightning.data.text.stream import StreamRows
+from mlm_lightning.data.text.tokenizer.encoder import Encoder
+from mlm_lightning.data.text.tokenizer.load import DEFAULT_MAX_LENGTH, keys_of
+from mlm_lightning.errors import ConfigError
+from mlm_lightning.files import UNWRITABLE, write_atomically
+from mlm_lightning.processes import Workers
+
+log = logging.getLogger(__name__)
+
+CachedRows = ChunkRows | DocumentRows | PackedRows
+
+
+class TextSource(TextSettings, Source):
+    """Rows of a text, tokenised into a cache; its settings are those of `TextSettings`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._cache: TokenCache | None = None
+        self._rows: dict[Split, CachedRows | StreamRows] = {}
+
+    @cached_property
+    def _origins(self) -> Origins:
+        return Origins(self)
+
+    # -- what a source offers --------------------------------------------------------------------------------------------
+
+    @property
+    def vocab(self) -> Vocab:
+        return self._opened().vocab
+
+    @property
+    def seq_len(self) -> int:
+        return self.chunk_size
+
+    @property
+    def packs_documents(self) -> bool:
+        return self.packing == "sentence_pack"
+
+    @property
+    def endless(self) -> bool:
+        return self.streaming
+
+    def rows(self, split: Split) -> CachedRows | StreamRows:
+        cache = self._opened()
+        if split not in self._rows:
+            if self.streaming and split == "train":
+                self._rows[split] = self._stream(cache.folder, cache.dtype)
+            elif split in cache.splits:
+                self._rows[split] = self._open_rows(cache, split)
+            else:
+                given = f"data.{split}_path" if self.dataset is None else f"data.{split}_split"
+                key, value = f"data.{split}_size", getattr(self, f"{split}_size")
+                raise ConfigError(key, value, f"there is no {split} split", f"give {given} or {key}")
+        return self._rows[split]
+
+    def _stream(self, folder: Path, dtype: np.dtype) -> StreamRows:
+        """The rows for training, with the tokenizer and the index of a cache folder."""
+        return StreamRows(
+            self._origins.streamed("train"),
+            Encoder.from_backend((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"), dtype),
+            chunk_size=self.chunk_size,
+            shuffle_buffer=self.shuffle_buffer,
+            held_out=self.num_held_out,
+            folder=folder / "stream",
+        )
+
+    def _open_rows(self, cache: TokenCache, split: Split) -> CachedRows:
+        tokens_file, ends_file, pad_id = cache.tokens_file(split), cache.ends_file(split), cache.vocab.pad_id
+        stride = self.chunk_size if self.stride is not None and split != "train" else self.stride
+        if self.packing == "chunk":
+            num_tokens = cache.splits[split]["tokens"]
+            if num_tokens < self.chunk_size:
+                problem = f"the {split} split has {num_tokens:,} tokens in all, which is less than one chunk"
+                larger = "" if getattr(self, f"{split}_size") is None else f", a larger data.{split}_size"
+                remedy = f"give more text{larger} or a smaller data.chunk_size"
+                raise ConfigError("data.chunk_size", self.chunk_size, problem, remedy)
+            return ChunkRows(tokens_file, cache.dtype, self.chunk_size, stride or self.chunk_size, num_tokens)
+        suffix = cache.meta["suffix"]
+        if self.chunk_size <= (special := len(cache.meta["prefix"]) + len(suffix)):
+            problem = f"a document begins and ends with special tokens, {special} in all, which leave no room for others"
+            raise ConfigError("data.chunk_size", self.chunk_size, problem, f"set data.chunk_size to {special + 1} or more")
+        if pad_id is None:
+            problem = "rows are padded, and the tokenizer has no padding token"
+            raise ConfigError("data.packing", self.packing, problem, "set data.packing=chunk, or choose another tokenizer")
+        if self.packing == "document":
+            return DocumentRows(tokens_file, ends_file, cache.dtype, self.chunk_size, pad_id, suffix, stride)
+        return PackedRows(tokens_file, ends_file, cache.dtype, self.chunk_size, pad_id, suffix)
+
+    def prepare(self, workers: Workers | None = None, progress: ProgressCallback | None = None) -> None:
+        """Builds the token cache unless it is there, by `workers` (null: one process a core). Shows a progress bar on a
+        terminal, or calls `progress`.
+
+        Raises ConfigError for documents, sizes or a tokenizer that cannot be used, with nothing left behind. What was done
+        before the disk was full, or a signal came, is kept: another call goes on with it.
+        """
+        request = request_of(self)
+        folder = self.cache_path / fingerprint_of(request)
+        try:
+            self._make_cache_dir()
+            if TokenCache.open(folder) is None:
+                with building(folder) as work:
+                    if TokenCache.open(folder) is None:
+                        self._build(request, work, folder, progress, workers or Local())
+                    else:  # by the process that this one has waited for
+                        work.rmdir()
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            problem = f"the token cache cannot be written there ({error.strerror})"
+            raise ConfigError("data.cache_dir", self.cache_path, problem, "make room or choose another folder") from error
+        cache = self._cache = TokenCache.open(folder)
+        assert cache is not None, f"the cache {folder} vanished"
+        for split in cache.splits:
+            self.rows(cast(Split, split))  # raises where there are too few tokens for one
+        if cache.meta["warnings"]:
+            log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in cache.meta["warnings"]))
+
+    def _make_cache_dir(self) -> None:
+        try:
+            self.cache_path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # where nobody may make one, such as /proc
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
+
+    def fingerprint(self) -> str:
+        return self._opened().folder.name
+
+    # -- what `mlm prepare` and a run need besides -----------------------------------------------------------------------
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was wrong with the input but did not stop the preparation, a sentence each."""
+        return list(self._opened().meta["warnings"])
+
+    @property
+    def cache_folder(self) -> Path:
+        return self._opened().folder
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A dict a split: split, documents, duplicates (dropped), tokens, tokens_per_document, unknown_share, rows, truncated
+        (documents), dropped_tokens (in no row), bytes."""
+        cache = self._opened()
+        return [
+            {
+                "split": split,
+                "documents": counts["documents"],
+                "duplicates": counts["duplicates"],
+                "tokens": counts["tokens"],
+                "tokens_per_document": counts["tokens"] / counts["documents"],
+                "unknown_share": counts["unknown"] / counts["tokens"],
+                "rows": len(rows := cast(CachedRows, self.rows(cast(Split, split)))),
+                "truncated": rows.num_truncated,
+                "dropped_tokens": rows.num_cut_tokens,
+                "bytes": counts["tokens"] * cache.dtype.itemsize,
+            }
+            for split, counts in cache.splits.items()
+        ]
+
+    def tokenizer_keys(self) -> dict[str, Any]:
+        """The keys that give another source the tokens of this one."""
+        return keys_of(self.cache_folder / "tokenizer")
+
+    def save_tokenizer(self, folder: str | Path) -> None:
+        """Writes a folder that `load_tokenizer` and `AutoTokenizer.from_pretrained` open; imports neither's library."""
+        cache = self._opened()
+        shutil.copytree(cache.folder / "tokenizer", folder, dirs_exist_ok=True)
+        if cache.meta["own_tokenizer"]:
+            config_file = Path(folder) / "tokenizer_config.json"
+            config = json.loads(config_file.read_text(encoding="utf-8"))
+            config["model_max_length"] = max(self.chunk_size, DEFAULT_MAX_LENGTH)
+            config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    # -- the cache -------------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> TokenCache:
+        if self._cache is None:
+            self._cache = TokenCache.open(self.cache_path / fingerprint_of(request_of(self)))
+        if self._cache is None:
+            raise RuntimeError(f"no token cache for this data in {self.cache_path}: call prepare() first")
+        return self._cache
+
+    def _build(self, request: dict, work: Path, folder: Path, progress: ProgressCallback | None, workers: Workers) -> None:
+        meta_file = work / "meta.json"
+        try:
+            if not meta_file.exists():
+                with progress_bar(progress) as report:
+                    made = Preparation(self._recipe(), work, workers, report).run()
+                if self.streaming:
+                    self._stream(work, np.dtype(made["dtype"])).check()
+                meta = {"format": FORMAT, "fingerprint": folder.name, "request": request, **made}
+                write_atomically(meta_file, json.dumps(meta, indent=1, ensure_ascii=False).encode())
+        except ValueError:  # the same again would fail again
+            shutil.rmtree(work)
+            raise
+        delete_scratch(work)
+        publish(work, folder)
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            documents=self._origins.documents(),
+            origins={split: self.origin(split) for split in SPLITS},
+            train_size=self.train_size,
+            # a stream's documents are those asked for
+            val_size=None if self.streaming else self.val_size,
+            test_size=None if self.streaming else self.test_size,
+            seed=self.seed,
+            deduplicate=self.deduplicate,
+            tokenizer=self.tokenizer,
+            vocab_size=self.vocab_size,
+            tokenizer_algorithm=self.tokenizer_algorithm,
+        )

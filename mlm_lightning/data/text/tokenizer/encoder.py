@@ -1,0 +1,174 @@
+"""Documents become ids: in batches of bounded size, long documents in pieces that are cut where that changes no token.
+
+    documents   "Fellow citizens"   "The full cost …"
+    tokens      [CLS] fellow citizens [SEP] [CLS] the full cost … [SEP]        one array, and where in it documents end
+
+Texts are encoded word by word where that is exact (words.py), else by the tokenizer as they are. Needs `tokenizers` and numpy
+alone, so that a worker process starts at once.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlm_lightning.data.text.tokenizer.words import RUN_CHARS, Words, kind_of
+
+_BATCH_CHARS = 1_000_000
+_PIECE_CHARS = 50_000
+_SIGNS = ",.;/+、。，"  # always tokens of their own for BERT
+
+
+class Encoded(NamedTuple):
+    """The tokens of some documents, one after the other, and where in them a document ends (a long one may still go on)."""
+
+    tokens: np.ndarray
+    ends: np.ndarray
+
+
+class Encoder:
+    """Encodes documents, each with its special tokens, of any length, in bounded memory.
+
+    `tokenizer` is one of `transformers` (fast) or of `tokenizers`. `prefix` and `suffix` are the ids that it puts before and
+    after a text, such as [CLS] and [SEP].
+    """
+
+    def __init__(self, tokenizer: Any, dtype: np.dtype):
+        from tokenizers import Tokenizer
+
+        # where it is set, later forks (a loader's workers) print no warning; no child of ours tokenizes
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self._backend = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._dtype = np.dtype(dtype)
+        self.prefix, self.suffix = self._special_tokens()
+        kind = kind_of(self._backend)
+        self._words = None if kind is None else Words(kind, self._backend, self._dtype)
+        added = "".join(token.content for token in self._backend.get_added_tokens_decoder().values())
+        self._signs = "".join(sign for sign in _SIGNS if sign not in added)
+
+    @classmethod
+    def from_backend(cls, backend: str, dtype: np.dtype) -> "Encoder":
+        """Of the text of a `tokenizer.json`; `transformers` is not imported."""
+        from tokenizers import Tokenizer
+
+        return cls(Tokenizer.from_str(backend), dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To a worker goes the tokenizer, not the words that were looked up so far."""
+        return Encoder.from_backend, (self._backend.to_str(), self._dtype)
+
+    def encode(self, documents: Iterable[str]) -> Iterator[Encoded]:
+        """All documents' tokens, in batches of bounded size."""
+        batch: list[tuple[str, bool, bool]] = []
+        chars = 0
+        for document in documents:
+            for piece in self._pieces(document):
+                batch.append(piece)
+                chars += len(piece[0]) + 100  # many short documents are a large batch too
+                if chars >= _BATCH_CHARS:
+                    yield self._encode_batch(batch)
+                    batch, chars = [], 0
+        if batch:
+            yield self._encode_batch(batch)
+
+    def _encode_batch(self, batch: list[tuple[str, bool, bool]]) -> Encoded:
+        prefix, suffix = self._bytes(self.prefix), self._bytes(self.suffix)
+        parts: list[bytes] = []
+        ends: list[int] = []
+        num_bytes = 0
+        texts = [text for text, _, _ in batch]
+        encoded = map(self._bytes, self._encode_texts(texts)) if self._words is None else self._words.encode(texts)
+        for (_, is_first, is_last), ids in zip(batch, encoded, strict=True):
+            part = (prefix if is_first else b"") + ids + (suffix if is_last else b"")
+            parts.append(part)
+            num_bytes += len(part)
+            if is_last:
+                ends.append(num_bytes)
+        # a bytearray, for an array that can be written to
+        tokens = np.frombuffer(bytearray().join(parts), dtype=self._dtype)
+        return Encoded(tokens, np.array(ends, dtype=np.int64) // self._dtype.itemsize)
+
+    def _bytes(self, ids: list[int]) -> bytes:
+        return np.array(ids, dtype=self._dtype).tobytes()
+
+    def _encode_texts(self, texts: list[str]) -> Iterator[list[int]]:
+        return (encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False))
+
+    def _pieces(self, document: str) -> Iterator[tuple[str, bool, bool]]:
+        """(text, is the document's first, is its last)."""
+        if len(document) <= _PIECE_CHARS:
+            yield document, True, True
+            return
+        wordpiece = self._words is not None and self._words.kind.name == "WordPiece"
+        cut = cut_for_wordpiece(document, self._signs) if wordpiece else self._cut_safely(document)
+        piece, is_first = next(cut), True
+        for following in cut:
+            yield piece, is_first, False
+            piece, is_first = following, False
+        yield piece, is_first, True
+
+    def _cut_safely(self, document: str) -> Iterator[str]:
+        """Cuts before white space (else before a sign that is no letter) where a trial shows that the tokens around the cut
+        are the same with it as without; where there is no such place a piece grows until there is one."""
+        start = 0
+        while len(document) - start > _PIECE_CHARS:
+            place = self._safe_place(document, start + _PIECE_CHARS)
+            if place is None:
+                break
+            yield document[start:place]
+            start = place
+        yield document[start:]
+
+    def _safe_place(self, document: str, start: int) -> int | None:
+        for pattern in (r"(?<=\S)\s(?=\S)", r"(?<=\w)[^\w\s](?=\w)"):
+            # a document without a safe place is rare; looking for it in all of it would cost a trial a candidate
+            for tried, match in enumerate(re.compile(pattern).finditer(document, start)):
+                if self._is_safe(document, match.start()):
+                    return match.start()
+                if tried == 100:
+                    break
+        return None
+
+    def _is_safe(self, document: str, place: int) -> bool:
+        left, right = document[max(place - 100, 0) : place], document[place : place + 100]
+        whole, *halves = self._encode_texts([left + right, left, right])
+        return whole == halves[0] + halves[1]
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text: [CLS] and [SEP]."""
+        bare, framed = (self._backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        for start in range(len(framed) - len(bare) + 1):
+            if framed[start : start + len(bare)] == bare:
+                return framed[:start], framed[start + len(bare) :]
+        raise AssertionError("the tokenizer changes a text's tokens when it adds special ones")
+
+
+def cut_for_wordpiece(text: str, signs: str = _SIGNS) -> Iterator[str]:
+    """Pieces of at least `_PIECE_CHARS` characters whose tokens are those of the text: they end before a space, newline or tab.
+
+    Where there is none for long (base64, Chinese), they end before a sign that is always a token of its own; and a run of
+    thousands of letters, which is [UNK], stays [UNK] when its end is left out.
+    """
+    for piece in cut_before(r"[ \n\t]", text):
+        if len(piece) <= 2 * _PIECE_CHARS:
+            yield piece
+        else:
+            shorter = re.sub(f"([A-Za-z0-9]{{{RUN_CHARS}}})[A-Za-z0-9]+", r"\1", piece)
+            yield from cut_before(f"[{re.escape(signs)}]", shorter) if signs else (shorter,)
+
+
+def cut_before(pattern: str, text: str) -> Iterator[str]:
+    """Pieces of at least `_PIECE_CHARS` characters that end before a match."""
+    compiled = re.compile(pattern)
+    start = 0
+    while len(text) - start > _PIECE_CHARS:
+        match = compiled.search(text, start + _PIECE_CHARS)
+        if match is None:
+            break
+        yield text[start : match.start()]
+        start = match.start()
+    yield text[start:]

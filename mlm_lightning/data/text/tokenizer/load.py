@@ -1,0 +1,112 @@
+"""Where tokenizers come from.
+
+hub name, folder ┐
+vocab.txt        ├─►  a tokenizer folder  ─►  Encoder (encoder.py):  documents ─► ids    [CLS] fellow citizens [SEP] …
+train            ┘                        ─►  Vocab (vocab.py):  special ids, "##" …
+(training.py)
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mlm_lightning.batch import Vocab
+from mlm_lightning.errors import ConfigError, one_line
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+DEFAULT_MAX_LENGTH = 512
+TRAIN = "train"
+_REMEDY = "give a hub name, a tokenizer's folder, a vocab.txt, or 'train' with data.vocab_size"
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path: a hub name has one slash at most (`owner/name`), not at the start."""
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
+
+
+def keys_of(folder: Path) -> dict[str, Any]:
+    """The keys of `data` that take the tokenizer of a folder, and train none."""
+    return {"tokenizer": str(folder), "vocab_size": None, "tokenizer_algorithm": "wordpiece"}
+
+
+def check_tokenizer(tokenizer: str) -> None:
+    """Raises where the value of `data.tokenizer` cannot be a hub name, is a path and leads nowhere; reads nothing."""
+    path = Path(tokenizer).expanduser()
+    if tokenizer == TRAIN or path.exists():
+        return
+    if is_path(tokenizer) or path.suffix in (".txt", ".json"):
+        raise ConfigError("data.tokenizer", tokenizer, "there is no such file or folder", _REMEDY)
+
+
+def vocabulary_file(tokenizer: str) -> Path | None:
+    """The bare vocab.txt that the value of `data.tokenizer` names, itself or as the only thing in a folder; else None."""
+    path = Path(tokenizer).expanduser()
+    if path.is_file():
+        return path
+    alone = path.is_dir() and not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return path / "vocab.txt" if alone and (path / "vocab.txt").is_file() else None
+
+
+def tokenizer_files(tokenizer: str) -> list[Path]:
+    """The local files that decide what the tokenizer does; none for a hub name."""
+    file, folder = vocabulary_file(tokenizer), Path(tokenizer).expanduser()
+    if file is not None:
+        return [file]
+    return sorted(path for path in folder.glob("*") if path.suffix in (".json", ".txt", ".model")) if folder.is_dir() else []
+
+
+def open_tokenizer(tokenizer: str) -> Any:
+    """The `transformers` tokenizer of a hub name, a folder or a vocab.txt; ConfigError where there is none that can be used."""
+    file = vocabulary_file(tokenizer)
+    opened = _open_vocabulary(file) if file is not None else load_tokenizer(tokenizer)
+    if getattr(opened, "backend_tokenizer", None) is None:
+        raise ConfigError("data.tokenizer", tokenizer, "it has no fast implementation (`tokenizers`), which is needed here")
+    if opened.mask_token_id is None:
+        raise ConfigError(
+            "data.tokenizer",
+            tokenizer,
+            "it has no mask token",
+            "choose the tokenizer of a masked language model (such as distilbert/distilbert-base-uncased), or "
+            "data.tokenizer=train with data.vocab_size",
+        )
+    return opened
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Opens a tokenizer's folder (as `TextSource.save_tokenizer` writes it) or hub name; never runs code from it."""
+    from transformers import AutoTokenizer
+
+    path = Path(folder).expanduser()
+    try:
+        return AutoTokenizer.from_pretrained(str(path) if path.exists() else str(folder), trust_remote_code=False)
+    except Exception as error:  # the hub's errors and those of broken files have no common ancestor
+        problem = f"cannot be opened ({type(error).__name__}: {one_line(error)})"
+        raise ConfigError("data.tokenizer", folder, problem, _REMEDY) from error
+
+
+def _open_vocabulary(file: Path) -> Any:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError("data.tokenizer", file, "is not UTF-8 text", "a vocab.txt has one token a line") from error
+    vocabulary = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if missing:
+        remedy = f"a vocab.txt has one token a line, among them {' '.join(SPECIAL_TOKENS)}"
+        raise ConfigError("data.tokenizer", file, f"the vocabulary lacks {', '.join(missing)}", remedy)
+    return bert_tokenizer(vocabulary)
+
+
+def bert_tokenizer(vocabulary: dict[str, int]) -> Any:
+    """An uncased WordPiece tokenizer, as BERT's, of this vocabulary."""
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]
+
+    # `vocab_file=` would be ignored without a message
+    return BertTokenizerFast(vocab=vocabulary, model_max_length=DEFAULT_MAX_LENGTH)
+
+
+def cased_tokens(vocab: Vocab) -> int:
+    """How many regular tokens have capital letters, which an uncased tokenizer can never produce."""
+    bracketed = re.compile(r"\[.*\]|<.*>")
+    return sum(token != token.lower() and not bracketed.fullmatch(token) for token in vocab.tokens or ())

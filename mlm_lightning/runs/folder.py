@@ -1,0 +1,180 @@
+"""A run's folder: found by what the run computes, locked while it works, complete when `summary.json` is there.
+
+    outputs/<name>/<slug>-<hash8>/        hash8: of every key that decides the result
+        config.yaml  manifest.json        written before training
+        model.json  vocab.json  tokenizer/     what it takes to open the model again, without its source
+        checkpoints/  tensorboard/  metrics.csv
+        summary.json                      written last
+        error.json, pruned.json           why it failed, or why a search gave it up
+
+The same command finds the same folder, so it continues what it left, or says that it is done.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mlm_lightning.config.compose import config_yaml
+from mlm_lightning.config.settings import Composed, Settings
+from mlm_lightning.errors import UserError
+from mlm_lightning.files import write_atomically
+from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, differences, flat
+from mlm_lightning.runs.environment import describe_environment, of_last_digits
+from mlm_lightning.runs.identity import identity, sibling_hash, slug
+from mlm_lightning.runs.lock import is_locked, locked
+from mlm_lightning.runs.position import Position
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = (LAST, PREVIOUS)
+
+Status = Literal["complete", "running", "failed", "pruned", "interrupted", "missing"]
+
+
+@dataclass
+class Run:
+    """A run's folder."""
+
+    folder: Path
+
+    @classmethod
+    def find(cls, settings: Settings, naming: Sequence[str] | None = None) -> "Run":
+        """The folder of these settings: the one that is there, else a new name, of the overrides `naming` (None: of all, in
+        their order); creates nothing."""
+        parent = Path(settings.output_dir) / settings.name
+        hash8 = identity(settings.composed.config)
+        there = sorted(parent.glob(f"*-{hash8}")) if parent.is_dir() else []
+        words = (settings.composed.overrides or ()) if naming is None else naming
+        return cls(there[0] if there else parent / f"{slug(words)}-{hash8}")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The result of a complete run."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    @property
+    def status(self) -> Status:
+        """Where the run stands. `interrupted`: stopped or killed, and continued by the same command."""
+        if (self.folder / "summary.json").is_file():
+            return "complete"
+        if is_locked(self.folder):
+            return "running"
+        for name, status in (("error.json", "failed"), ("pruned.json", "pruned")):
+            if (self.folder / name).is_file():
+                return status  # type: ignore[return-value]
+        return "interrupted" if (self.folder / "config.yaml").is_file() else "missing"
+
+    @property
+    def reason(self) -> str:
+        """Why the run failed or was pruned; empty otherwise."""
+        for name in ("error.json", "pruned.json"):
+            if content := _read_json(self.folder / name):
+                return str(content.get("message", ""))
+        return ""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Creates the folder and holds its lock; BusyError if another process holds it."""
+        return locked(self.folder)
+
+    def move_aside(self) -> Path | None:
+        """Moves the folder to `<name>/.old/`; never deletes."""
+        if not self.folder.exists():
+            return None
+        old = self.folder.parent / ".old"
+        old.mkdir(exist_ok=True)
+        target = old / f"{self.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self.folder.rename(target)
+        return target
+
+    def open(self, settings: Settings) -> None:
+        """Makes the folder ready: its config, and nothing half-written."""
+        for ended in ("error.json", "pruned.json"):
+            (self.folder / ended).unlink(missing_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        for half_written in [*self.checkpoints.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:  # by a killed process
+            half_written.unlink()
+        write_atomically(self.folder / "config.yaml", config_yaml(settings.composed))
+        if settings.composed.overrides is not None:
+            self.write_json("manifest.json", _read_json(self.folder / "manifest.json") | _command(settings.composed))
+
+    def describe(self, **more: Any) -> list[str]:
+        """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
+        environment, before = describe_environment(), _read_json(self.folder / "manifest.json")
+        command = {name: before.get(name) for name in ("overrides", "config_dir", "config_name")}
+        self.write_json("manifest.json", environment | command | more)
+        return differences(of_last_digits(before), of_last_digits(environment)) if "packages" in before else []
+
+    def fail(self, error: BaseException) -> None:
+        """Writes why the run failed."""
+        reason = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exception(error)}
+        with contextlib.suppress(OSError):  # a full disk may be the reason
+            self.write_json("error.json", reason)
+
+    def write_json(self, name: str, content: Any) -> None:
+        write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def last_checkpoint(self) -> "Position | None":
+        """The newest checkpoint that is what was written; says which ones are not."""
+        damaged = []
+        for path in (self.checkpoints / name for name in CHECKPOINTS):
+            if path.exists():
+                try:
+                    return Position.read(path)
+                except DamagedCheckpointError as error:
+                    damaged.append(f"{path}: {error}")
+                    log.warning("damaged checkpoint, trying the one before it: %s", damaged[-1])
+        if damaged:
+            raise UserError("no checkpoint of this run can be read; resume=never starts it again:\n" + "\n".join(damaged))
+        return None
+
+    def swept_values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the sweep of the run gives several values, with those of this run; empty for a run of no sweep."""
+        content = _read_json(self.folder.parent / "sweep.json")
+        overrides = [job["overrides"] for job in content.get("jobs", []) if job["folder"] == self.folder.name]
+        typed = dict(each.lstrip("+~").partition("=")[::2] for each in (overrides[0] if overrides else []))
+        values = flat(config)
+        return {key: values.get(key, value) for key, value in typed.items() if key in content["swept"]}
+
+    def longest_sibling(self, settings: Settings, below: int) -> tuple[Path, int] | None:
+        """The folder and the step of another run that this one could go on from: the longest of those that differ in their
+        length alone, with less than `below` steps."""
+        found, wanted = [], sibling_hash(settings)
+        for manifest in self.folder.parent.glob("*/manifest.json"):
+            last = manifest.parent / "checkpoints" / LAST
+            if manifest.parent != self.folder and _read_json(manifest).get("kinship") == wanted and last.exists():
+                with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
+                    step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+                    found += [(step, manifest.parent)] if step < below else []
+        return (max(found)[1], max(found)[0]) if found else None
+
+
+def _command(composed: Composed) -> dict[str, Any]:
+    """What makes this run again: a rank, which reads its config from the folder, does not know it."""
+    return {
+        "overrides": composed.typed_overrides,
+        "config_dir": composed.config_dir,
+        "config_name": composed.config_name,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

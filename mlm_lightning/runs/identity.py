@@ -1,0 +1,74 @@
+"""What a run computes, as eight hex digits: the same command finds the same folder.
+
+    config ─► deciding(config)  the part that decides the result  ─► sha256 ─► 1a2b3c4d
+
+Finished runs must be found again by later versions, so three rules hold: a key that a later version adds is left out while it
+holds the value that means the old behaviour (LATER_KEYS); a class that has moved is known by its first name; and a test pins
+the hashes of three configs.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlm_lightning.config.settings import Settings
+from mlm_lightning.config.signatures import MOVED
+
+LATER_KEYS: dict[str, Any] = {}
+"""Keys that are younger than the first release, with the value that means what was done before them."""
+
+# They decide where, how fast or how watched a run is, not its result.
+_NOT_IDENTITY = frozenset(
+    {
+        *("name", "resume", "output_dir", "logger", "sweep", "launcher", "hydra"),
+        *("prepare", "data.cache_dir", "data.num_workers"),
+        *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.auto_requeue"),
+    }
+)
+# They may differ where one run goes on from another as if it were the same: its length, and the parts of its batches.
+_NOT_OF_SIBLINGS = frozenset({"trainer.max_steps", "trainer.max_epochs", "data.batch_size", "trainer.accumulate_grad_batches"})
+_FIRST_NAMES = {now: before for before, now in MOVED.items()}
+
+
+def deciding(config: Mapping[str, Any], without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The part of a config that decides the result."""
+
+    def decides(key: str, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            is_target = key.rpartition(".")[2] == "_target_"
+            return _FIRST_NAMES.get(value, value) if is_target else value
+        paths = {name: f"{key}.{name}" if key else name for name in value}
+        return {
+            name: decides(path, value[name])
+            for name, path in paths.items()
+            if path not in _NOT_IDENTITY | without and not (path in LATER_KEYS and value[name] == LATER_KEYS[path])
+        }
+
+    return decides("", config)
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Of everything in a config that decides the result."""
+    return _hash8(deciding(config))
+
+
+def sibling_hash(settings: Settings) -> str:
+    """What runs share that differ in their length alone, or in the parts that their batches are made of."""
+    return _hash8([deciding(settings.composed.config, without=_NOT_OF_SIBLINGS), settings.rows_per_step])
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """A readable name from the overrides that decide the result, in their order, at most 80 characters."""
+    words = []
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        if key not in _NOT_IDENTITY and key.partition(".")[0] not in _NOT_IDENTITY:
+            words.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", override.lstrip("+~")).strip("-"))
+    return ",".join(filter(None, words))[:80].strip("-,.") or "default"
+
+
+def _hash8(content: Any) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]

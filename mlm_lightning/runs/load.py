@@ -1,0 +1,106 @@
+"""Opening a run again: its model and vocabulary, without its data or the hub.
+
+model.json   the model's class and all its arguments        vocab.json   tokenizer/
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlm_lightning.batch import Vocab
+from mlm_lightning.config.compose import read_config
+from mlm_lightning.config.settings import Composed, Settings
+from mlm_lightning.config.signatures import resolve_target
+from mlm_lightning.data.condition import Condition, packs_documents
+from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.models.protocol import Rebuildable
+from mlm_lightning.runs.checkpoint import BEST
+from mlm_lightning.runs.folder import CHECKPOINTS, Run
+
+
+@dataclass
+class LoadedRun:
+    """A trained model, in evaluation mode on the CPU, with all that belongs to it. `seq_len` is the length of its rows."""
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    composed: Composed
+    model: nn.Module
+    vocab: Vocab
+    seq_len: int | None
+    tokenizer: Any | None
+
+
+def load_run(path: str | Path, trust: bool = False, separate_documents: bool = False) -> LoadedRun:
+    """Opens a run's folder (its best checkpoint, else the last) or one checkpoint in it.
+
+    A folder may come from anywhere: checkpoints are read with `weights_only=True`, and only this package's own classes are
+    instantiated unless `trust` says otherwise. With `separate_documents` the model keeps documents that share a row apart, also
+    if it was trained on rows of one document. Raises UserError where `path` is no run.
+    """
+    folder, checkpoint = locate(path)
+    composed = read_config(folder)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        arguments = json.loads((folder / "model.json").read_text())
+        target = arguments.pop("_target_")
+        content: dict[str, Any] = json.loads((folder / "vocab.json").read_text())
+        vocab = Vocab(**(content | {name: tuple(value) for name, value in content.items() if isinstance(value, list)}))
+    except Exception as error:
+        raise UserError(f"{checkpoint}: cannot be read: {one_line(error)}") from error
+    if arguments.pop("separates_documents", False) or separate_documents:  # the key of versions up to 0.1
+        arguments["separate_documents"] = True
+    model: nn.Module = resolve_target(target, trust)(**arguments)
+    prefix = "model."
+    weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
+    model.load_state_dict(weights)
+    model.eval()
+    seq_len = arguments.get("seq_len") or composed.get("data.chunk_size")
+    return LoadedRun(folder, checkpoint, state["global_step"], composed, model, vocab, seq_len, _load_tokenizer(folder))
+
+
+def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
+    """The folder and the checkpoint that a RUN argument (or `resume`) names."""
+    path = Path(path)
+    hint = "give a run's folder (outputs/NAME/…) or a .ckpt file in it"
+    if path.is_file() and path.suffix == ".ckpt":
+        folder, checkpoint = path.parent.parent, path
+    elif path.is_dir():
+        folder = path
+        there = [path / "checkpoints" / name for name in (BEST, *CHECKPOINTS)]
+        found = [each for each in there if each.is_file()]
+        if not found:
+            raise UserError(f"{argument}={path}: has no checkpoint; {hint}")
+        checkpoint = found[0]
+    else:
+        raise UserError(f"{argument}={path}: no such folder or checkpoint; {hint}")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{argument}={path}: is not a run: there is no {folder / 'config.yaml'}")
+    return folder, checkpoint
+
+
+def describe_model(run: Run, settings: Settings, model: nn.Module, conditions: list[Condition]) -> None:
+    """Writes model.json and vocab.json: enough to build the model again without its data or the hub."""
+    source = conditions[0].source
+    if isinstance(model, Rebuildable):
+        description = model.rebuild_config()
+    else:
+        description = {"_target_": settings.model.target, **settings.model.arguments}
+        description |= {"vocab_size": source.vocab.size, "seq_len": source.seq_len}
+        description |= {"separate_documents": True} if packs_documents(conditions) else {}
+    run.write_json("model.json", description)
+    run.write_json("vocab.json", asdict(source.vocab))
+
+
+def _load_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer that a text run keeps in its folder."""
+    if not (folder / "tokenizer").is_dir():
+        return None
+    from mlm_lightning.data.text.tokenizer.load import load_tokenizer
+
+    return load_tokenizer(folder / "tokenizer")

@@ -1,0 +1,169 @@
+"""`mlm train -m`: every job checked, sweep.json, the runs that have no result yet, a table."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from mlm_lightning.config.compose import Composer, to_plain
+from mlm_lightning.config.parse import parse
+from mlm_lightning.config.settings import Composed, Settings
+from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
+from mlm_lightning.messages import speak
+from mlm_lightning.processes import num_cores
+from mlm_lightning.runs.study import open_study
+from mlm_lightning.sweeps import pool
+from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Sweep, swept_overrides
+from mlm_lightning.sweeps.search import Search
+from mlm_lightning.sweeps.table import show
+from mlm_lightning.training.train import check_start
+
+log = logging.getLogger(__name__)
+
+
+def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> int:
+    """Runs all jobs of a command line that have no result yet. Returns the exit status: 1 if a job has none afterwards."""
+    speak()
+    if "BasicSweeper" not in master.hydra.sweeper._target_:
+        raise ConfigError("hydra/sweeper", NO_VALUE, "mlm searches by itself", "give sweep.trials=N, and hydra/sweeper=basic")
+    overrides = hydra.with_params(overrides, master)
+    choices = [override for override in hydra.choices(overrides) if override.is_sweep_override()]
+    swept = [override.get_key_element().lstrip("+") for override in choices]
+    composed = hydra.with_origin(master, overrides)
+    for key in swept:
+        if key in ("name", "output_dir", "resume") or key.partition(".")[0] in ("sweep", "hydra"):
+            problem = "can't be swept over; the runs of a sweep lie side by side in one folder"
+            raise ConfigError(key, NO_VALUE, problem)
+    trials = composed.get("sweep.trials")
+    if trials is not None and not swept:
+        raise ConfigError("sweep.trials", trials, "there is nothing to search in", "give a key several values, or an interval")
+    # what every job of a search has in common is wrong before the first trial is on record
+    jobs = _grid(hydra, hydra.jobs(overrides) if trials is None else _ends(hydra, choices, overrides), swept)
+    folder, settings = jobs[0].run.folder.parent, jobs[0].settings.sweep
+    assert settings is not None
+    source: JobSource
+    if settings.trials is None:
+        source = Grid(jobs, settings.retries)
+    else:
+        fixed = _fixed(hydra, overrides)
+
+        def make(values: list[str], trial: int) -> Job:
+            return _job(hydra, [*fixed, *values, f"++sweep.trial={trial}"], swept, trial)
+
+        source = Search(open_study(folder, settings), choices, settings, make)
+    sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings)
+    sweep.write(source.jobs)
+    began = time.monotonic()
+    try:
+        _run(hydra, master, source, sweep, jobs[0].settings)
+    finally:
+        show(sweep, source.jobs, time.monotonic() - began)
+    return 0 if all(job.is_done or job.run.status == "running" for job in source.jobs) else 1
+
+
+def _grid(hydra: Composer, jobs: list[list[str]], swept: list[str]) -> list[Job]:
+    """Composes and checks every job. Raises with all that is wrong, before anything is created."""
+    where: dict[str, list[str]] = {}
+    made: dict[Path, Job] = {}
+    for overrides in jobs:
+        try:
+            job = _job(hydra, overrides, swept)
+            made.setdefault(job.run.folder, job)
+        except UserError as error:
+            for each in error.errors if isinstance(error, InvalidConfigError) else (error,):
+                where.setdefault(str(each), []).append(" ".join(swept_overrides(overrides, swept)))
+    if where:
+        raise UserError("\n".join(_of_jobs(problem, names, len(jobs)) for problem, names in where.items()))
+    return list(made.values())
+
+
+def _of_jobs(problem: str, where: list[str], jobs: int) -> str:
+    if len(where) == jobs:
+        return problem
+    more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+    return f"{problem} (with {where[0]}{more})"
+
+
+def _job(hydra: Composer, overrides: Sequence[str], swept: list[str], trial: int | None = None) -> Job:
+    settings = parse(hydra.composed(overrides))
+    check_start(settings)
+    return Job.of(settings, swept, trial)
+
+
+def _fixed(hydra: Composer, overrides: Sequence[str]) -> list[str]:
+    """The overrides with one value."""
+    return [override.input_line for override in hydra.choices(overrides) if not override.is_sweep_override()]
+
+
+def _ends(hydra: Composer, choices: list[Any], overrides: Sequence[str]) -> list[list[str]]:
+    """Jobs that try, one key after the other, all its choices, or the two ends of its interval."""
+    values = {}
+    for override in choices:
+        sweep = override.value()
+        ends = [sweep.start, sweep.end] if override.is_interval_sweep() else list(override.sweep_string_iterator())
+        values[override.get_key_element()] = ends
+    first = {key: ends[0] for key, ends in values.items()}
+    tried = [first | {key: end} for key, ends in values.items() for end in ends]
+    fixed = _fixed(hydra, overrides)
+    return [[*fixed, *(f"{key}={value}" for key, value in each.items())] for each in tried]
+
+
+def _run(hydra: Composer, master: DictConfig, source: JobSource, sweep: Sweep, example: Settings) -> None:
+    """Runs what `source` hands out; `example` are the settings of some job."""
+    known = len(source.jobs)
+    done = sum(job.is_done for job in source.jobs)
+    total = sweep.settings.trials or known
+    if done:
+        log.info("%d of %d runs have a result already", done, total)
+    number = count(done + 1)
+
+    def started(job: Job) -> None:
+        if len(source.jobs) != known:
+            sweep.write(source.jobs)
+        log.info("[%d/%d] %s", next(number), total, job.difference)
+
+    def ended(job: Job) -> None:
+        value, status = sweep.value(job), job.run.status
+        result = job.run.reason[:200].partition("\n")[0] if value is None else f"{sweep.settings.objective} {value:.4f}"
+        log.info("    %s: %s  %s", status, job.difference, result)
+
+    if "BasicLauncher" in master.hydra.launcher._target_:
+        at_once = num_cores() if sweep.settings.jobs == "auto" else sweep.settings.jobs
+        pool.run_all(source, pool.slots(min(at_once, total), example.trainer), started, ended)
+    else:
+        _run_by_plugin(hydra, master, source, sweep, started, ended)
+
+
+def _run_by_plugin(hydra: Composer, master: DictConfig, source: JobSource, sweep: Sweep, started: Any, ended: Any) -> None:
+    """By one of Hydra's launchers: joblib, Ray, submitit. They take a batch of jobs and return when all of them have ended."""
+    at_once = master.hydra.launcher.get("n_jobs") or master.hydra.launcher.get("array_parallelism") or num_cores()
+    at_most = int(at_once) if sweep.settings.trials is not None else sys.maxsize
+    while batch := list(islice(iter(source.next, None), at_most)):
+        for job in batch:
+            started(job)
+        hydra.launch(_task, master, [list(job.settings.composed.overrides or ()) for job in batch])
+        for job in batch:
+            if job.run.status == "missing":
+                job.run.fail(RuntimeError("its worker exited without an error message; the launcher's log may say why"))
+            source.ended(job)
+            ended(job)
+
+
+def _task(config: DictConfig) -> float | None:
+    """A job in the process of one of Hydra's launchers. Returns its validation loss."""
+    from hydra.core.hydra_config import HydraConfig
+
+    settings = parse(Composed(to_plain(config), tuple(HydraConfig.get().overrides.task)))
+    expected = json.loads((Path(settings.output_dir) / settings.name / "sweep.json").read_text())
+    job = Job.of(settings, expected["swept"])
+    try:
+        pool.attempt(job)
+    except Interrupted as stopped:  # the launcher would take it for its own end
+        log.info("%s", stopped)
+    return (job.run.summary or {}).get("val/loss")

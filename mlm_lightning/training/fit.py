@@ -1,0 +1,194 @@
+"""One run in this process: its objects from its config, Lightning's Trainer around them, the summary at the end.
+
+config ─► Source, Masking ─► MLMDataModule ┐
+       └► model, optimizer ─► MLMModule ───┴► Trainer.fit ─► summary.json
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mlm_lightning.config.build import build_each, build_model, build_optimizer, prepare
+from mlm_lightning.config.settings import Settings
+from mlm_lightning.data.condition import Condition, fingerprint, packs_documents
+from mlm_lightning.data.datamodule import MLMDataModule
+from mlm_lightning.errors import ConfigError, mistakes
+from mlm_lightning.files import UNWRITABLE
+from mlm_lightning.runs.checkpoint import differences, flat, read_checkpoint
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.identity import deciding, sibling_hash
+from mlm_lightning.runs.load import describe_model
+from mlm_lightning.runs.position import Position, record_of
+from mlm_lightning.training.callbacks.checkpoint import Checkpoint, CheckpointError
+from mlm_lightning.training.callbacks.throughput import Throughput
+from mlm_lightning.training.lightning_internals import add_summary
+from mlm_lightning.training.module import MLMModule, Origin
+from mlm_lightning.training.trainer import build_trainer, quiet
+
+log = logging.getLogger(__name__)
+
+
+def fit(
+    run: Run, settings: Settings, position: Position | None = None, conditions: list[Condition] | None = None
+) -> dict[str, Any]:
+    """Trains a run from a position (None: from its beginning) in this process, which is the run's only one or one of its ranks.
+    Returns the summary. `conditions` are the settings', prepared, if they are at hand."""
+    quiet()
+    _keep_freed_memory()
+    if conditions is None:
+        conditions = prepare(settings)
+    from_parent = position is not None and position.path.parent != run.checkpoints
+    module, datamodule = _assemble(settings, conditions, from_parent)
+    if from_parent:
+        assert position is not None
+        _check_weights(module, position)
+    if settings.trainer.world_size() == 1 or _is_first_rank():
+        _describe(run, settings, module, conditions, position)
+    step = 0 if position is None else position.step
+    # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
+    loggers = build_each(settings.logger.values(), save_dir=str(run.folder), purge_step=step + 1 if position else 0)
+    callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
+    if settings.sweep and settings.sweep.trial is not None:
+        from mlm_lightning.training.callbacks.pruning import Pruning
+
+        callbacks.append(Pruning(run.folder.parent, settings.sweep))
+    trainer = build_trainer(settings.trainer, callbacks, loggers)
+    if position and not from_parent and trainer.is_global_zero:
+        log.info("continuing %s after step %s of %s", run.folder, f"{step:,}", f"{module.plan.total_steps:,}")
+    with _disk_named(run):
+        try:
+            trainer.fit(module, datamodule, ckpt_path=position.path if position else None)
+        except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+            raise KeyboardInterrupt from error
+        if not module.last_metrics:  # everything was trained before, and only the summary is missing
+            trainer.validate(module, datamodule, verbose=False)
+        summary = _summary(trainer, module)
+        if trainer.is_global_zero:
+            _log_hyperparameters(loggers, run, settings, summary)
+            for logger in loggers:
+                logger.finalize("success")
+            run.write_json("summary.json", summary)
+    return summary
+
+
+@contextlib.contextmanager
+def _disk_named(run: Run) -> Iterator[None]:
+    """An OSError of a full or read-only disk says what that means for the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = error.filename or run.folder
+        raise CheckpointError(
+            f"{where}: {error.strerror}. The checkpoints in {run.checkpoints} are whole: free space or give access, and the "
+            "same command continues"
+        ) from error
+
+
+def _is_first_rank() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+def _assemble(settings: Settings, conditions: list[Condition], from_parent: bool) -> tuple[MLMModule, MLMDataModule]:
+    """The LightningModule and the LightningDataModule of a run."""
+    source, masking = conditions[0].source, settings.masking.instance
+    plan = settings.trainer.plan(source.num_rows(), settings.loader.batch_size)
+    with mistakes():
+        model = build_model(settings.model, settings.seed, source, packs_documents(conditions))
+    module = MLMModule(
+        model,
+        conditions,
+        optimizer=build_optimizer(settings.optim, settings.trainer.precision),
+        schedule=settings.schedule.instance,
+        plan=plan,
+        seed=settings.seed,
+        mask_rate=masking.rate_at if masking.is_scheduled else None,
+        origin=Origin(record_of(settings, fingerprint(conditions)), from_parent),
+    )
+    datamodule = MLMDataModule(
+        source,
+        masking,
+        conditions,
+        batch_size=settings.loader.batch_size,
+        seed=settings.seed,
+        eval_seed=settings.eval.seed,
+        num_workers=settings.loader.num_workers,
+        plan=plan,
+    )
+    return module, datamodule
+
+
+def _check_weights(module: MLMModule, parent: Position) -> None:
+    """Raises UserError where another run's weights are not those of this model."""
+    there = read_checkpoint(parent.path)
+    shapes = [
+        {name: str(tuple(tensor.shape)) for name, tensor in state.items()}
+        for state in (there["state_dict"], module.state_dict())
+    ]
+    if found := differences(*shapes):
+        shown = "\n".join(f"  {each}" for each in found[:5])
+        more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ConfigError("resume", str(parent.path), f"its weights don't fit this model (there → here):\n{shown}{more}")
+
+
+def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[Condition], position: Position | None) -> None:
+    """Writes all of the run's folder that is known before training."""
+    origin = module.origin
+    manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
+    manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
+    if origin.from_parent:
+        assert position is not None
+        manifest |= {
+            "parent": {"checkpoint": str(position.path), "step": position.step, "changes": position.changes(origin.record)}
+        }
+    run.open(settings)
+    changed = run.describe(**manifest)
+    if position and not origin.from_parent and changed:
+        log.warning("from here on, the last digits may not be those of an uninterrupted run: %s", ", ".join(changed))
+    describe_model(run, settings, module.model, conditions)
+    conditions[0].source.save_tokenizer(run.folder / "tokenizer")
+
+
+def _summary(trainer: Any, module: Any) -> dict[str, Any]:
+    summary: dict[str, Any] = dict(module.last_metrics)
+    for callback in trainer.callbacks:
+        if isinstance(callback, Checkpoint) and callback.best_step:
+            summary |= {"best/val/loss": callback.best_score, "best/step": callback.best_step}
+        if isinstance(callback, Throughput):
+            callback.state_dict()  # adds the time since the last checkpoint
+            summary |= {"tokens_per_second": callback.tokens_per_second, "seconds": callback.seconds}
+    return summary | {"steps": trainer.global_step, "tokens": module.tokens_trained}
+
+
+def _log_hyperparameters(loggers: list[Any], run: Run, settings: Settings, summary: dict[str, Any]) -> None:
+    """Fills TensorBoard's HParams tab: the settings (of a sweep's run: those that the sweep varies), beside the last values of
+    curves that are there already. Lightning's own way shows -1, or draws a further one-point curve for each metric."""
+    from torch.utils.tensorboard.summary import hparams
+
+    config = settings.composed.config
+    shown = run.swept_values(config) or flat(deciding(config, without=frozenset({"callbacks"})))
+    plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in shown.items()}
+    metrics = {name: value for name, value in summary.items() if name.startswith("val/")}
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for part in hparams(plain, metrics):
+                add_summary(logger, part)
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc reuse large blocks. By default it gives each back to the system, which then has to clear its pages for the
+    next step: with the logits of a vocabulary of 30,000 that is half of the time of a step on a CPU."""
+    if not sys.platform.startswith("linux"):
+        return
+    mmap_threshold, trim_threshold = -3, -1  # of mallopt(3)
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)

@@ -1,0 +1,279 @@
+"""`MLMModule`: a model, its masked cross-entropy, its optimizer, as a LightningModule.
+
+The gradient of an optimizer step is that of one mean over every predicted token of the step:
+
+    micro-batches x ranks  ─►  sums of token losses  ─►  Σ gradients · (1 / Σ tokens)  ─►  clip  ─►  step
+
+Lightning divides by the number of micro-batches and DDP by the number of ranks; both are undone before the one division by the
+number of tokens, so unequal mask counts weigh as in one large batch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.data.batches import Plan
+from mlm_lightning.data.condition import Condition
+from mlm_lightning.data.source import Oracle
+from mlm_lightning.errors import UserError
+from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
+from mlm_lightning.randomness import Stream, seed_torch
+from mlm_lightning.runs.checkpoint import STATE
+from mlm_lightning.training.lightning_internals import mend_counters, schedule_validation, show_in_progress_bar, validate_now
+from mlm_lightning.training.optim import parameter_groups, scheduler
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run computes, and where it begins.
+
+    `record` says what is computed: plain values, kept in each checkpoint. `from_parent`: the run begins at the checkpoint of
+    another one, whose weights, optimizer state and position it takes, and nothing else: it has its own hyperparameters, best
+    score and patience.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+    from_parent: bool = False
+
+
+class MLMModule(L.LightningModule):
+    """Trains `model`, and evaluates it under `conditions`, each with a loader of its own.
+
+    `optimizer` makes the optimizer from parameter groups; `schedule(step, total_steps)` is the factor on its learning rate.
+    Validation runs where `plan` says, and after the last step. `mask_rate` gives the rate at a share of the run's progress,
+    where it changes in the run: it is logged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        conditions: Sequence[Condition],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
+        schedule: Callable[[int, int], float] | None = None,
+        plan: Plan | None = None,
+        seed: int = 0,
+        mask_rate: Callable[[float], float] | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.conditions, self.seed = model, conditions, seed
+        self.plan, self.origin = plan or Plan(total_steps=0), origin or Origin()
+        self._make_optimizer, self._schedule, self._mask_rate = optimizer, schedule, mask_rate
+        self.last_metrics: dict[str, float] = {}
+        self.validation_pending = False
+        """Whether the step at hand was to be validated, and a signal came first."""
+        self._restored: dict[str, Any] = {}
+        self._own_groups: list[dict[str, Any]] = []
+        self._eval_sums: list[MetricSums] = []
+
+    def forward(self, batch: MLMBatch) -> Tensor:
+        """The logits at the predicted positions, `logits_BKV`."""
+        return self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
+
+    def _trimmed(self, batch: MLMBatch) -> MLMBatch:
+        # accelerators want static shapes; a CPU has no use for places that no row of this batch needs
+        return batch.trimmed() if self.device.type == "cpu" else batch
+
+    # training
+
+    def on_train_start(self) -> None:
+        self._step_sums = self._zeros()  # of the present optimizer step and rank: loss, predicted tokens, tokens
+        running = self._restored.get("running", [0.0, 0.0, 0.0])
+        self._running = self._zeros() + self._zeros().new_tensor(running)  # the first two since the last log
+        schedule_validation(self.trainer, due=False)
+        if self._restored.get("stopped"):  # early stopping said so, and the end of the run was lost
+            self.trainer.should_stop = True
+        if self.origin.from_parent:
+            self._keep_own_hyperparameters()
+        if self._restored.get("validation_pending"):
+            validate_now(self.trainer)
+
+    def _keep_own_hyperparameters(self) -> None:
+        """Undoes what another run's checkpoint brought with its optimizer's state: its learning rate, betas …"""
+        (optimizer,) = self.trainer.optimizers
+        schedule = self.trainer.lr_scheduler_configs[0].scheduler
+        schedule.base_lrs = [group["initial_lr"] for group in self._own_groups]
+        for group, own in zip(optimizer.param_groups, self._own_groups, strict=True):
+            group.update(own)
+            assert self._schedule is not None
+            group["lr"] = own["initial_lr"] * self._schedule(self.trainer.global_step, self.plan.total_steps)
+
+    def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
+        # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
+        seed_torch(self.seed, Stream.DROPOUT, batch_idx, self.global_rank)
+        batch = self._trimmed(batch)
+        loss_sum, predicted = masked_cross_entropy(self(batch), batch.labels_BK)
+        mask_BL = batch.attention_mask_BL
+        tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.count_nonzero()
+        self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in (loss_sum, predicted, tokens)])
+        return loss_sum
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        step = self.trainer.global_step + 1
+        sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        self._step_sums = self._zeros()
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / sums[1].clamp(min=1)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, scale.to(gradients[0]))
+
+        self._running += sums
+        logging = step % self.plan.log_every_n_steps == 0
+        # reading a value waits for an accelerator, so those are read when logged; on a CPU there is nothing to wait for
+        if (logging or self.device.type == "cpu") and not math.isfinite(loss_sum := self._running[0].item()):
+            raise TrainingDivergedError(self._diverged(f"train/loss is {loss_sum}", step))
+        clipping = self.trainer.gradient_clip_val is not None
+        self._gradient_norm = get_total_norm(gradients) if logging or clipping else None
+        if logging:
+            assert self._gradient_norm is not None
+            self._log_training(step, optimizer, self._gradient_norm.item())
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning refuses to clip for a fused optimizer under autocast, since one could be unscaling float16 gradients itself;
+        # the config does not fuse with float16
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            assert self._gradient_norm is not None
+            clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
+
+    def on_train_batch_end(self, outputs: Any, batch: MLMBatch, batch_idx: int) -> None:
+        due = self.at_step_boundary(batch_idx) and self.plan.validation_due(self.trainer.global_step)
+        schedule_validation(self.trainer, due)
+
+    def at_step_boundary(self, batch_idx: int) -> bool:
+        """Whether micro-batch `batch_idx` completed an optimizer step."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def configure_optimizers(self) -> Any:
+        assert self._make_optimizer is not None
+        assert self._schedule is not None
+        optimizer = self._make_optimizer(parameter_groups(self.model))
+        learning_rate = scheduler(optimizer, self._schedule, self.plan.total_steps)
+        self._own_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": learning_rate, "interval": "step"}}
+
+    # evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self._eval_sums = [MetricSums(self.device) for _ in self.conditions]
+
+    def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        batch = self._trimmed(batch)
+        self._eval_sums[dataloader_idx].update(
+            self(batch), batch, self.oracle_probs(batch, self.conditions[dataloader_idx].oracle)
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    def oracle_probs(self, batch: MLMBatch, oracle: Oracle | None) -> Tensor | None:
+        """The oracle's posterior at the predicted positions: exact where each of them holds [MASK], as frozen masks do."""
+        if oracle is None:
+            return None
+        labels_BL = batch.labels_BL.cpu()
+        observed_BL = labels_BL == IGNORE_INDEX
+        tokens_BL = torch.where(observed_BL, batch.input_ids_BL.cpu(), labels_BL)
+        probs_BLV = oracle.posterior(tokens_BL, observed_BL)
+        positions_BK1 = batch.positions_BK.cpu().unsqueeze(-1)
+        return probs_BLV.gather(1, positions_BK1.expand(-1, -1, probs_BLV.shape[-1])).to(self.device)
+
+    def _finish_evaluation(self, stage: str) -> None:
+        self.last_metrics = {}
+        for sums, condition in zip(self._eval_sums, self.conditions, strict=True):
+            reduced = self.trainer.strategy.reduce(sums.vector, reduce_op="sum")
+            assert isinstance(reduced, Tensor)
+            sums.vector = reduced
+            if sums.nothing_predicted:
+                raise UserError(
+                    f"{stage}: its rows hold special tokens and padding alone, so there is nothing to predict; look at the "
+                    "data, e.g. with mlm prepare"
+                )
+            self.last_metrics |= condition.metrics(stage, sums.compute(with_oracle=condition.oracle is not None))
+        self.log_dict(self.last_metrics, logger=False)
+        if self.trainer.state.fn == "fit":
+            self.log_scalars(self.last_metrics, self.trainer.global_step)
+
+    # logs and state
+
+    def log_scalars(self, metrics: dict[str, float], step: int) -> None:
+        """Hands scalars to every logger, at an optimizer step."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step)
+
+    def _log_training(self, step: int, optimizer: Optimizer, gradient_norm: float) -> None:
+        loss_sum, predicted, tokens = self._running.tolist()
+        self._running[:2] = 0
+        loss = loss_sum / max(1.0, predicted)
+        steps_per_epoch = self.plan.steps_per_epoch
+        epoch = {"train/epoch": step / steps_per_epoch} if math.isfinite(steps_per_epoch) else {}
+        metrics = {
+            "train/loss": loss,
+            "train/perplexity": perplexity(loss),
+            "train/grad_norm": gradient_norm,
+            "train/tokens": tokens,
+            **epoch,
+            "lr": optimizer.param_groups[0]["lr"],
+        }
+        if self._mask_rate is not None:
+            metrics["train/mask_rate"] = self._mask_rate(self.plan.progress(step - 1))
+        self.log_scalars(metrics, step)
+        show_in_progress_bar(self.trainer, "train/loss", loss)
+
+    def _diverged(self, what: str, step: int) -> str:
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return (
+            f"{what} at step {step}, with a learning rate of {lr:.3g}. Lower optim.lr, lengthen schedule.warmup_steps, set "
+            "trainer.gradient_clip_val, or try trainer.precision=32-true. The checkpoints from before are kept."
+        )
+
+    def _zeros(self) -> Tensor:
+        # float64 counts tokens exactly; MPS has none
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.zeros(3, dtype=dtype, device=self.device)
+
+    @property
+    def tokens_trained(self) -> int:
+        """Input positions trained on so far, padding aside, on all ranks."""
+        return int(self._running[2].item())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STATE] = {
+            "record": self.origin.record,
+            "running": self._running.tolist(),
+            "validation_pending": self.validation_pending,
+            "stopped": self.trainer.should_stop,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint.get(STATE, {})
+        mend_counters(checkpoint, bool(self._restored.get("validation_pending")))
+        if self.origin.from_parent:
+            self._restored = self._restored | {"validation_pending": False, "stopped": False}
+            checkpoint["callbacks"] = {}

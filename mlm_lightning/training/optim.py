@@ -1,0 +1,118 @@
+"""What the optimizer decays, and how its learning rate moves.
+
+A schedule is a pure function: `schedule(step, total_steps)` is the factor on `optim.lr` at that optimizer step.
+
+    factor  1 ┤    ╭──────╮  constant          warm-up is a number of steps, or a share of all steps if below 1
+              │   ╱│╲     │╲ wsd
+              │  ╱ │  ╲ linear, cosine
+            0 ┤ ╱  │    ╲ │ ╲
+              └─ warm-up ────────► step
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Interval
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mlm_lightning.errors import ConfigError
+from mlm_lightning.values import checked
+
+STEPS = "give a number of steps, or a share of all steps below 1"
+Warmup = Annotated[float, Ge(0), STEPS]
+Final = Annotated[float, Interval(ge=0, le=1), "it is the last factor on optim.lr"]
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups of the trainable parameters: matrices and embeddings decay as the optimizer says, biases and norms (fewer than
+    two dimensions) don't (Devlin et al. 2018, as in their published optimizer)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2]},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Schedule(ABC):
+    """A warm-up from 0 to 1 over `warmup_steps` (below 1: that share of all steps), then `after_warmup`."""
+
+    @checked("schedule")
+    def __init__(self, warmup_steps: Warmup = 0) -> None:
+        if warmup_steps > 1 and warmup_steps % 1 != 0:
+            raise ConfigError("schedule.warmup_steps", warmup_steps, "is no whole number of steps", STEPS)
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        warmup = _steps(self.warmup_steps, total_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return self.after_warmup(step - warmup, max(1, total_steps - warmup), total_steps)
+
+    @abstractmethod
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        """The factor `step` steps after the warm-up, of `steps` after it and `total_steps` in all."""
+
+
+class Constant(Schedule):
+    """Stays at 1."""
+
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        return 1.0
+
+
+class Linear(Schedule):
+    """Falls from 1 to `final` in a straight line."""
+
+    @checked("schedule")
+    def __init__(self, warmup_steps: Warmup = 0, final: Final = 0.0) -> None:
+        super().__init__(warmup_steps)
+        self.final = float(final)
+
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        return 1.0 + (self.final - 1.0) * min(1.0, step / steps)
+
+
+class Cosine(Schedule):
+    """Falls from 1 to `final` along half a cosine (Loshchilov, Hutter 2017, without restarts)."""
+
+    @checked("schedule")
+    def __init__(self, warmup_steps: Warmup = 0, final: Final = 0.0) -> None:
+        super().__init__(warmup_steps)
+        self.final = float(final)
+
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+class WSD(Schedule):
+    """Warm-up, stable, decay: stays at 1, then falls to `final` in a straight line over the last `decay_steps` (below 1: that
+    share of all steps) (Hu et al. 2024, MiniCPM)."""
+
+    @checked("schedule")
+    def __init__(self, warmup_steps: Warmup = 0, decay_steps: Annotated[float, Gt(0), STEPS] = 0.2, final: Final = 0.0) -> None:
+        super().__init__(warmup_steps)
+        self.decay_steps, self.final = decay_steps, float(final)
+
+    def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
+        decay = max(1, min(_steps(self.decay_steps, total_steps), steps))
+        progress = max(0.0, step - (steps - decay)) / decay
+        return 1.0 + (self.final - 1.0) * min(1.0, progress)
+
+
+def scheduler(optimizer: Optimizer, schedule: Callable[[int, int], float], total_steps: int) -> LambdaLR:
+    """torch's scheduler that multiplies each group's learning rate by `schedule(step, total_steps)`."""
+    return LambdaLR(optimizer, partial(_factor, schedule=schedule, total_steps=total_steps))
+
+
+def _factor(step: int, schedule: Callable[[int, int], float], total_steps: int) -> float:
+    return schedule(step, total_steps)
+
+
+def _steps(steps_or_share: int | float, total_steps: int) -> int:
+    return round(steps_or_share * total_steps) if steps_or_share < 1 else int(steps_or_share)

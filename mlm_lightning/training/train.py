@@ -1,0 +1,101 @@
+"""One run from its settings to its summary: its folder, where it begins, then one process or several.
+
+settings ─► the folder of this identity ─ complete? ─► its summary
+                  │ locked
+                  └► data prepared ─► its last checkpoint, a parent's, or the first step ─► fit, here or in ranks
+"""
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from mlm_lightning.config.build import prepare
+from mlm_lightning.config.settings import Settings
+from mlm_lightning.data.condition import Condition
+from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes
+from mlm_lightning.messages import speak
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.load import locate
+from mlm_lightning.runs.resume import begin, parent_of
+from mlm_lightning.training import ranks
+
+log = logging.getLogger(__name__)
+
+
+def train(settings: Settings, naming: Sequence[str] | None = None) -> dict[str, Any]:
+    """Trains the run of these settings, or continues it, and returns its summary (on the first machine of several).
+
+    A new folder is named after the overrides `naming`, by default those of the settings. Raises UserError for what can't be,
+    `errors.Interrupted` where a signal stopped the run, and whatever stops the training; error.json then says why.
+    """
+    speak()
+    check_start(settings)
+    run, nodes = Run.find(settings, naming), ranks.Nodes(settings)
+    if settings.trainer.num_nodes > 1 and ranks.node_rank() > 0:
+        return ranks.follow(settings.trainer, nodes)
+    try:
+        with nodes.leading():
+            return _train(run, settings, nodes)
+    except Interrupted as error:
+        if settings.trainer.auto_requeue and error.signum == signal.SIGUSR1:
+            _requeue()
+        raise
+
+
+def check_start(settings: Settings) -> None:
+    """Raises UserError where the environment, or the run to resume from, can't be; creates nothing."""
+    ranks.check_environment(settings.trainer)
+    if settings.resume not in ("auto", "never"):
+        locate(settings.resume, "resume")
+
+
+def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
+    parent = parent_of(settings)
+    again = settings.resume == "never"
+    conditions = _prepared(settings) if again or run.summary is None else None
+    if again and run.folder.exists():
+        with run.locked():
+            aside = run.move_aside()
+        log.info("starting again; the old run is in %s", aside)
+    with run.locked():
+        if conditions is None or run.summary is not None:
+            log.info("complete: %s (resume=never runs it again)", run.folder)
+            return run.summary or {}
+        try:
+            position = begin(run, settings, parent, conditions)
+            if settings.trainer.world_size() > 1:
+                return ranks.lead(run, settings, position, nodes)
+            from mlm_lightning.training.fit import fit  # Lightning, which a complete run does without
+
+            return fit(run, settings, position, conditions)
+        except Exception as error:
+            if not isinstance(error, UserError | PrunedError):
+                run.fail(error)
+            raise
+
+
+def _prepared(settings: Settings) -> list[Condition]:
+    """Downloads and builds caches, and finds what is wrong with the data, before a run has a folder."""
+    with mistakes():
+        conditions = prepare(settings, evaluated="val")
+        conditions[0].source.rows("train")
+    return conditions
+
+
+def _requeue() -> None:
+    """Asks SLURM to run this job again, now that it is about to end it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM's next word to us
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+        log.info("SLURM will run job %s again", job)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        log.warning("scontrol requeue %s: %s; submit the job again, and it continues", job, reason)

@@ -1,0 +1,165 @@
+"""Command lines become the configs that Hydra itself would compose."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from mlm_lightning.config.compose import Composer, composer, config_folder, to_plain
+from mlm_lightning.errors import UserError
+
+
+@pytest.fixture
+def hydra() -> Iterator[Composer]:
+    with composer() as opened:
+        yield opened
+
+
+def composed(hydra: Composer, *overrides: str) -> dict:
+    return to_plain(hydra.compose(hydra.plain(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=1", "++seed=1"),
+        ("data.depth=3", "++data.depth=3"),
+        ("data.path='a=b'", "++data.path='a=b'"),
+        ("a.b=1", "++a.b=1"),
+        ("name=", "++name="),
+        ("data=uniform", "data=uniform"),
+        ("logger=[csv,tensorboard]", "logger=[csv,tensorboard]"),
+        ("sweep=mine", "sweep=mine"),
+        ("hydra/launcher=joblib", "hydra/launcher=joblib"),
+        ("hydra.sweep.dir=x", "hydra.sweep.dir=x"),
+        ("+data.depth=3", "+data.depth=3"),
+        ("++data.depth=3", "++data.depth=3"),
+        ("~data.depth", "~data.depth"),
+        ("~data.depth=3", "~data.depth=3"),
+        ("data@other=tree", "data@other=tree"),
+        ("data.depth=1,2", "++data.depth=1,2"),
+        ("logger=null", "logger=[]"),
+        ("no_equals", "no_equals"),
+    ],
+)
+def test_a_plain_key_is_forced_and_everything_else_stays(hydra, override, expected):
+    assert hydra.plain([override]) == [expected]
+
+
+def test_a_users_own_group_is_a_group(tmp_path):
+    (tmp_path / "flavour").mkdir()
+    (tmp_path / "flavour" / "sweet.yaml").write_text("sugar: 2\n")
+    with composer(str(tmp_path)) as hydra:
+        assert hydra.plain(["data=uniform"]) == ["data=uniform"]
+        assert to_plain(hydra.compose(hydra.plain(["+flavour=sweet"])))["flavour"] == {"sugar": 2}
+
+
+def test_a_users_option_of_our_group_is_found(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: mine.Source\nsize: 3\n")
+    with composer(str(tmp_path)) as hydra:
+        data = to_plain(hydra.compose(hydra.plain(["data=mine"])))["data"]
+    assert data == {"_target_": "mine.Source", "size": 3, "batch_size": 64, "num_workers": 0}
+
+
+# the jobs of a sweep
+
+
+@pytest.mark.parametrize(
+    ("overrides", "number"),
+    [
+        (["++seed=0"], 1),
+        (["++seed=0,1,2"], 3),
+        (["++seed=range(0,4)"], 4),
+        (["++seed=range(1,10,3)", "data=tree,uniform"], 6),
+        (["++masking.rate=choice(0.1,0.2)", "++seed=0,1", "++name=x"], 4),
+        (["++eval.mask_rates=[0.1,0.2],[0.3]"], 2),
+        (["++name='a,b'", "++seed=0,1"], 2),
+        (["~callbacks=default", "++optim.lr=1e-3,3e-4"], 2),
+    ],
+)
+def test_jobs_are_the_ones_that_hydra_runs(hydra, overrides, number):
+    parsed = OverridesParser.create(hydra.loader).parse_overrides(overrides)
+    expected = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    jobs = hydra.jobs(overrides)
+    assert len(jobs) == number
+    assert [[word.replace(" ", "") for word in job] for job in jobs] == [
+        [word.replace(" ", "") for word in job] for job in expected
+    ]
+
+
+def test_jobs_are_the_product_of_all_choices(hydra):
+    jobs = hydra.jobs(hydra.plain(["model.num_layers=1,2", "data.depth=range(2,5)", "name=grid"]))
+    configs = [to_plain(hydra.compose(job)) for job in jobs]
+    reached = [(config["model"]["num_layers"], config["data"]["depth"], config["name"]) for config in configs]
+    assert reached == list(itertools.product([1, 2], [2, 3, 4], ["grid"]))
+
+
+# composing
+
+
+def test_the_ways_to_set_a_key_give_the_same_config(hydra):
+    configs = [composed(hydra, override) for override in ("data.depth=3", "++data.depth=3", "data={depth:3}")]
+    assert configs[0]["data"]["depth"] == 3
+    assert configs[0] == configs[1] == configs[2]
+
+
+@pytest.mark.parametrize("key", ["model.config.dim", "model.config.n_layers"])
+def test_a_setting_of_the_architecture_needs_no_plus(hydra, key):
+    config = composed(hydra, "model=distilbert", f"{key}=8")["model"]["config"]
+    assert config == {key.rpartition(".")[2]: 8}
+
+
+def test_an_unknown_key_composes_so_that_the_check_names_it(hydra):
+    assert composed(hydra, "data.dpeth=3")["data"]["dpeth"] == 3
+
+
+def test_a_missing_value_stays_a_question(hydra):
+    assert composed(hydra, "data=text")["data"]["tokenizer"] == "???"
+
+
+def test_hydras_own_part_is_left_out(hydra):
+    assert "hydra" not in composed(hydra)
+
+
+def test_no_loggers_and_no_callbacks(hydra):
+    for override in ("logger=null", "logger=[]"):
+        assert composed(hydra, override)["logger"] is None
+    assert composed(hydra, "callbacks=null")["callbacks"] is None
+
+
+def test_an_interpolation_is_resolved(hydra):
+    assert composed(hydra, "name=depth_${data.depth}", "data.depth=3")["name"] == "depth_3"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data=unifrom", "data=unifrom: no such option; did you mean 'uniform'? There are: text, tree, uniform, xsum"),
+        ("experiment=nope", "experiment=nope: no such option. There are: "),
+        ("data.depth=[1", "'data.depth=[1': is no KEY=VALUE"),
+        ("no_equals", "'no_equals': is no KEY=VALUE"),
+        ("=3", "'=3': is no KEY=VALUE"),
+        ("", "'': is no KEY=VALUE"),
+        ("~data.dpeth", "data.dpeth"),
+        ("data=3", "data=3: is no name of an option. There are: text, tree, uniform, xsum"),
+        ("logger=[csv,tensorbord]", "logger=tensorbord: no such option; did you mean 'tensorboard'?"),
+        ("data.depth=${nope}", "data.depth: Interpolation key 'nope' not found"),
+    ],
+)
+def test_what_hydra_refuses_is_one_line(hydra, override, message):
+    with pytest.raises(UserError) as error:
+        composed(hydra, override)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_config_folder_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="--config-dir nowhere: no such folder"), composer("nowhere"):
+        pass
+
+
+def test_the_shipped_configs_are_found():
+    assert (config_folder() / "train.yaml").is_file()

@@ -1,0 +1,350 @@
+"""Where a run begins: at its own last checkpoint, at a parent's, at the start; and what it refuses."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOY
+from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_without_times, run_of, train
+
+from mlm_lightning.data.datamodule import TrainBatches
+from mlm_lightning.errors import Interrupted, UserError
+from mlm_lightning.runs.checkpoint import STATE, write_checkpoint
+from mlm_lightning.training.callbacks.checkpoint import CheckpointError
+
+Toy = Callable[..., dict[str, Any]]
+
+DROPOUT = "model.dropout=0.1"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_set() -> Any:
+    yield
+    At.place = None
+
+
+def send(signum: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), signum)
+
+
+# its own checkpoint
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("step", "batch"), [(4, 0), (4, 3), (8, 2)])
+def test_a_signal_during_a_validation_stops_it_and_a_resumed_run_validates_first(
+    toy: Toy, tmp_path: Path, step: int, batch: int, signum: signal.Signals
+) -> None:
+    options = (f"callbacks.at._target_={AT}", DROPOUT)
+    whole, cut = (toy(f"output_dir={tmp_path / name}", *options) for name in ("whole", "cut"))
+    train(whole)
+    At.set(("validation", step, batch), send(signum))
+    with pytest.raises(Interrupted) as stopped:
+        train(cut)
+    assert stopped.value.step == step
+    assert [line["step"] for line in lines_without_times(run_of(cut)) if line.get("val/loss")] == ["4"][: step // 8]
+    train(cut)
+    assert_equal_runs(whole, cut)
+
+
+@pytest.mark.parametrize("steps_before", [0, 4])
+def test_a_signal_while_the_first_batch_is_read_stops_at_once(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_before: int
+) -> None:
+    """Which may take long (a stream's first block), and nothing has been done that could be saved."""
+    options = (f"callbacks.at._target_={AT}", DROPOUT)
+    whole, cut = (toy(f"output_dir={tmp_path / name}", *options) for name in ("whole", "cut"))
+    train(whole)
+    if steps_before:
+        At.set(("train", steps_before, 0), send(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(cut)
+    with monkeypatch.context() as patch:
+        reads = []
+
+        def never_ends(batches: TrainBatches, index: int) -> None:
+            reads.append(index)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+            pytest.fail("it was not stopped")
+
+        patch.setattr(TrainBatches, "__getitem__", never_ends)
+        with pytest.raises(Interrupted) as stopped:
+            train(cut)
+        assert stopped.value.step == (steps_before or None)
+        assert len(reads) == 1
+    train(cut)
+    assert_equal_runs(whole, cut)
+
+
+def test_best_and_patience_go_on_and_a_run_that_early_stopping_ended_stays_ended(toy: Toy, tmp_path: Path) -> None:
+    # a learning rate of nearly nothing: no validation is better than the first by min_delta
+    options = ("callbacks=early_stopping", "callbacks.early_stopping.min_delta=1.0", "callbacks.early_stopping.patience=2")
+    options += ("trainer.max_steps=40", "optim.lr=1e-9", f"callbacks.at._target_={AT}", "schedule=constant")
+    whole, cut, lost = (toy(f"output_dir={tmp_path / name}", *options) for name in ("whole", "cut", "lost"))
+    assert train(whole)["steps"] == 12
+    At.set(("train", 9, 0), send(signal.SIGUSR1))  # with one of two further validations seen
+    with pytest.raises(Interrupted):
+        train(cut)
+    assert train(cut)["steps"] == 12
+    assert_equal_runs(whole, cut)
+    train(lost)
+    (run_of(lost).folder / "summary.json").unlink()  # killed between its last checkpoint and its summary
+    assert train(lost)["steps"] == 12
+    assert_equal_runs(whole, lost)
+
+
+def damage(path: Path, draw: random.Random) -> str:
+    """Cuts a file off, overwrites a part of it, or puts another in its place."""
+    size = path.stat().st_size
+    content = bytearray(path.read_bytes())
+    kind, start = draw.choice(("cut", "zeros", "noise", "flip", "other", "empty")), draw.randrange(size)
+    end = min(size, start + draw.choice((1, 16, 4096)))
+    if kind == "cut":
+        del content[start:]
+    elif kind == "zeros":
+        end = max(end, next((i + 1 for i in range(start, size) if content[i]), size))  # zeros over zeros are no damage
+        content[start:end] = bytes(end - start)
+    elif kind == "noise":
+        content[start:end] = bytes(byte ^ draw.randrange(1, 256) for byte in content[start:end])
+    elif kind == "flip":
+        content[start] ^= 1 << draw.randrange(8)
+    else:
+        content[:] = b"another file" * 50 if kind == "other" else b""
+    if bytes(content) == path.read_bytes():  # zeros at the very end of nothing but zeros
+        content[-1] ^= 1
+    path.unlink()  # best.ckpt may be the same file
+    path.write_bytes(content)
+    return kind
+
+
+def test_two_hundred_damaged_checkpoints_are_reported_and_the_one_before_is_used(
+    toy: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy()
+    train(config)
+    run = run_of(config)
+    last = run.checkpoints / "last.ckpt"
+    whole = last.read_bytes()
+    draw = random.Random(0)
+    kinds = []
+    capsys.readouterr()
+    for _ in range(200):
+        kinds.append(damage(last, draw))
+        position = run.last_checkpoint()
+        assert position is not None
+        assert (position.path.name, position.step) == ("previous.ckpt", 4)
+        report = capsys.readouterr().err
+        assert report.startswith(f"damaged checkpoint, trying the one before it: {last}: ")
+        assert len(report) < 500
+        last.write_bytes(whole)
+        reread = run.last_checkpoint()
+        assert reread is not None
+        assert reread.step == 8
+    assert len(set(kinds)) == 6
+
+
+def test_a_run_with_a_damaged_checkpoint_ends_as_if_nothing_had_happened(toy: Toy, tmp_path: Path) -> None:
+    options = (DROPOUT, "callbacks.checkpoint.every_n_train_steps=3", f"callbacks.at._target_={AT}")
+    whole, cut = (toy(f"output_dir={tmp_path / name}", *options) for name in ("whole", "cut"))
+    train(whole)
+    At.set(("train", 7, 0), send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(cut)
+    damage(run_of(cut).checkpoints / "last.ckpt", random.Random(1))
+    train(cut)
+    assert_equal_runs(whole, cut)
+
+
+def test_where_no_checkpoint_is_left_the_error_says_what_was_found(toy: Toy) -> None:
+    config = toy()
+    train(config)
+    run = run_of(config)
+    (run.folder / "summary.json").unlink()
+    for name in ("last.ckpt", "previous.ckpt"):
+        (run.checkpoints / name).write_bytes(b"no checkpoint")
+    with pytest.raises(UserError) as error:
+        train(config)
+    for part in ("last.ckpt", "previous.ckpt", "resume=never"):
+        assert part in str(error.value)
+
+
+def test_a_checkpoint_of_another_config_is_refused_with_the_difference(toy: Toy) -> None:
+    config, other = toy(), toy("optim.lr=0.5", "masking.rate=0.3")
+    for each in (config, other):
+        train(each)
+    run = run_of(config)
+    (run.folder / "summary.json").unlink()
+    shutil.copy(run_of(other).checkpoints / "last.ckpt", run.checkpoints / "last.ckpt")
+    with pytest.raises(UserError) as error:
+        train(config)
+    for part in ("last.ckpt", "optim.lr: 0.5 → ", "masking.rate: 0.3 → ", "resume=never"):
+        assert part in str(error.value)
+    assert "seed" not in str(error.value)
+
+
+def test_a_checkpoint_of_an_unknown_format_is_refused(toy: Toy) -> None:
+    config = toy()
+    train(config)
+    run = run_of(config)
+    (run.folder / "summary.json").unlink()
+    checkpoint = torch.load(run.checkpoints / "last.ckpt", weights_only=True)
+    checkpoint[STATE]["record"] |= {"format": 99, "version": "9.9"}
+    write_checkpoint(run.checkpoints / "last.ckpt", checkpoint)
+    with pytest.raises(UserError, match=r"format 99.*format 1.*9\.9"):
+        train(config)
+
+
+# a parent
+
+
+def test_a_run_from_a_parent_is_the_longer_run_where_nothing_else_differs(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("schedule=constant", DROPOUT)
+    parent = toy(*options)
+    train(parent)
+    before = {path: path.read_bytes() for path in run_of(parent).folder.rglob("*") if path.is_file()}
+    long = toy("trainer.max_steps=16", *options, f"output_dir={tmp_path / 'long'}")
+    child = toy("trainer.max_steps=16", *options, f"resume={run_of(parent).folder}")
+    expected, summary = train(long), train(child)
+    assert "trainer.max_steps: 8 → 16" in capsys.readouterr().err
+    runs = run_of(long), run_of(child)
+    weights_and_optimizer = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+    assert_equal_checkpoints(*(run.checkpoints / "last.ckpt" for run in runs), only=weights_and_optimizer)
+    assert lines_without_times(runs[0])[8:] == lines_without_times(runs[1])
+    assert summary["val/loss"] == expected["val/loss"]
+    assert summary["tokens"] == expected["tokens"]
+    manifest = json.loads((runs[1].folder / "manifest.json").read_text())
+    assert manifest["parent"]["step"] == 8
+    assert manifest["parent"]["changes"] == ["trainer.max_steps: 8 → 16"]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_from_a_parent_keeps_its_own_hyperparameters_score_and_patience(toy: Toy) -> None:
+    parent = toy("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=9")
+    assert train(parent)["steps"] == 8
+    options = ("trainer.max_steps=24", "optim.lr=1e-4", "optim.weight_decay=0.3", "schedule=linear")
+    child = toy(*options, f"resume={run_of(parent).folder}", "callbacks=early_stopping", "callbacks.early_stopping.patience=9")
+    assert train(child)["steps"] == 24
+    lines = lines_without_times(run_of(child))
+    assert int(lines[0]["step"]) == 9
+    fresh = toy(*options, "name=fresh")
+    train(fresh)
+    assert [line["lr"] for line in lines] == [line["lr"] for line in lines_without_times(run_of(fresh))][8:]
+    groups = torch.load(run_of(child).checkpoints / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
+    assert run_of(child).summary["best/step"] > 8  # type: ignore[index]
+
+
+def test_a_parent_may_be_a_single_checkpoint_and_its_damaged_last_is_passed_over(toy: Toy) -> None:
+    parent = toy()
+    train(parent)
+    checkpoints = run_of(parent).checkpoints
+    one = toy("trainer.max_steps=12", f"resume={checkpoints / 'previous.ckpt'}", "name=one")
+    train(one)
+    damage(checkpoints / "last.ckpt", random.Random(0))
+    other = toy("trainer.max_steps=12", f"resume={run_of(parent).folder}", "name=other")
+    train(other)
+    assert_equal_runs(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("trainer.max_steps=8", "optim.lr=0.2"), r"resume=.*has 8 steps, and this run ends after 8; raise trainer.max_steps"),
+        (("trainer.max_steps=16", "optim._target_=torch.optim.Adam"), r"state of torch.optim.AdamW can't be continued"),
+        (("trainer.max_steps=16", "model.d_model=8"), r"weights don't fit this model.*\n.*\(3?\d?, ?\d*,? ?16.* → .*8"),
+    ],
+)
+def test_a_parent_that_does_not_fit_is_refused_and_leaves_no_folder(toy: Toy, changes: tuple[str, ...], message: str) -> None:
+    parent = toy()
+    train(parent)
+    config = toy(*changes, f"resume={run_of(parent).folder}", "name=child")
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert not run_of(config).folder.exists()
+
+
+def test_a_run_that_differs_in_its_length_alone_is_pointed_out(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    short = toy()
+    train(short)
+    train(toy("trainer.max_steps=12", "seed=1"))
+    train(toy("trainer.max_steps=6"))
+    assert "differs in" not in capsys.readouterr().err
+    train(toy("trainer.max_steps=16"))
+    folder = run_of(short).folder
+    assert f"{folder} differs in trainer.max_steps: 8 → 16 alone, and has 8 steps" in (hint := capsys.readouterr().err)
+    assert f"resume={folder}" in hint
+
+
+def test_another_division_of_the_same_rows_goes_on_from_a_parent(toy: Toy, tmp_path: Path) -> None:
+    parent = toy("data.batch_size=16", "schedule=constant")
+    train(parent)
+    whole = toy("data.batch_size=16", "schedule=constant", "trainer.max_steps=16", f"output_dir={tmp_path / 'whole'}")
+    parts = ("data.batch_size=4", "trainer.accumulate_grad_batches=4", "schedule=constant", "trainer.max_steps=16")
+    divided = toy(*parts, f"resume={run_of(parent).folder}")
+    expected, summary = train(whole), train(divided)
+    assert summary["val/loss"] == pytest.approx(expected["val/loss"], abs=1e-5)
+    losses = [[float(line["train/loss"]) for line in lines_without_times(run_of(each))] for each in (whole, divided)]
+    assert losses[1] == pytest.approx(losses[0][8:], abs=1e-5)
+
+
+# a disk that refuses
+
+
+def test_training_goes_on_without_a_checkpoint_but_does_not_end_without_one(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlm_lightning.training.callbacks.checkpoint as callbacks
+
+    options = ("callbacks.checkpoint.every_n_train_steps=1", DROPOUT)
+    whole, poor = (toy(f"output_dir={tmp_path / name}", *options) for name in ("whole", "poor"))
+    train(whole)
+    written = callbacks.write_checkpoint
+    refusing: set[int] = {3, 4, 8}
+
+    def write(path: Path, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["global_step"] in refusing:
+            raise OSError(28, "No space left on device")
+        written(path, checkpoint)
+
+    monkeypatch.setattr(callbacks, "write_checkpoint", write)
+    with pytest.raises(
+        CheckpointError, match=r"step 8 could not be written: No space left on device\. The one of step 7 is kept"
+    ):
+        train(poor)
+    report = capsys.readouterr().err
+    assert "step 3 could not be written: No space left on device. The one of step 2 is kept; training goes on" in report
+    assert "step 4" in report
+    run = run_of(poor)
+    position = run.last_checkpoint()
+    assert position is not None
+    assert position.step == 7
+    assert "No space" in json.loads((run.folder / "error.json").read_text())["message"]
+    refusing.clear()
+    train(poor)
+    assert_equal_runs(whole, poor)
+    assert not (run.folder / "error.json").exists()
+
+
+def test_a_real_file_limit_stops_the_run_at_its_end_and_the_same_command_completes_it(toy: Toy, tmp_path: Path) -> None:
+    limited = f"ulimit -f 16; exec {sys.executable} -m mlm_lightning train {' '.join(TOY)} output_dir={tmp_path / 'outputs'}"
+    ended = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert ended.returncode == 1, ended.stderr
+    assert "the checkpoint of step 8 could not be written: File too large. There is none before it" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    config = toy()
+    (run,) = (tmp_path / "outputs" / "default").iterdir()
+    assert list((run / "checkpoints").iterdir()) == []
+    assert train(config)["steps"] == 8

@@ -1,0 +1,93 @@
+"""metrics.csv: a line a step, continued exactly."""
+
+import csv
+import math
+from pathlib import Path
+
+from mlm_lightning.training.loggers import CSVLogger, read_metrics
+
+FLOATS = [0.1 + 0.2, math.pi * 1e-17, 1 / 3, 1e300, -2.5]
+
+
+def log(folder: Path, steps: range, purge_step: int | None = None, finish: bool = True) -> None:
+    """What a training logs: `train/loss` at every step, `val/loss` at every third."""
+    logger = CSVLogger(str(folder), purge_step)
+    for step in steps:
+        logger.log_metrics({"train/loss": math.exp(-step / 7), "lr": 0.1 / step}, step)
+        if step % 3 == 0:
+            logger.log_metrics({"val/loss": math.sqrt(step)}, step)
+    if finish:
+        logger.finalize("success")
+
+
+def lines(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_step_has_one_line_whatever_is_logged_at_it(tmp_path):
+    log(tmp_path, range(1, 7))
+    assert [line["step"] for line in lines(tmp_path)] == ["1", "2", "3", "4", "5", "6"]
+    assert [line["val/loss"] for line in lines(tmp_path)] == ["", "", repr(math.sqrt(3)), "", "", repr(math.sqrt(6))]
+
+
+def test_a_column_that_appears_later_leaves_the_earlier_lines_as_they_are(tmp_path):
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.log_metrics({"a": 2.0}, 2)
+    logger.log_metrics({"b": 3.0}, 3)
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,a,b", "1,1.0,", "2,2.0,", "3,,3.0"]
+
+
+def test_floats_come_back_exactly(tmp_path):
+    logger = CSVLogger(str(tmp_path))
+    for step, value in enumerate(FLOATS):
+        logger.log_metrics({"x": value}, step)
+    logger.save()
+    assert [float(line["x"]) for line in read_metrics(tmp_path / "metrics.csv")] == FLOATS
+
+
+def test_a_line_is_in_the_file_once_the_next_step_begins(tmp_path):
+    log(tmp_path, range(1, 5), finish=False)
+    assert [line["step"] for line in lines(tmp_path)] == ["1", "2", "3"]
+
+
+def test_continuing_appends(tmp_path):
+    log(tmp_path, range(1, 5))
+    log(tmp_path, range(5, 9))
+    assert [int(line["step"]) for line in lines(tmp_path)] == list(range(1, 9))
+
+
+def test_lines_from_a_lost_future_are_dropped(tmp_path):
+    log(tmp_path, range(1, 9))
+    CSVLogger(str(tmp_path), purge_step=5).save()
+    assert [int(line["step"]) for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_purged_and_replayed_is_byte_for_byte_the_uninterrupted_file(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    log(whole, range(1, 13))
+    # stopped after 10 steps, the checkpoint after 1, 4 or 7: also before the column val/loss was there
+    for kept in (1, 4, 7):
+        log(broken, range(1, 11), finish=False)
+        log(broken, range(kept + 1, 13), purge_step=kept + 1)
+        assert (broken / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+        (broken / "metrics.csv").unlink()
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
+    log(tmp_path, range(1, 7))
+    path = tmp_path / "metrics.csv"
+    whole = path.read_bytes()
+    for cut in range(1, len(whole.splitlines(keepends=True)[-1])):
+        path.write_bytes(whole[:-cut])
+        assert [int(line["step"]) for line in read_metrics(path)] == [1, 2, 3, 4, 5]
+    log(tmp_path, range(6, 7))
+    assert path.read_bytes() == whole
+
+
+def test_nothing_logged_is_no_line(tmp_path):
+    logger = CSVLogger(str(tmp_path))
+    logger.finalize("success")
+    assert read_metrics(tmp_path / "metrics.csv") == []
