@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from helpers import train
 
-from mlm_lightning.config.compose import composer, to_plain
+from mlm_lightning.config.parse import settings
+from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.training.callbacks.checkpoint import Checkpoint
+from mlm_lightning.training.train import train
 
 ROUNDS = 7
 RUN = (
@@ -54,24 +55,19 @@ class StopAfter(L.Callback):
             raise Interrupted(15, self.step)
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    with composer() as hydra:
-        return to_plain(hydra.compose(hydra.plain([*RUN, *overrides])))
-
-
-def seconds_to(config: dict[str, Any], step: int) -> float:
+def seconds_to(run: Settings, step: int) -> float:
     """From the call to the end of optimizer step `step`."""
     StopAfter.step = step
     began = time.perf_counter()
     try:
-        train(config)
+        train(run)
     except Reached:
         return time.perf_counter() - began
     raise AssertionError("the run ended before")
 
 
 def first_steps(folder: Path) -> None:
-    resumed = composed(f"output_dir={folder / 'resumed'}")
+    resumed = settings([*RUN, f"output_dir={folder / 'resumed'}"])
     StopAfter.step, StopAfter.save = 900, True
     try:
         train(resumed)
@@ -79,7 +75,7 @@ def first_steps(folder: Path) -> None:
         StopAfter.save = False
     times: dict[str, list[float]] = {"fresh": [], "resumed": []}
     for turn in range(ROUNDS):
-        times["fresh"].append(seconds_to(composed(f"output_dir={folder / f'fresh{turn}'}"), 1))
+        times["fresh"].append(seconds_to(settings([*RUN, f"output_dir={folder / f'fresh{turn}'}"]), 1))
         times["resumed"].append(seconds_to(resumed, 901))
     fresh, late = (statistics.median(each) for each in times.values())
     print(f"first step   fresh {fresh:.3f} s   at 90 % of 1,000,000 rows {late:.3f} s   ratio {late / fresh:.2f}")
@@ -97,12 +93,9 @@ def share_of_checkpoints(folder: Path, name: str, *overrides: str) -> None:
 
     Checkpoint._save = timed  # type: ignore[method-assign]
     try:
-        with composer() as hydra:
-            config = to_plain(
-                hydra.compose(hydra.plain([f"output_dir={folder / name}", "trainer.accelerator=cpu", *overrides]))
-            )
+        run = settings([f"output_dir={folder / name}", "trainer.accelerator=cpu", *overrides])
         began = time.perf_counter()
-        train(config)
+        train(run)
         whole = time.perf_counter() - began
     finally:
         Checkpoint._save = save  # type: ignore[method-assign]

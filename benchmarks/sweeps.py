@@ -22,12 +22,14 @@ RUN = (
 )
 BASIC = """
 import hydra, sys
-from mlm_lightning.config.compose import config_folder
-from helpers import train
+from mlm_lightning.config.compose import config_folder, to_plain
+from mlm_lightning.config.parse import parse
+from mlm_lightning.config.settings import Composed
+from mlm_lightning.training.train import train
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
 def main(config):
-    train(config, [f"seed={config.seed}"])
+    train(parse(Composed(to_plain(config), (f"seed={config.seed}",))))
 
 main()
 """

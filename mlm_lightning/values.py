@@ -12,6 +12,7 @@ config, whose keys are a constructor's parameters, and the constructor itself wh
 import difflib
 import functools
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
+
+_BOUNDS = {Ge: (operator.ge, "at least"), Gt: (operator.gt, "above"), Le: (operator.le, "at most"), Lt: (operator.lt, "below")}
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -185,7 +188,7 @@ def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigErro
     if get_origin(member) is typing.Annotated:
         inner, *metadata = get_args(member)
         bounds = [bound for each in metadata for bound in _bounds(each)]
-        if not all(_holds(value, bound) for bound in bounds):  # a comparison with nan does not hold
+        if not all(_BOUNDS[type(bound)][0](value, _limit(bound)) for bound in bounds):  # a comparison with nan does not hold
             must_be = f"must be {_range(bounds)}"
             if value is whole:
                 yield ConfigError(key, value, must_be, _remedy(member))
@@ -211,25 +214,15 @@ def _bounds(metadata: Any) -> list[Any]:
     return list(metadata) if isinstance(metadata, GroupedMetadata) else [metadata] if isinstance(metadata, BaseMetadata) else []
 
 
-def _holds(value: Any, bound: Any) -> bool:
-    match bound:
-        case Ge(limit):
-            return value >= limit
-        case Gt(limit):
-            return value > limit
-        case Le(limit):
-            return value <= limit
-        case Lt(limit):
-            return value < limit
-    raise AssertionError(f"{bound} is no bound that is known here")
-
-
 def _range(bounds: list[Any]) -> str:
-    words = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
-    limits = {type(bound): getattr(bound, type(bound).__match_args__[0]) for bound in bounds}
+    limits = {type(bound): _limit(bound) for bound in bounds}
     if set(limits) == {Ge, Le}:
         return f"from {limits[Ge]:g} to {limits[Le]:g}"
-    return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in limits.items())
+    return " and ".join(f"{_BOUNDS[kind][1]} {limit:g}" for kind, limit in limits.items())
+
+
+def _limit(bound: Any) -> Any:
+    return getattr(bound, type(bound).__match_args__[0])
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The picture of DESIGN section 1 holds: imports point down, and nothing heavy is imported for nothing."""
 
 import ast
+import re
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -132,6 +134,36 @@ def test_settings_are_plain_python(module):
 def test_heavy_libraries_are_imported_where_they_are_used(module):
     at_import = {name.partition(".")[0] for name in imported(runs_at_import(MODULES[module]))}
     assert not at_import & set(HEAVY)
+
+
+# how the parts speak to each other
+
+SOURCES = {name_of(path): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+FORBIDDEN = {
+    # what, and the modules that may
+    r"\bhasattr\(": {"files", "processes"},  # of the operating system's constants and functions
+    r"inspect\.signature\(\w+\.prepare": set(),
+    r"str\(error\)\.(startswith|splitlines|split)\b": {"errors"},  # one_line
+    r"TrainerSettings\(": {"config.trainer"},  # parsed once, as every part, and then replaced or passed on
+    r"file=sys\.stderr": {"messages"},
+    r"warnings\.warn\(": set(),
+    r"\bconfig\[": {"config.parse", "data.text.source"},  # where it is that of `transformers`
+}
+
+
+@pytest.mark.parametrize("pattern", FORBIDDEN)
+def test_contracts_are_written_not_looked_up(pattern):
+    assert {name for name, text in SOURCES.items() if re.search(pattern, text)} <= FORBIDDEN[pattern]
+
+
+def test_files_and_functions_fit_their_reader():
+    """A file under 330 lines, a function under 61; but for what is one thing."""
+    lengths = {module: len(text.splitlines()) for module, text in SOURCES.items()}
+    whole = {"masking", "models.transformer"}
+    assert {module for module, length in lengths.items() if length > 330} <= whole
+    assert statistics.median(lengths.values()) < 160
+    functions = [node for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60] == []
 
 
 # what a process has in memory

@@ -45,10 +45,8 @@ def main(arguments: list[str]) -> int:
 def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
     """The metrics of a run on a split, by name (`val/loss` …)."""
     from mlm_lightning.config.build import prepare
-    from mlm_lightning.config.command_line import changed
-    from mlm_lightning.config.compose import read_config
+    from mlm_lightning.config.compose import changed, read_config
     from mlm_lightning.config.parse import parse
-    from mlm_lightning.config.settings import Composed
     from mlm_lightning.data.condition import packs_documents
     from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.data.text.tokenizer.load import TRAIN, keys_of
@@ -58,12 +56,11 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
 
     quiet()
     folder = locate(run)[0]
-    config = dict(changed(read_config(folder), overrides or []).config) | {"callbacks": None, "logger": None}
-    other_data = any(each.lstrip("+").partition("=")[0].partition(".")[0] == "data" for each in overrides or [])
-    if (folder / "tokenizer").is_dir() and other_data and isinstance(config["data"], dict):
+    composed = changed(read_config(folder), overrides or []).changed("callbacks", None).changed("logger", None)
+    if (folder / "tokenizer").is_dir() and any(each.lstrip("+").startswith("data.") for each in overrides or []):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
-        config["data"] |= {key: value for key, value in keys_of(folder / "tokenizer").items() if key in config["data"]}
-    settings = parse(Composed(config), trust)
+        composed = composed.changed("data", keys_of(folder / "tokenizer"))
+    settings = parse(composed, trust)
     loaded = load_run(run, trust)
     with mistakes():
         conditions = prepare(settings, evaluated=split)

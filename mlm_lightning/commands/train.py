@@ -28,8 +28,7 @@ def main(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(HELP, end="")
         return 0
-    from mlm_lightning.config.command_line import answer_by_hydra, hydra_flags, is_for_hydra
-    from mlm_lightning.config.compose import composer
+    from mlm_lightning.config.compose import answer_by_hydra, composer, hydra_flags, is_for_hydra
     from mlm_lightning.config.parse import parse
 
     see_own_packages()

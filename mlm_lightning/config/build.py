@@ -88,17 +88,10 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
             if evaluated is not None:
                 source.rows(evaluated)
         check_same_rows(names, source, own, prepared=True)
-    return conditions(settings, sources)
-
-
-def conditions(settings: Settings, sources: Mapping[tuple[str, ...], Source]) -> list[Condition]:
-    """Those of an evaluation on these sources, which the settings' names give."""
-    maskings = eval_maskings(settings.masking.instance, settings.eval.masking, settings.eval.mask_rates, list(sources))
     by_name = {name: source for names, source in sources.items() for name in names}
-    own = by_name[""]
     oracles = {source: source.oracle() for source in sources.values()}
     found = []
-    for names, masking in maskings.items():
+    for names, masking in settings.maskings.items():
         source = by_name.get(names[0], own)
         found.append(Condition(names, masking, source, oracles[source]))
     return found

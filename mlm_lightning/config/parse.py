@@ -8,7 +8,8 @@ Composed ─► keys, types, ranges   by the signatures of what is named
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -38,6 +39,9 @@ from mlm_lightning.values import check, check_arguments, describe, not_one_of
 
 T = TypeVar("T")
 Sources = dict[tuple[str, ...], Node]
+Maskings = dict[tuple[str, ...], Masking]
+
+_LOADER_KEYS = tuple(each.name for each in fields(Loader))
 
 
 @dataclass
@@ -102,6 +106,24 @@ class _Findings:
         return {name: node for name, node in found.items() if node is not None}
 
 
+@dataclass
+class _Parts:
+    """What has been parsed so far; None where it is missing or wrong."""
+
+    loader: Loader | None = None
+    eval: Eval | None = None
+    sweep: SweepSettings | None = None
+    trainer: TrainerSettings | None = None
+    data: Node | None = None
+    masking: Node | None = None
+    model: Node | None = None
+    optim: Node | None = None
+    schedule: Node | None = None
+    prepare: Node | None = None
+    callbacks: dict[str, Node] = field(default_factory=dict)
+    logger: dict[str, Node] = field(default_factory=dict)
+
+
 def parse(composed: Composed, trusted: bool = True) -> Settings:
     """Raises ConfigError, or InvalidConfigError with all that is wrong; builds nothing that costs memory, writes nothing.
 
@@ -112,75 +134,68 @@ def parse(composed: Composed, trusted: bool = True) -> Settings:
     for name in ("name", "output_dir", "resume"):
         if isinstance(value := config.get(name, "default"), str) and not value.strip():
             findings.errors.append(ConfigError(name, "", "give it a value, or leave it out"))
+    parts = _parse_parts(findings, config, trusted)
+    sources, maskings = _check_together(findings, parts)
+    refuse(findings.errors)
+    for name in ("optim", "schedule"):
+        if not trusted:  # refused if it is ever built
+            setattr(parts, name, Node(str(composed.get(f"{name}._target_")), {}, trusted=False))
+    top = {name: config[name] for name in ("seed", "name", "output_dir", "resume")}
+    return Settings(**top, **vars(parts), sources=sources, maskings=maskings, composed=composed)
 
-    loader_keys = tuple(Loader.__dataclass_fields__)
-    whole_data = config.get("data")
-    loader_part = source_part = None
-    if isinstance(whole_data, dict):
-        loader_part = {name: value for name, value in whole_data.items() if name in loader_keys}
-        source_part = {name: value for name, value in whole_data.items() if name not in loader_keys}
-    loader = findings.part("data", loader_part, Loader)
+
+def _parse_parts(findings: _Findings, config: Mapping[str, Any], trusted: bool) -> _Parts:
+    """Each part on its own: keys, types, ranges, and what its constructor refuses."""
+    parts, data = _Parts(), config.get("data")
+    if isinstance(data, dict):
+        parts.loader = findings.part("data", {k: v for k, v in data.items() if k in _LOADER_KEYS}, Loader)
+        own = {name: value for name, value in data.items() if name not in _LOADER_KEYS}
+        parts.data = findings.node("data", own, Source, trusted, also=_LOADER_KEYS)
     evaluation = findings.part("eval", config.get("eval"), Eval)
-    if evaluation is not None and (found := _eval_errors(evaluation)):
-        findings.errors += found
-        evaluation = None
-    sweep = findings.part("sweep", config.get("sweep"), SweepSettings)
-    trainer = _trainer(findings, config.get("trainer"))
-
-    data = findings.node("data", source_part, Source, trusted, also=loader_keys)
-    masking = findings.node("masking", config.get("masking", {}), Masking, trusted)
-    model = findings.node("model", config.get("model", {}), nn.Module, trusted)
-    optim = schedule = workers = None
+    if evaluation is not None:
+        wrong = _eval_errors(evaluation)
+        findings.errors += wrong
+        parts.eval = None if wrong else evaluation
+    parts.sweep = findings.part("sweep", config.get("sweep"), SweepSettings)
+    parts.trainer = _parse_trainer(findings, config.get("trainer"))
+    parts.masking = findings.node("masking", config.get("masking", {}), Masking, trusted)
+    parts.model = findings.node("model", config.get("model", {}), nn.Module, trusted)
     if trusted:
-        optim = findings.node("optim", config.get("optim", {}), Optimizer, trusted)
-        schedule = findings.node("schedule", config.get("schedule", {}), None, trusted)
-        workers = findings.node("prepare", config.get("prepare"), Workers, trusted)
-    callbacks = findings.nodes("callbacks", config.get("callbacks"), "Callback", trusted)
-    logger = findings.nodes("logger", config.get("logger"), "Logger", trusted)
-
-    own: Source | None = None if data is None else findings.attempt("data", lambda: data.instance)
-    mask: Masking | None = None if masking is None else findings.attempt("masking", lambda: masking.instance)
-    for key, node in (("schedule", schedule), ("prepare", workers)):
-        if node is not None:
-            findings.attempt(key, lambda node=node: node.instance)  # type: ignore[misc]
-    if optim is not None:
-        precision = trainer.precision if trainer else "auto"
+        parts.optim = findings.node("optim", config.get("optim", {}), Optimizer, trusted)
+        parts.schedule = findings.node("schedule", config.get("schedule", {}), None, trusted)
+        parts.prepare = findings.node("prepare", config.get("prepare"), Workers, trusted)
+    parts.callbacks = findings.nodes("callbacks", config.get("callbacks"), "Callback", trusted)
+    parts.logger = findings.nodes("logger", config.get("logger"), "Logger", trusted)
+    for key in ("data", "masking", "schedule", "prepare"):
+        if (node := getattr(parts, key)) is not None and findings.attempt(key, partial(getattr, node, "instance")) is None:
+            setattr(parts, key, None)
+    if (optim := parts.optim) is not None:
+        precision = parts.trainer.precision if parts.trainer else "auto"
         one_parameter = [{"params": [nn.Parameter(torch.zeros(1))]}]
         findings.attempt("optim", lambda: build_optimizer(optim, precision)(one_parameter))
+    return parts
 
+
+def _check_together(findings: _Findings, parts: _Parts) -> tuple[Sources, Maskings]:
+    """What must fit each other, as far as it is right itself; returns the sources and the maskings to evaluate on."""
     sources: Sources = {}
-    if own is not None and evaluation is not None:
-        assert data is not None
-        sources = evaluated_sources(data, evaluation.data or {})
+    maskings: Maskings | None = None
+    if parts.data is None:
+        return sources, {}
+    own: Source = parts.data.instance
+    if parts.eval is not None:
+        sources = evaluated_sources(parts.data, parts.eval.data or {})
         for names, node in list(sources.items())[1:]:
-            if not _check_further(findings, names, node, own, loader_keys):
+            if not _check_further(findings, names, node, own):
                 del sources[names]
-    if own is not None and own.endless and trainer is not None:
-        findings.errors += _endless_errors(trainer, callbacks)
-    if own is not None and model is not None:
+    if own.endless and parts.trainer is not None:
+        findings.errors += _endless_errors(parts.trainer, parts.callbacks)
+    if (model := parts.model) is not None:
         findings.attempt("model", lambda: _build_on_meta(model, own, sources))
-    if sources and mask is not None and evaluation is not None:
-        kind, rates, names_ = evaluation.masking, evaluation.mask_rates, list(sources)
-        findings.attempt("eval", lambda: eval_maskings(mask, kind, rates, names_))
-    refuse(findings.errors)
-    known = {"seed": config["seed"], "name": config["name"], "output_dir": config["output_dir"], "resume": config["resume"]}
-    return Settings(
-        **known,
-        loader=_there(loader),
-        eval=_there(evaluation),
-        data=_there(data),
-        sources=sources,
-        masking=_there(masking),
-        model=_there(model),
-        optim=optim or _unseen(config["optim"]),
-        schedule=schedule or _unseen(config["schedule"]),
-        trainer=_there(trainer),
-        prepare=workers,
-        sweep=sweep,
-        callbacks=callbacks,
-        logger=logger,
-        composed=composed,
-    )
+    if (masking := parts.masking) is not None and (evaluation := parts.eval) is not None:
+        kind, rates = evaluation.masking, evaluation.mask_rates
+        maskings = findings.attempt("eval", lambda: eval_maskings(masking.instance, kind, rates, list(sources)))
+    return sources, maskings or {}
 
 
 def settings(overrides: Sequence[str] = (), config_dir: str | None = None, config_name: str | None = None) -> Settings:
@@ -189,24 +204,12 @@ def settings(overrides: Sequence[str] = (), config_dir: str | None = None, confi
         return parse(hydra.composed(hydra.plain(overrides)))
 
 
-def _there(part: T | None) -> T:
-    assert part is not None
-    return part
-
-
-def _unseen(node: Mapping[str, Any]) -> Node:
-    """A node that was not looked at, and is refused if it is ever built."""
-    return Node(str(node.get("_target_")), {}, trusted=False)
-
-
-def _trainer(findings: _Findings, node: Any) -> TrainerSettings | None:
+def _parse_trainer(findings: _Findings, node: Any) -> TrainerSettings | None:
     if not isinstance(node, dict):
         return None
     problem = "mlm_lightning sets this itself"
-    owned = [ConfigError(f"trainer.{name}", NO_VALUE, problem, OWNED_KEYS[name]) for name in node if name in OWNED_KEYS]
-    findings.errors += owned
-    rest = {name: value for name, value in node.items() if name not in OWNED_KEYS}
-    return findings.part("trainer", rest, TrainerSettings)
+    findings.errors += [ConfigError(f"trainer.{k}", NO_VALUE, problem, OWNED_KEYS[k]) for k in node if k in OWNED_KEYS]
+    return findings.part("trainer", {k: v for k, v in node.items() if k not in OWNED_KEYS}, TrainerSettings)
 
 
 def _eval_errors(evaluation: Eval) -> list[ConfigError]:
@@ -232,10 +235,10 @@ def _eval_name_errors(name: object) -> list[ConfigError]:
     return []
 
 
-def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, own: Source, loader_keys: tuple[str, ...]) -> bool:
+def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, own: Source) -> bool:
     """Whether a further source has good keys and values, and the run's model can read it."""
     key, before = eval_data_key(names), len(findings.errors)
-    for name in loader_keys:
+    for name in _LOADER_KEYS:
         if name in node.arguments:
             problem = f"is not set in eval.data; data.{name} is meant for it too"
             findings.errors.append(ConfigError(f"{key}.{name}", NO_VALUE, problem))

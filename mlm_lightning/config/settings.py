@@ -14,6 +14,7 @@ from annotated_types import Ge, Interval
 
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.masking import Masking
 from mlm_lightning.values import check_fields
 
 
@@ -41,6 +42,13 @@ class Composed:
                 return default
             node = node[name]
         return node
+
+    def changed(self, group: str, values: Mapping[str, Any] | None) -> "Composed":
+        """With other values of those keys of a group that it has; None switches the group off."""
+        there = self.config.get(group)
+        if values is not None and isinstance(there, Mapping):
+            values = {**there, **{key: value for key, value in values.items() if key in there}}
+        return Composed({**self.config, group: values})
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ class SweepSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
-    """A run. `sources` are those that it is evaluated on by the names of their conditions, its own (`""`) first."""
+    """A run. `maskings` and `sources` are those of an evaluation, by the names of its conditions: the training's (`""`) first;
+    a condition without a source of its own is on that of the training."""
 
     seed: int
     name: str
@@ -124,6 +133,7 @@ class Settings:
     eval: Eval
     data: Node
     sources: dict[tuple[str, ...], Node]
+    maskings: dict[tuple[str, ...], Masking]
     masking: Node
     model: Node
     optim: Node

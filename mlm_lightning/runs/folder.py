@@ -11,14 +11,18 @@ The same command finds the same folder, so it continues what it left, or says th
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import platform
+import subprocess
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +33,6 @@ from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, differences, flat
-from mlm_lightning.runs.environment import describe_environment, of_last_digits
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
 from mlm_lightning.runs.lock import is_locked, locked
 from mlm_lightning.runs.position import Position
@@ -37,6 +40,18 @@ from mlm_lightning.runs.position import Position
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = (LAST, PREVIOUS)
+
+_PACKAGES = (
+    "mlm-lightning",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "datasets",
+)
 
 Status = Literal["complete", "running", "failed", "pruned", "interrupted", "missing"]
 
@@ -91,10 +106,8 @@ class Run:
         """Creates the folder and holds its lock; BusyError if another process holds it."""
         return locked(self.folder)
 
-    def move_aside(self) -> Path | None:
+    def move_aside(self) -> Path:
         """Moves the folder to `<name>/.old/`; never deletes."""
-        if not self.folder.exists():
-            return None
         old = self.folder.parent / ".old"
         old.mkdir(exist_ok=True)
         target = old / f"{self.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -178,3 +191,37 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a result may depend on beside the config."""
+    diff = _git("diff", "HEAD")
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    cuda = torch.cuda.is_available()
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_diff": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
+        "packages": versions,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def of_last_digits(environment: dict[str, Any]) -> dict[str, Any]:
+    """What the last digits of a result depend on."""
+    versions = {name: environment.get("packages", {}).get(name) for name in ("torch", "transformers")}
+    return {"device": environment.get("device"), "threads": environment.get("threads")} | versions
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -35,6 +35,11 @@ class LoadedRun:
     seq_len: int | None
     tokenizer: Any | None
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's config in plain dicts."""
+        return dict(self.composed.config)
+
 
 def load_run(path: str | Path, trust: bool = False, separate_documents: bool = False) -> LoadedRun:
     """Opens a run's folder (its best checkpoint, else the last) or one checkpoint in it.

@@ -21,10 +21,11 @@ from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
 from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Sweep, swept_overrides
 from mlm_lightning.sweeps.search import Search
-from mlm_lightning.sweeps.table import show
 from mlm_lightning.training.train import check_start
 
 log = logging.getLogger(__name__)
+
+_MOST_ROWS = 40  # of the table
 
 
 def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> int:
@@ -63,7 +64,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     try:
         _run(hydra, master, source, sweep, jobs[0].settings)
     finally:
-        show(sweep, source.jobs, time.monotonic() - began)
+        _show(sweep, source.jobs, time.monotonic() - began)
     return 0 if all(job.is_done or job.run.status == "running" for job in source.jobs) else 1
 
 
@@ -159,7 +160,8 @@ def _task(config: DictConfig) -> float | None:
     """A job in the process of one of Hydra's launchers. Returns its validation loss."""
     from hydra.core.hydra_config import HydraConfig
 
-    settings = parse(Composed(to_plain(config), tuple(HydraConfig.get().overrides.task)))
+    config_dir = next((path.removeprefix("file://") for path in config.hydra.searchpath), None)
+    settings = parse(Composed(to_plain(config), tuple(HydraConfig.get().overrides.task), config_dir))
     expected = json.loads((Path(settings.output_dir) / settings.name / "sweep.json").read_text())
     job = Job.of(settings, expected["swept"])
     try:
@@ -167,3 +169,43 @@ def _task(config: DictConfig) -> float | None:
     except Interrupted as stopped:  # the launcher would take it for its own end
         log.info("%s", stopped)
     return (job.run.summary or {}).get("val/loss")
+
+
+def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
+    """The table at the end: every run, or the best ones and all that have no result."""
+    from rich.console import Console
+    from rich.table import Table
+
+    objective, best = sweep.settings.objective, sweep.best(jobs)
+    table = Table(box=None, padding=(0, 2))
+    for column in (*sweep.swept, "status", objective, "steps", "seconds"):
+        table.add_column(column, justify="left" if column in (*sweep.swept, "status") else "right")
+    worst_first = sweep.settings.direction == "maximize"
+    listed = list(jobs)
+    if len(listed) > _MOST_ROWS:
+        with_value = sorted((job for job in jobs if sweep.value(job) is not None), key=sweep.value, reverse=worst_first)  # type: ignore[arg-type]
+        listed = [*with_value[:_MOST_ROWS], *(job for job in jobs if sweep.value(job) is None)]
+    for job in listed:
+        values = dict(each.partition("=")[::2] for each in job.swept)
+        summary, value = job.run.summary or {}, sweep.value(job)
+        cells = [values.get(key, "") for key in sweep.swept]
+        cells += [job.run.status, "" if value is None else f"{value:.4f}" + (" *" if job is best else "")]
+        cells += [f"{summary['steps']:,}" if summary else "", f"{summary['seconds']:.0f}" if summary else ""]
+        table.add_row(*cells)
+    console = Console()
+    console.print(table)
+    if len(listed) < len(jobs):
+        console.print(f"  … and {len(jobs) - len(listed)} further runs")
+    counts: dict[str, int] = {}
+    for job in jobs:
+        counts[job.run.status] = counts.get(job.run.status, 0) + 1
+    console.print(
+        "\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s", highlight=False
+    )
+    for job in jobs:
+        if job.run.status == "failed":
+            console.print(f"failed   {job.difference}: {job.run.reason}", highlight=False, soft_wrap=True)
+    if best is not None:
+        console.print(f"best     {best.run.folder}", highlight=False, soft_wrap=True)
+    console.print(f"report   mlm report {sweep.folder}", highlight=False, soft_wrap=True)
+    console.print(f"curves   tensorboard --logdir {sweep.folder}", highlight=False, soft_wrap=True)

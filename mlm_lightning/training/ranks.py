@@ -8,7 +8,6 @@ Every rank is a child process that starts from the run's own saved config: never
 sweep again in each of them.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -18,29 +17,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from threading import Semaphore, Thread
 from typing import Any
 
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.errors import ConfigError, Interrupted, UserError
 from mlm_lightning.runs.folder import Run
-from mlm_lightning.runs.identity import identity
 from mlm_lightning.runs.position import Position
+from mlm_lightning.training.rendezvous import Nodes, node_rank, rendezvous_address
 
 log = logging.getLogger(__name__)
-
-_PATIENCE = 1800.0  # seconds that the other machines wait: the first may be preparing its data
-
-
-def node_rank() -> int:
-    """Which of the run's machines this is."""
-    return int(os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", 0)))
 
 
 def check_environment(settings: TrainerSettings) -> None:
@@ -58,85 +45,10 @@ def check_environment(settings: TrainerSettings) -> None:
         raise ConfigError("trainer.num_nodes", settings.num_nodes, problem)
 
 
-# several machines
-
-
-class Nodes:
-    """What the first machine tells the others about a run, over a socket; with one machine, nothing."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._key, self._others = identity(settings.composed.config).encode(), settings.trainer.num_nodes - 1
-        self._message: Future[bytes] = Future()
-        self._heard = Semaphore(0)
-
-    @contextmanager
-    def leading(self) -> Iterator[None]:
-        """On the first machine: whatever ends the run before its ranks start, the others hear of it."""
-        if self._others == 0:
-            yield
-            return
-        with socket.create_server(("", _rendezvous()[1])) as server:
-            Thread(target=self._serve, args=(server,), daemon=True).start()
-            try:
-                yield
-            except BaseException as error:
-                self.tell({"end": f"the first machine: {error}"})
-                raise
-            finally:
-                self.tell({"end": "the first machine has nothing to train: the run is complete"})
-                deadline = time.monotonic() + 60
-                for _ in range(self._others):
-                    self._heard.acquire(timeout=max(0.0, deadline - time.monotonic()))
-
-    def tell(self, message: dict[str, Any]) -> None:
-        """The first message counts."""
-        if not self._message.done():
-            self._message.set_result(json.dumps(message).encode())
-
-    def _serve(self, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the server was closed
-            while True:
-                Thread(target=self._answer, args=(server.accept()[0],), daemon=True).start()
-
-    def _answer(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client:
-            if client.recv(len(self._key), socket.MSG_WAITALL) == self._key:  # not of another job of a sweep
-                client.sendall(self._message.result())
-                self._heard.release()
-
-    def hear(self) -> dict[str, Any]:
-        """On another machine: what the first one says, once it does."""
-        address = _rendezvous()
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(address, timeout=10) as server:
-                server.settimeout(max(1.0, deadline - time.monotonic()))
-                server.sendall(self._key)
-                if said := b"".join(iter(partial(server.recv, 4096), b"")):
-                    return json.loads(said)
-            time.sleep(0.2)  # it isn't there yet, or is still at the job before
-        raise UserError(
-            f"trainer.num_nodes: no word from the first machine, {address[0]}:{address[1]}, in {_PATIENCE / 60:.0f} minutes"
-        )
-
-
-def _rendezvous() -> tuple[str, int]:
-    """The first machine's address, and a port there: as the environment says, else as SLURM's job says."""
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
-
-    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if address is None:
-        address = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_JOB_NODELIST"])
-    return address, int(port) if port is not None else 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000
-
-
-# the ranks of this machine
-
-
 def lead(run: Run, settings: Settings, position: Position | None, nodes: Nodes) -> dict[str, Any]:
     """Trains on all devices of all machines, from the first of them; returns the summary."""
     run.open(settings)
-    address = _rendezvous()[0] if settings.trainer.num_nodes > 1 else "127.0.0.1"
+    address = rendezvous_address()[0] if settings.trainer.num_nodes > 1 else "127.0.0.1"
     message = {
         "folder": str(run.folder.absolute()),
         "checkpoint": str(position.path.absolute()) if position else None,

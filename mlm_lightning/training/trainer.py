@@ -22,37 +22,20 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
     plugins: list[Any] = [AtomicCheckpointIO(), LightningEnvironment()]
     if not settings.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressReport)]
-    return L.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
-        precision=settings.resolved_precision(),  # type: ignore[arg-type]
-        max_epochs=1,
-        max_time=settings.max_time,
-        accumulate_grad_batches=settings.accumulate_grad_batches,
-        gradient_clip_val=settings.gradient_clip_val,
-        gradient_clip_algorithm=settings.gradient_clip_algorithm,
-        val_check_interval=NEVER,  # MLMModule says when
-        check_val_every_n_epoch=None,
-        limit_val_batches=settings.limit_val_batches,
-        limit_test_batches=settings.limit_test_batches,
-        num_sanity_val_steps=settings.num_sanity_val_steps,
-        log_every_n_steps=1,
-        deterministic=settings.deterministic,
-        benchmark=settings.benchmark,
-        detect_anomaly=settings.detect_anomaly,
-        inference_mode=settings.inference_mode,
-        sync_batchnorm=settings.sync_batchnorm,
-        profiler=settings.profiler,
-        enable_progress_bar=False,
-        enable_model_summary=bool(settings.enable_model_summary),
-        enable_checkpointing=any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-        logger=loggers or False,
-        plugins=plugins,
-    )
+    owned = ("max_steps", "limit_train_batches", "auto_requeue")  # the plan's, and the signal handler's
+    arguments: dict[str, Any] = {name: value for name, value in vars(settings).items() if name not in owned}
+    arguments |= {
+        "precision": settings.resolved_precision(),
+        "max_epochs": 1,
+        "val_check_interval": NEVER,  # MLMModule says when
+        "check_val_every_n_epoch": None,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": bool(settings.enable_model_summary),
+        "enable_checkpointing": any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
+        "use_distributed_sampler": False,
+    }
+    return L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False, plugins=plugins)
 
 
 def quiet() -> None:

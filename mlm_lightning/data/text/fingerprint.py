@@ -22,6 +22,9 @@ from mlm_lightning.files import write_atomically
 FORMAT = 2
 """Of the cache; a change makes every older cache one that is not found."""
 
+_TRAINERS = {"unigram": "unigram (sentencepiece)"}
+"""Algorithms whose trainer has been replaced: tokens of the old one are not those of the new one."""
+
 _LARGE = 64_000_000
 _SAME_CLOCK_TICK = 2.0  # seconds: file systems' times are coarse
 
@@ -37,7 +40,7 @@ def request_of(settings: TextSettings) -> dict[str, Any]:
         **_reading(settings),
         "tokenizer": tokenizer or settings.tokenizer,
         "vocab_size": settings.vocab_size,
-        "tokenizer_algorithm": settings.tokenizer_algorithm if trains else None,
+        "tokenizer_algorithm": _TRAINERS.get(settings.tokenizer_algorithm, settings.tokenizer_algorithm) if trains else None,
         "sizes": [settings.train_size, settings.val_size, settings.test_size],
         "deduplicate": settings.deduplicate,
         "streaming": settings.streaming,

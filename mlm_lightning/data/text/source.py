@@ -23,11 +23,11 @@ from typing import Any, cast
 import numpy as np
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.data.source import SPLITS, Source, Split
+from mlm_lightning.data.source import Source, Split
 from mlm_lightning.data.text.documents.origins import Origins
 from mlm_lightning.data.text.fingerprint import FORMAT, fingerprint_of, request_of
 from mlm_lightning.data.text.prepare.cache import TokenCache, building, publish
-from mlm_lightning.data.text.prepare.preparation import Preparation, Recipe, delete_scratch
+from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
 from mlm_lightning.data.text.prepare.progress import ProgressCallback, progress_bar
 from mlm_lightning.data.text.prepare.workers import Local
 from mlm_lightning.data.text.rows import ChunkRows, DocumentRows, PackedRows
@@ -217,7 +217,7 @@ class TextSource(TextSettings, Source):
         try:
             if not meta_file.exists():
                 with progress_bar(progress) as report:
-                    made = Preparation(self._recipe(), work, workers, report).run()
+                    made = Preparation(self, self._origins.documents(), work, workers, report).run()
                 if self.streaming:
                     self._stream(work, np.dtype(made["dtype"])).check()
                 meta = {"format": FORMAT, "fingerprint": folder.name, "request": request, **made}
@@ -227,18 +227,3 @@ class TextSource(TextSettings, Source):
             raise
         delete_scratch(work)
         publish(work, folder)
-
-    def _recipe(self) -> Recipe:
-        return Recipe(
-            documents=self._origins.documents(),
-            origins={split: self.origin(split) for split in SPLITS},
-            train_size=self.train_size,
-            # a stream's documents are those asked for
-            val_size=None if self.streaming else self.val_size,
-            test_size=None if self.streaming else self.test_size,
-            seed=self.seed,
-            deduplicate=self.deduplicate,
-            tokenizer=self.tokenizer,
-            vocab_size=self.vocab_size,
-            tokenizer_algorithm=self.tokenizer_algorithm,
-        )

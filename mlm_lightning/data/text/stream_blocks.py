@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mlm_lightning.data.text.documents.base import is_blank
 from mlm_lightning.data.text.documents.streamed import StreamedDocuments, StreamError
 from mlm_lightning.data.text.stream_index import BEGINNING, Entry, Index, Offset, sha256
 from mlm_lightning.errors import ConfigError
@@ -61,18 +62,15 @@ class Tokens:
         while True:
             for group in self.documents.groups(offset.state):
                 count, held_out = 0, max(0, self.held_out - offset.documents)
-                for tokens in self._encode(islice(group.texts, held_out, None)):
-                    yield replace(offset, skip=max(offset.skip, count)), tokens[max(0, offset.skip - count) :]
-                    count += len(tokens)
+                filled = (text for text in islice(group.texts, held_out, None) if not is_blank(text))
+                for part in self.encoder.encode(filled):
+                    yield replace(offset, skip=max(offset.skip, count)), part.tokens[max(0, offset.skip - count) :]
+                    count += len(part.tokens)
                 offset = Offset(group.after, offset.documents + group.num_documents, offset.tokens + count)
             log.info("data.dataset=%s: %d tokens were a whole pass", self.documents.name, offset.tokens)
             if offset.tokens < self.at_least:
                 raise StreamError(self._too_short(offset))
             offset = BEGINNING
-
-    def _encode(self, texts: Iterator[str]) -> Iterator[np.ndarray]:
-        filled = (text for text in texts if text and not text.isspace())
-        return (part.tokens for part in self.encoder.encode(filled))
 
     def _too_short(self, end: Offset) -> ConfigError:
         documents = f"data.dataset={self.documents.name} has {end.documents:,} documents in all"

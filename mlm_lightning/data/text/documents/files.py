@@ -11,7 +11,7 @@ Documents are numbered through all files. A shard is some small files, or a piec
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -63,6 +63,7 @@ class FileDocuments:
         return sum(segment.size for segment in shard)
 
     def read(self, shard: tuple[Segment, ...], problems: Problems) -> Iterator[str]:
+        readers = {".txt": self._read_txt, ".jsonl": self._read_jsonl, ".csv": self._read_csv}
         for segment in shard:
             file, found = segment.file, Problems()
             with file_errors(file, self.key):
@@ -70,7 +71,7 @@ class FileDocuments:
                     yield from self._read_parquet(segment, found)
                 else:
                     with open_file(file) as stream:
-                        yield from self._readers()[suffixes(file)[0]](stream, segment, found)
+                        yield from readers[suffixes(file)[0]](stream, segment, found)
             problems.extend(found)
 
     def chosen(self, numbers: dict[Split, np.ndarray], counts: list[int]) -> list[tuple[tuple[Segment, ...], np.ndarray]]:
@@ -105,9 +106,6 @@ class FileDocuments:
             return [(0, 0), (size, size)]
         places = [*range(0, size, base.SHARD_BYTES), size] if size else [0, 0]
         return [(0, 0), *((stop, stop - start) for start, stop in pairwise(places))]
-
-    def _readers(self) -> dict[str, Callable[[BinaryIO, Segment, Problems], Iterator[str]]]:
-        return {".txt": self._read_txt, ".jsonl": self._read_jsonl, ".csv": self._read_csv}
 
     def _read_txt(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         if self.txt_documents == "line":

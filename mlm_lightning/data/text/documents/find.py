@@ -24,7 +24,8 @@ def find_files(patterns: Sequence[str], key: str) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if _is_readable(file) and not _is_hidden(file, path))
+            visible = (file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts))
+            found = sorted(filter(_is_readable, visible))
             missing = f"the folder holds no file that ends in {_endings()}"
         elif path.exists():
             found, missing = [path], ""
@@ -57,10 +58,6 @@ def suffixes(file: Path) -> tuple[str, str]:
 def _is_readable(file: Path) -> bool:
     format_, compression = suffixes(file)
     return format_ in FORMATS and not (format_ == ".parquet" and compression) and file.is_file()
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _endings() -> str:

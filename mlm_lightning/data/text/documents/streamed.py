@@ -80,7 +80,9 @@ class StreamedDocuments:
                 raise
             except Exception as error:  # those of the hub, its file systems and file formats have no common ancestor
                 if not _may_pass(error) or failures == len(WAITS):
-                    raise self._unreadable(error) from error
+                    remedy = "check the connection and data.revision. The same command continues"
+                    problem = f"cannot be read on ({_reason(error)})"
+                    raise StreamError(ConfigError("data.dataset", self.name, problem, remedy)) from error
                 log.warning(
                     "data.dataset=%s: cannot be read on (%s); next attempt in %g s", self.name, _reason(error), WAITS[failures]
                 )
@@ -107,10 +109,6 @@ class StreamedDocuments:
 
     def _wrong_column(self, problem: str, remedy: str = "") -> StreamError:
         return StreamError(ConfigError("data.text_column", self.text_column, problem, remedy))
-
-    def _unreadable(self, error: Exception) -> StreamError:
-        remedy = "check the connection and data.revision. The same command continues"
-        return StreamError(ConfigError("data.dataset", self.name, f"cannot be read on ({_reason(error)})", remedy))
 
 
 class FirstDocuments:

@@ -1,7 +1,4 @@
-"""Which documents are for training, validation and test, as `train_test_split` of `datasets` chooses them.
-
-permutation(seed)   |── val ──|── test ──|── train ──|── unused ──|
-"""
+"""Which documents are for training, validation and test: a choice that depends on their number, the sizes and the seed."""
 
 import math
 from collections.abc import Callable
@@ -53,7 +50,7 @@ def choose_documents(
 
 
 def choose_held_out(split: Split, size: int | float | None, num_documents: int, seed: int) -> np.ndarray:
-    """Which documents of a split's own files."""
+    """Which documents of files that are for this split alone."""
     number = _number(size, num_documents, math.ceil)
     if number is None or number == num_documents:
         return _all(num_documents)

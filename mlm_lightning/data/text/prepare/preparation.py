@@ -16,7 +16,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from mlm_lightning.data.text.prepare.duplicates import Hashes
 from mlm_lightning.data.text.prepare.join import Joined
 from mlm_lightning.data.text.prepare.progress import ProgressCallback
 from mlm_lightning.data.text.prepare.shards import Function, Task, Work, count, count_characters, tokenise
+from mlm_lightning.data.text.settings import TextSettings
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
 from mlm_lightning.data.text.tokenizer.load import TRAIN, cased_tokens, load_tokenizer, open_tokenizer, vocabulary_file
 from mlm_lightning.data.text.tokenizer.training import train_tokenizer
@@ -42,37 +42,28 @@ from mlm_lightning.processes import Workers
 DEFAULT_VAL_SHARE = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What to make. `documents` are those for training, and for validation and test where they have files of their own.
-    `origins` are the keys that name them, with their values."""
-
-    documents: dict[Split, Documents]
-    origins: dict[Split, tuple[str, Any]]
-    train_size: int | float | None
-    val_size: int | float | None
-    test_size: int | float | None
-    seed: int
-    deduplicate: bool
-    tokenizer: str
-    vocab_size: int | None
-    tokenizer_algorithm: str
-
-
 class Preparation:
-    """Makes a cache's files in `work`, which may hold what an earlier one did before it was stopped."""
+    """Makes a cache's files in `work`, which may hold what an earlier one did before it was stopped. `documents` are those for
+    training, and for validation and test where they have an origin of their own."""
 
-    def __init__(self, recipe: Recipe, work: Path, workers: Workers, report: ProgressCallback) -> None:
-        self.recipe, self.work, self.workers, self.report = recipe, work, workers, report
+    def __init__(
+        self,
+        settings: TextSettings,
+        documents: dict[Split, Documents],
+        work: Path,
+        workers: Workers,
+        report: ProgressCallback,
+    ) -> None:
+        self.settings, self.documents, self.work, self.workers, self.report = settings, documents, work, workers, report
         self.warnings: list[str] = []
         # held out first: of equal documents the first is kept
-        self.origins: list[Split] = sorted(recipe.documents, key=("val", "test", "train").index)
+        self.origins: list[Split] = sorted(documents, key=("val", "test", "train").index)
 
     def run(self) -> dict[str, Any]:
         """What meta.json says of the files."""
         self._begin()
         # a name that leads nowhere is better found before hours of reading
-        tokenizer = None if self.recipe.tokenizer == TRAIN else open_tokenizer(self.recipe.tokenizer)
+        tokenizer = None if self.settings.tokenizer == TRAIN else open_tokenizer(self.settings.tokenizer)
         counts = self._count()
         numbers, copies = self._choose(counts)
         tasks = self._tasks(numbers, counts)
@@ -81,18 +72,18 @@ class Preparation:
         _save(tokenizer, self.work / "tokenizer")
         vocab = read_vocab(tokenizer)
         save_vocab(vocab, self.work / "vocab.json")
-        is_bare = self.recipe.tokenizer != TRAIN and vocabulary_file(self.recipe.tokenizer) is not None
+        is_bare = self.settings.tokenizer != TRAIN and vocabulary_file(self.settings.tokenizer) is not None
         if is_bare and (cased := cased_tokens(vocab)):
             self.warnings.append(
-                f"data.tokenizer={self.recipe.tokenizer}: {cased:,} tokens of the vocabulary have capital letters, but a "
+                f"data.tokenizer={self.settings.tokenizer}: {cased:,} tokens of the vocabulary have capital letters, but a "
                 "bare vocab.txt is read as uncased; give the folder of a cased tokenizer instead"
             )
         dtype = np.dtype(np.uint16 if vocab.size <= 1 << 16 else np.uint32)
         encoder = Encoder(tokenizer, dtype)
-        splits = self._tokenise(tasks, Work(self.recipe.documents, encoder, tokenizer.unk_token_id), dtype)
+        splits = self._tokenise(tasks, Work(self.documents, encoder, tokenizer.unk_token_id), dtype)
         return {
             "dtype": dtype.name,
-            "own_tokenizer": is_bare or self.recipe.tokenizer == TRAIN,
+            "own_tokenizer": is_bare or self.settings.tokenizer == TRAIN,
             "prefix": encoder.prefix,
             "suffix": encoder.suffix,
             "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
@@ -103,7 +94,7 @@ class Preparation:
         """Keeps what lies in the work folder if it was made in the same way: the same shards, the same choice of documents."""
         note = self.work / "plan.json"
         packages = {name: version(name) for name in ("mlm-lightning", "numpy", "tokenizers")}
-        contents = {origin: documents.content() for origin, documents in self.recipe.documents.items()}
+        contents = {origin: documents.content() for origin, documents in self.documents.items()}
         plan = json.dumps({"packages": packages, "shard_bytes": base.SHARD_BYTES, "contents": contents}).encode()
         if not note.exists() or note.read_bytes() != plan:
             for path in self.work.iterdir():
@@ -117,20 +108,20 @@ class Preparation:
         tasks = [
             Task(origin, shard, self.work / "count" / f"{origin}-{number:06}")
             for origin in self.origins
-            for number, shard in enumerate(self.recipe.documents[origin].shards())
+            for number, shard in enumerate(self.documents[origin].shards())
         ]
-        self._run("reading", count, Work(self.recipe.documents), tasks)
+        self._run("reading", count, Work(self.documents), tasks)
         counts: dict[Split, list[int]] = {}
         for origin in self.origins:
             problems, counts[origin] = Problems(), []
             for result in (_result(task) for task in tasks if task.origin == origin):
                 counts[origin].append(result["documents"])
                 problems.extend(Problems.from_json(result["problems"]))
-            self.recipe.documents[origin].check(problems)
+            self.documents[origin].check(problems)
             if sum(counts[origin]) == 0:
                 found = "; ".join(problems.messages()) or "it is empty"
                 remedy = "give text, or, where it is in a column, check data.text_column"
-                raise ConfigError(*self.recipe.origins[origin], f"there is no document for {origin} ({found})", remedy)
+                raise ConfigError(*self.settings.origin(origin), f"there is no document for {origin} ({found})", remedy)
             self.warnings += problems.messages()
         return counts
 
@@ -139,7 +130,7 @@ class Preparation:
         hashes = Hashes(self.work / "count", self.origins, counts)
         kept: dict[Split, np.ndarray | None] = dict.fromkeys(self.origins)
         copies: dict[Split, int] = {}
-        if self.recipe.deduplicate:
+        if self.settings.deduplicate:
             is_first = hashes.is_first()
             copies = {origin: int((~is_first[origin]).sum()) for origin in self.origins}
             kept = {origin: np.flatnonzero(is_first[origin]) for origin in self.origins}
@@ -153,24 +144,26 @@ class Preparation:
 
     def _choose_from(self, origin: Split, num_documents: int, kept: np.ndarray | None) -> dict[Split, np.ndarray]:
         """Of the documents of an origin (of those `kept`, if some are copies) which are for what."""
-        recipe = self.recipe
+        settings = self.settings
         if kept is not None and not len(kept):
             problem = "all of its documents are copies of those of validation or test"
-            raise ConfigError(*recipe.origins[origin], problem, "give others, or set data.deduplicate=false")
+            raise ConfigError(*settings.origin(origin), problem, "give others, or set data.deduplicate=false")
         number = num_documents if kept is None else len(kept)
         if origin == "train":
-            key, value = recipe.origins["train"]
-            val_size = DEFAULT_VAL_SHARE if recipe.val_size is None else recipe.val_size
+            key, value = settings.origin("train")
+            val_size = DEFAULT_VAL_SHARE if settings.val_size is None else settings.val_size
             chosen = choose_documents(
                 number,
-                train_size=recipe.train_size,
+                train_size=settings.train_size,
                 val_size=None if "val" in self.origins else val_size,
-                test_size=None if "test" in self.origins else recipe.test_size,
-                seed=recipe.seed,
+                test_size=None if "test" in self.origins else settings.test_size,
+                seed=settings.seed,
                 origin=f"{key}={as_typed(value)}",
             )
         else:
-            chosen = {origin: choose_held_out(origin, getattr(recipe, f"{origin}_size"), number, recipe.seed)}
+            # a stream's documents are as many as were asked for
+            size = None if settings.streaming else getattr(settings, f"{origin}_size")
+            chosen = {origin: choose_held_out(origin, size, number, settings.seed)}
         return {split: numbers if kept is None else kept[numbers] for split, numbers in chosen.items()}
 
     def _tasks(self, numbers: dict[Split, dict[Split, np.ndarray]], counts: dict[Split, list[int]]) -> list[Task]:
@@ -178,7 +171,7 @@ class Preparation:
         chosen = [
             (origin, shard, split_N)
             for origin in self.origins
-            for shard, split_N in self.recipe.documents[origin].chosen(numbers[origin], counts[origin])
+            for shard, split_N in self.documents[origin].chosen(numbers[origin], counts[origin])
         ]
         return [
             Task(origin, shard, self.work / "tokens" / f"{number:06}", split_N)
@@ -199,20 +192,22 @@ class Preparation:
 
     def _train_tokenizer(self, tasks: list[Task]) -> Any:
         alphabet: Counter[str] = Counter()
-        if self.recipe.tokenizer_algorithm == "wordpiece":  # the others need none
+        if self.settings.tokenizer_algorithm == "wordpiece":  # the others need none
             counting = [Task(t.origin, t.shard, self.work / "characters" / t.output.name, t.split_N) for t in tasks]
-            self._run("counting characters", count_characters, Work(self.recipe.documents), counting)
+            self._run("counting characters", count_characters, Work(self.documents), counting)
             for task in counting:
                 alphabet.update(_result(task)["characters"])
-        assert self.recipe.vocab_size is not None
-        return train_tokenizer(self._training_texts(tasks), self.recipe.vocab_size, alphabet, self.recipe.tokenizer_algorithm)
+        assert self.settings.vocab_size is not None
+        return train_tokenizer(
+            self._training_texts(tasks), self.settings.vocab_size, alphabet, self.settings.tokenizer_algorithm
+        )
 
     def _training_texts(self, tasks: list[Task]) -> Iterator[str]:
         done, total = 0, self._size(tasks)
         for task in tasks:
             assert task.split_N is not None
             self.report("training the tokenizer", done, total)
-            texts = self.recipe.documents[task.origin].read(task.shard, Problems())
+            texts = self.documents[task.origin].read(task.shard, Problems())
             for text, split in zip(texts, task.split_N.tolist(), strict=True):
                 if SPLITS.index("train") == split:
                     yield text
@@ -234,7 +229,7 @@ class Preparation:
 
     def _check_splits(self, counts: dict[Split, dict[str, int]]) -> None:
         for split, found in counts.items():
-            origin = self.recipe.origins[split if split in self.recipe.documents else "train"]
+            origin = self.settings.origin(split if split in self.documents else "train")
             if not found["tokens"]:
                 raise ConfigError(*origin, f"all {found['empty']:,} documents of the {split} split are empty", "give text")
             if found["empty"]:
@@ -257,7 +252,7 @@ class Preparation:
             yield task
 
     def _size(self, tasks: Sequence[Task]) -> int:
-        return sum(self.recipe.documents[task.origin].size(task.shard) for task in tasks)
+        return sum(self.documents[task.origin].size(task.shard) for task in tasks)
 
 
 def delete_scratch(work: Path) -> None:

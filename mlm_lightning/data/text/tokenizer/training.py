@@ -5,12 +5,16 @@
     unigram     Fellow citizens  ─►  <s> ▁F ellow ▁citizen s </s>          white space is one space; as XLM-R, CamemBERT
 
 The library's trainers keep words in hash tables that are seeded anew in every process. That does not matter to BPE over bytes,
-where ties are broken by the tokens' numbers; for WordPiece those have to be settled first; unigram models are trained here.
+where ties are broken by the tokens' numbers; for WordPiece those have to be settled first; unigram models are trained by
+sentencepiece on one thread, which reads the words in the order that we give.
 """
 
+import io
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlm_lightning.data.text.tokenizer.encoder import cut_before, cut_for_wordpiece
@@ -20,6 +24,8 @@ from mlm_lightning.errors import ConfigError
 
 _ALPHABET_SIZE = 1000  # of a trained tokenizer; as in tokenizers' BertWordPieceTokenizer
 _SENTENCE_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_MAX_WORDS = 2_000_000  # different ones that a unigram model is trained on: the most frequent
+_MAX_WORD_CHARS = 1_000  # a longer word (Chinese has no spaces) is cut: sentencepiece skips what has more than 4,192 bytes
 _FORCED_CHARS = 100_000  # a document without white space is cut for training after so many: words of that length teach nothing
 
 
@@ -133,8 +139,6 @@ def _cut_at_spaces(text: str) -> Iterator[str]:
 def _train_unigram(texts: Iterable[str], vocab_size: int, alphabet: Counter[str]) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    from mlm_lightning.data.text.tokenizer.unigram import train_unigram
-
     unigram = Tokenizer(models.Unigram())
     unigram.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " ")]
@@ -144,7 +148,7 @@ def _train_unigram(texts: Iterable[str], vocab_size: int, alphabet: Counter[str]
     words = _in_alphabet(_count_words(texts, unigram))
     characters = set().union(*words)
     _check_size(vocab_size, len(_SENTENCE_TOKENS) + len(characters), "characters of the training documents")
-    pieces = train_unigram(words, vocab_size - len(_SENTENCE_TOKENS))
+    pieces = _unigram_pieces(words, vocab_size - len(_SENTENCE_TOKENS))
     vocabulary = [*((token, 0.0) for token in _SENTENCE_TOKENS), *pieces]
     unigram.model = models.Unigram(vocabulary, unk_id=_SENTENCE_TOKENS.index("<unk>"))
     unigram.post_processor = processors.TemplateProcessing(
@@ -153,6 +157,52 @@ def _train_unigram(texts: Iterable[str], vocab_size: int, alphabet: Counter[str]
         special_tokens=[(token, _SENTENCE_TOKENS.index(token)) for token in ("<s>", "</s>")],
     )
     return _sentence_tokenizer(unigram)
+
+
+def _unigram_pieces(counts: Counter[str], num_pieces: int) -> list[tuple[str, float]]:
+    """At most `num_pieces` pieces with their log-probabilities, the most probable first; all characters are among them.
+
+    Source: Kudo, "Subword Regularization", ACL 2018, section 3.2.
+    """
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:_MAX_WORDS]
+    trained = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "words.tsv"
+        with file.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(f"{METASPACE}\t1\n")  # it needs one word that it does not skip
+            for word in words:
+                for start in range(0, len(word), _MAX_WORD_CHARS):
+                    stream.write(f"{word[start : start + _MAX_WORD_CHARS]}\t{counts[word]}\n")
+        SentencePieceTrainer.train(
+            input=str(file),
+            input_format="tsv",
+            model_writer=trained,
+            model_type="unigram",
+            vocab_size=num_pieces + 2,  # with <unk>, and ▁, should no other word have it
+            hard_vocab_limit=False,
+            num_threads=1,
+            # the words are ready: nothing is to be normalised, and pieces are any parts of them
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_by_number=False,
+            split_by_unicode_script=False,
+            character_coverage=1.0,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    model = SentencePieceProcessor(model_proto=trained.getvalue())
+    scores = {model.id_to_piece(number): round(model.get_score(number), 6) for number in range(1, len(model))}
+    # words with a few reserved characters, such as ▅, are skipped
+    characters = {character: scores.get(character, min(scores.values())) for character in set().union(*counts)}
+    longer = [piece for piece in scores if len(piece) > 1][: num_pieces - len(characters)]
+    kept = characters | {piece: scores[piece] for piece in longer}
+    return sorted(kept.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _count_words(texts: Iterable[str], unigram: Any) -> Counter[str]:

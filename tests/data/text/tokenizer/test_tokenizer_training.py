@@ -195,6 +195,16 @@ class TestSizes:
         assert tokenizer.unk_token_id not in tokenizer("the cat")["input_ids"]
 
 
+@pytest.mark.parametrize("text", ["▅", "\0", "▅▅ loading ▅▅▅", "a\0b ▁ ▁▁c", "漢字" * 20_000, "<s> </s>"])
+def test_what_sentencepiece_skips_is_in_the_vocabulary(text):
+    tokenizer = trained([text], 400, "unigram")
+    assert tokenizer.unk_token_id not in tokenizer(text, verbose=False)["input_ids"]
+
+
+def test_frequent_words_become_pieces(tokenizers):
+    assert {"▁the", "▁of", "▁and", "▁government"} <= set(tokenizers["unigram"].get_vocab())
+
+
 def test_an_unknown_algorithm():
     with pytest.raises(ValueError, match=r"data\.tokenizer_algorithm=bpee: unknown; choose one of wordpiece, bpe, unigram"):
         trained(["the cat"], 100, "bpee")
