@@ -14,11 +14,8 @@ from mlm_lightning.config.settings import Node, Settings
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import Source, Split
 from mlm_lightning.errors import NO_VALUE, ConfigError, InvalidConfigError, config_errors
-from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
+from mlm_lightning.masking import MASKINGS, Masking, Single
 from mlm_lightning.randomness import Stream, seed_torch
-
-MASKINGS: dict[str, type[Masking]] = {"bernoulli": Bernoulli, "single": Single, "span": Span, "whole_word": WholeWord}
-
 
 # what a run is evaluated on
 

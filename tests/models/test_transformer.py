@@ -312,7 +312,7 @@ def test_dropout_at_the_edges():
         ({"num_layers": 0}, r"model\.num_layers=0: must be at least 1"),
         ({"d_model": -4}, r"model\.d_model=-4: must"),
         ({"dim_feedforward": 2.5}, r"model\.dim_feedforward=2\.5: should be a whole number"),
-        ({"decoder_hidden_sizes": [8, 0]}, r"model\.decoder_hidden_sizes=\[8, 0\]: 0 must be at least 1"),
+        ({"decoder_hidden_sizes": [8, 0]}, r"model\.decoder_hidden_sizes: 0 must be at least 1"),
         ({"num_classes": 0}, r"model\.num_classes=0: must"),
         ({"dropout": 1.0}, r"model\.dropout=1\.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, r"model\.dropout=-0\.1: must"),
