@@ -1,6 +1,6 @@
 """What ends a command besides success, and its exit statuses.
 
-    UserError       2    a mistake that the user can fix (ConfigError: one wrong setting; InvalidConfigError: several at once)
+UserError       2    a mistake that the user can fix (ConfigError: one wrong setting; InvalidConfigError: several at once)
 Interrupted    75    a signal stopped the command with everything saved (Ctrl-C: 130)
 anything else   1    a failure
 """
@@ -9,13 +9,20 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from types import FrameType
 from typing import Any
 
 FAILURE, MISTAKE, STOPPED, CTRL_C = 1, 2, 75, 130
 
-NO_VALUE: Any = object()
-"""The value of a ConfigError whose key has none, or none worth showing."""
+
+class NoValue(Enum):
+    """The value of a ConfigError whose key has none, or none worth showing."""
+
+    NO_VALUE = "no value"
+
+
+NO_VALUE = NoValue.NO_VALUE
 
 
 class UserError(Exception):
@@ -33,16 +40,6 @@ class ConfigError(UserError, ValueError):
         setting = self.key if self.value is NO_VALUE else f"{self.key}={as_typed(self.value)}"
         return f"{setting}: {self.problem}" + (f"; {self.remedy}" if self.remedy else "")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ConfigError) and str(self) == str(other)
-
-    def __hash__(self) -> int:
-        return hash(str(self))
-
-    def __reduce__(self) -> Any:
-        value = None if self.value is NO_VALUE else (self.value,)  # a sentinel does not survive another process
-        return _config_error, (self.key, value, self.problem, self.remedy)
-
     def moved(self, group: str, to: str) -> "ConfigError":
         """The same of a group's copy elsewhere: `data.depth` as `eval.data.k0.depth`."""
         inside = self.key == group or self.key.startswith(f"{group}.")
@@ -50,15 +47,11 @@ class ConfigError(UserError, ValueError):
         return ConfigError(key, self.value, self.problem, self.remedy)
 
 
-def _config_error(key: str, value: tuple[Any] | None, problem: str, remedy: str) -> ConfigError:
-    return ConfigError(key, NO_VALUE if value is None else value[0], problem, remedy)
-
-
 class InvalidConfigError(UserError, ValueError):
     """All that is wrong with a config, a line each."""
 
     def __init__(self, errors: Iterable[ConfigError]) -> None:
-        self.errors = tuple(dict.fromkeys(errors))
+        self.errors = tuple({str(error): error for error in errors}.values())
         super().__init__(self.errors)
 
     def __str__(self) -> str:
@@ -67,11 +60,9 @@ class InvalidConfigError(UserError, ValueError):
 
 def refuse(errors: Iterable[ConfigError]) -> None:
     """Raises them, if there are any: a single one as itself."""
-    found = tuple(dict.fromkeys(errors))
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        raise InvalidConfigError(found)
+    found = InvalidConfigError(errors)
+    if found.errors:
+        raise found.errors[0] if len(found.errors) == 1 else found
 
 
 def config_errors(error: Exception, key: str) -> list[ConfigError]:
@@ -132,9 +123,8 @@ def interruptible() -> Iterator[None]:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
-    handlers = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", None)) if number
-    }
+    signals = [getattr(signal, name, None) for name in ("SIGTERM", "SIGUSR1")]
+    handlers = {number: signal.signal(number, interrupt) for number in signals if number}
     try:
         yield
     finally:

@@ -85,9 +85,10 @@ class Composer:
             yield
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._explain(error)) from error
-        except YAMLError as error:  # names the file and the line
-            where = getattr(error, "problem_mark", None)
-            raise UserError(f"{where.name if where else 'a config'}: is no YAML: {one_line(error)}") from error
+        except YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
+            raise UserError(f"{where}: is no YAML: {one_line(error)}") from error
 
     def plain(self, overrides: Sequence[str]) -> list[str]:
         """The overrides with `++` before every plain `key=value` that chooses no group."""
@@ -108,9 +109,9 @@ class Composer:
         given = {override.lstrip("+~").partition("=")[0] for override in overrides}
         params = OmegaConf.to_container(master.hydra.sweeper.get("params") or OmegaConf.create({}))
         assert isinstance(params, dict)
-        named = {str(key): _as_override(value) for key, value in params.items()}
-        added = [f"{key}={value}" for key, value in named.items() if key.lstrip("+~") not in given]
-        return [*self.plain(added), *overrides]
+        # text in Hydra's grammar of overrides, a list, or a plain value
+        text = {str(key): ",".join(map(str, each)) if isinstance(each, list) else each for key, each in params.items()}
+        return [*self.plain([f"{key}={each}" for key, each in text.items() if key.lstrip("+~") not in given]), *overrides]
 
     def launch(self, task: Callable[[DictConfig], Any], master: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
         """Runs jobs by the launcher that `hydra/launcher` names; returns when all have ended."""
@@ -157,16 +158,11 @@ class Composer:
             raise UserError(self._no_key_value(override))
         if not equals or key[0] in "+~" or "@" in key or key.startswith("hydra."):
             return override
-        if not self._is_group(key):
+        if not key.startswith("hydra/") and key not in GROUPS and ("." in key or not self.options(key)):
             return f"++{override}"
         if key in GROUPS and re.fullmatch(r"true|false|[-+.\d]+", value):
             raise UserError(f"{override}: is no name of an option. There are: {', '.join(self.options(key))}")
         return f"{key}=[]" if value == "null" else override  # no option: for Hydra an empty list of them
-
-    def _is_group(self, key: str) -> bool:
-        if key.startswith("hydra/"):
-            return True
-        return key in GROUPS or ("." not in key and bool(self.options(key)))
 
     def options(self, group: str) -> list[str]:
         """What may be chosen for a group."""
@@ -191,11 +187,6 @@ class Composer:
             f"'{override.removeprefix('++')}': is no KEY=VALUE; quote it where the shell needs it, e.g. "
             "'data.path=texts/*.txt', and a value with spaces, quotes or brackets once more, e.g. 'data.path=\"my texts\"'"
         )
-
-
-def _as_override(value: Any) -> str:
-    """A value of `hydra.sweeper.params`: text in Hydra's grammar of overrides, or a plain number."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _with_key(error: Exception) -> str:
@@ -255,12 +246,7 @@ def answer_by_hydra(command: str, arguments: list[str], flags: argparse.Namespac
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    flags_only, typed = [], list(flags.overrides)
-    for argument in arguments:
-        if argument in typed:
-            typed.remove(argument)
-        else:
-            flags_only.append(argument)
+    flags_only = [argument for argument in arguments if argument not in flags.overrides]
     GlobalHydra.instance().clear()
     sys.argv = [command, *flags_only, *overrides]
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)(lambda config: None)()

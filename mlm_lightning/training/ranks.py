@@ -22,7 +22,7 @@ from typing import Any
 
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.trainer import TrainerSettings
-from mlm_lightning.errors import ConfigError, Interrupted, UserError
+from mlm_lightning.errors import CTRL_C, MISTAKE, STOPPED, ConfigError, Interrupted, UserError
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.position import Position
 from mlm_lightning.training.rendezvous import Nodes, node_rank, rendezvous_address
@@ -120,7 +120,7 @@ def _wait(ranks: list["subprocess.Popen[bytes]"]) -> list[int]:
     """Waits for all ranks; where one fails, the others wait for it forever and are ended."""
     while any(rank.poll() is None for rank in ranks):
         statuses = [rank.poll() for rank in ranks]
-        if any(status not in (None, 0, 75, 130) for status in statuses):
+        if any(status not in (None, 0, STOPPED, CTRL_C) for status in statuses):
             time.sleep(5)
             _send(ranks, signal.SIGKILL)
         time.sleep(0.05)
@@ -130,14 +130,14 @@ def _wait(ranks: list["subprocess.Popen[bytes]"]) -> list[int]:
 
 def _raise_what_ended(statuses: list[int], received: list[int], folder: Path) -> None:
     failed = next((status for status in statuses if status), 0)
-    if failed in (75, 130):
+    if failed in (STOPPED, CTRL_C):
         position = Run(folder).last_checkpoint()
-        signum = received[-1] if received else signal.SIGINT if failed == 130 else signal.SIGTERM
+        signum = received[-1] if received else signal.SIGINT if failed == CTRL_C else signal.SIGTERM
         raise Interrupted(signum, position.step if position else None)
     if failed:
         error = folder / "error.json"
         reason = json.loads(error.read_text()) if error.exists() else {}
-        if failed == 2:
+        if failed == MISTAKE:
             error.unlink(missing_ok=True)
             raise UserError(reason.get("message", "a rank refused"))
         raise RankError(reason.get("message", f"a rank ended with status {failed}"))
