@@ -27,8 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from mlm_lightning.batch import PADDING_ROW, MLMBatch
-from mlm_lightning.data.source import EndlessRows, Rows, Source
-from mlm_lightning.masking import Masking
+from mlm_lightning.data.source import EndlessRows, Rows
 from mlm_lightning.randomness import Stream, generator
 
 
@@ -54,7 +53,7 @@ class Plan:
 
 
 class TrainBatches(Dataset[MLMBatch]):
-    """Batch j of a rank's stream; endless rows have one epoch."""
+    """Batch j of a rank's stream; endless rows have one epoch. `mask` is a masking with its vocabulary and its key."""
 
     def __init__(
         self,
@@ -145,31 +144,6 @@ class BatchRange(Sampler[int]):
         return self.stop
 
 
-class Mask:
-    """A masking bound to a source's vocabulary and a key."""
-
-    def __init__(self, masking: Masking, source: Source, mask_key: int) -> None:
-        self.masking, self.vocab, self.key = masking, source.vocab, mask_key
-
-    def __call__(
-        self,
-        tokens_BL: Tensor,
-        row_ids_B: Tensor,
-        epochs_B: Tensor | None,
-        attention_mask_BL: Tensor | None,
-        progress: float,
-    ) -> MLMBatch:
-        return self.masking(
-            tokens_BL,
-            row_ids_B,
-            vocab=self.vocab,
-            key=self.key,
-            epochs_B=epochs_B,
-            attention_mask_BL=attention_mask_BL,
-            progress=progress,
-        )
-
-
 def _masked(
     rows: Rows | EndlessRows,
     row_ids_B: Tensor,
@@ -179,4 +153,4 @@ def _masked(
 ) -> MLMBatch:
     read = rows[row_ids_B.clamp(min=0)]  # a PADDING_ROW has the tokens of row 0, and no labels
     tokens_BL, attention_mask_BL = read if isinstance(read, tuple) else (read, None)
-    return mask(tokens_BL, row_ids_B, epochs_B, attention_mask_BL, progress)
+    return mask(tokens_BL, row_ids_B, epochs_B=epochs_B, attention_mask_BL=attention_mask_BL, progress=progress)

@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mlm_lightning.batch import MLMBatch
-from mlm_lightning.data.batches import BatchRange, EvalBatches, Mask, Plan, TrainBatches
+from mlm_lightning.data.batches import BatchRange, EvalBatches, Plan, TrainBatches
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import SPLITS, EndlessRows, Source, Split
 from mlm_lightning.masking import Masking
@@ -45,13 +46,14 @@ class MLMDataModule(L.LightningDataModule):
         self.seed, self.eval_seed, self.plan = seed, eval_seed, plan
 
     def train_batches(self, rank: int = 0, world_size: int = 1) -> TrainBatches:
-        mask = Mask(self.masking, self.source, key(self.seed, SPLITS.index("train")))
+        mask = partial(self.masking, vocab=self.source.vocab, key=key(self.seed, SPLITS.index("train")))
         plan = self.plan or Plan(total_steps=1)
         return TrainBatches(self.source.rows("train"), mask, self.batch_size, self.seed, rank, world_size, plan)
 
     def eval_batches(self, split: Split, condition: Condition, rank: int = 0, world_size: int = 1) -> EvalBatches:
-        mask = Mask(condition.masking, condition.source, key(self.eval_seed, SPLITS.index(split)))
-        rows = condition.source.rows(split)
+        source = condition.source
+        mask = partial(condition.masking, vocab=source.vocab, key=key(self.eval_seed, SPLITS.index(split)))
+        rows = source.rows(split)
         assert not isinstance(rows, EndlessRows)
         return EvalBatches(rows, mask, self.batch_size, rank, world_size)
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import torch
 
 from mlm_lightning.config.compose import config_yaml
-from mlm_lightning.config.settings import Composed, Settings
+from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, differences, flat
@@ -122,8 +122,13 @@ class Run:
         for half_written in [*self.checkpoints.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:  # by a killed process
             half_written.unlink()
         write_atomically(self.folder / "config.yaml", config_yaml(settings.composed))
-        if settings.composed.overrides is not None:
-            self.write_json("manifest.json", _read_json(self.folder / "manifest.json") | _command(settings.composed))
+        if (composed := settings.composed).overrides is not None:  # a rank does not know its command
+            command = {
+                "overrides": composed.typed_overrides,
+                "config_dir": composed.config_dir,
+                "config_name": composed.config_name,
+            }
+            self.write_json("manifest.json", _read_json(self.folder / "manifest.json") | command)
 
     def describe(self, **more: Any) -> list[str]:
         """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
@@ -174,15 +179,6 @@ class Run:
                     step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
                     found += [(step, manifest.parent)] if step < below else []
         return (max(found)[1], max(found)[0]) if found else None
-
-
-def _command(composed: Composed) -> dict[str, Any]:
-    """What makes this run again: a rank, which reads its config from the folder, does not know it."""
-    return {
-        "overrides": composed.typed_overrides,
-        "config_dir": composed.config_dir,
-        "config_name": composed.config_name,
-    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -51,28 +51,25 @@ def slots(at_once: int, trainer: TrainerSettings) -> list[Slot]:
     if at_once == 1:
         return [Slot(None, None)]
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, num_cores() // at_once)
-    devices = _gpus() if trainer.accelerator != "cpu" and trainer.devices == 1 else []
+    devices: list[str] = []
+    if trainer.accelerator != "cpu" and trainer.devices == 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     return [Slot(threads, devices[number % len(devices)] if devices else None) for number in range(at_once)]
 
 
-def _gpus() -> list[str]:
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return visible.split(",")
-    return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def run_all(source: JobSource, slots: list[Slot], started: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
+def run_all(source: JobSource, free: list[Slot], started: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
     """Runs what `source` hands out until nothing is left. On a signal all runs save and end, and Interrupted is raised; a
     second Ctrl-C ends them at once."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(_PRELOADED))
-    free, running = list(slots), dict[Any, tuple[BaseProcess, Job, Slot]]()
+    alone, running = len(free) == 1, dict[Any, tuple[BaseProcess, Job, Slot]]()
     try:
         while True:
             while free and (job := source.next()) is not None:
                 slot = free.pop(0)
                 # with one run at a time its messages are what the user wants to see
-                output = None if len(slots) == 1 else _output_of(job)
+                output = None if alone else job.run.folder.parent / ".logs" / f"{job.run.folder.name}.txt"
                 process: BaseProcess = server.Process(target=_work, args=(job, slot, output))
                 started(job)
                 process.start()
@@ -112,10 +109,6 @@ def _record_death(process: BaseProcess, job: Job) -> None:
         name = signal.Signals(-code).name
         hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
         job.run.fail(RuntimeError(f"its process was ended by {name}{hint}"))
-
-
-def _output_of(job: Job) -> Path:
-    return job.run.folder.parent / ".logs" / f"{job.run.folder.name}.txt"
 
 
 def _work(job: Job, slot: Slot, output: Path | None) -> None:

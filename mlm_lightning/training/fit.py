@@ -48,7 +48,8 @@ def fit(
     if from_parent:
         assert position is not None
         _check_weights(module, position)
-    if settings.trainer.world_size() == 1 or _is_first_rank():
+    is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
+    if settings.trainer.world_size() == 1 or is_first_rank:
         _describe(run, settings, module, conditions, position)
     step = 0 if position is None else position.step
     # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
@@ -90,10 +91,6 @@ def _disk_named(run: Run) -> Iterator[None]:
             f"{where}: {error.strerror}. The checkpoints in {run.checkpoints} are whole: free space or give access, and the "
             "same command continues"
         ) from error
-
-
-def _is_first_rank() -> bool:
-    return int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
 
 
 def _assemble(settings: Settings, conditions: list[Condition], from_parent: bool) -> tuple[MLMModule, MLMDataModule]:

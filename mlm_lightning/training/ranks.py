@@ -49,12 +49,11 @@ def lead(run: Run, settings: Settings, position: Position | None, nodes: Nodes) 
     """Trains on all devices of all machines, from the first of them; returns the summary."""
     run.open(settings)
     address = rendezvous_address()[0] if settings.trainer.num_nodes > 1 else "127.0.0.1"
-    message = {
-        "folder": str(run.folder.absolute()),
-        "checkpoint": str(position.path.absolute()) if position else None,
-        "address": address,
-        "port": _free_port(),
-    }
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    checkpoint = str(position.path.absolute()) if position else None
+    message = {"folder": str(run.folder.absolute()), "checkpoint": checkpoint, "address": address, "port": port}
     nodes.tell(message)
     _train_ranks(settings.trainer, message)
     return run.summary or {}
@@ -68,12 +67,6 @@ def follow(settings: TrainerSettings, nodes: Nodes) -> dict[str, Any]:
     else:
         _train_ranks(settings, message)
     return {}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def _train_ranks(settings: TrainerSettings, message: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
 from collections.abc import Iterable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
-from mlm_lightning.data.batches import BatchRange, EvalBatches, Mask, Plan, TrainBatches
+from mlm_lightning.data.batches import BatchRange, EvalBatches, Plan, TrainBatches
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.datamodule import MLMDataModule, _loader
 from mlm_lightning.data.source import Source
@@ -191,7 +192,9 @@ def scheduled(batch_size: int, accumulation: int, rank: int = 0, world_size: int
     """Ten optimizer steps of 16 rows."""
     source, masking = Counted(50), Bernoulli(rate={"start": 0.9, "end": 0.2, "schedule": "cosine"})
     plan = Plan(total_steps=10, accumulate_grad_batches=accumulation)
-    return TrainBatches(source.rows("train"), Mask(masking, source, mask_key=3), batch_size, 0, rank, world_size, plan)
+    return TrainBatches(
+        source.rows("train"), partial(masking, vocab=source.vocab, key=3), batch_size, 0, rank, world_size, plan
+    )
 
 
 def labels_of_steps(batches: Iterable[MLMBatch]) -> Tensor:
