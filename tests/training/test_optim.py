@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from mlm_lightning.config.build import build_optimizer
+from mlm_lightning.config.settings import Node
 from mlm_lightning.models.transformer import TransformerClassifier
 from mlm_lightning.training.optim import WSD, Constant, Cosine, Linear, Schedule, parameter_groups, scheduler
 
@@ -127,6 +129,13 @@ def test_biases_and_norms_do_not_decay_and_the_rest_does():
     assert norms
     for name, parameter in model.named_parameters():
         assert decays[id(parameter)] == (0.0 if name.endswith("bias") or id(parameter) in norms else 0.1), name
+
+
+@pytest.mark.parametrize(("arguments", "decay"), [({}, 0.01), ({"weight_decay": 0.3}, 0.3), ({"weight_decay": 0.0}, 0.0)])
+def test_an_optimizer_without_weight_decay_has_its_classs_own(arguments, decay):
+    optim = Node("torch.optim.AdamW", {"lr": 0.1, **arguments})
+    optimizer = build_optimizer(optim, "32-true")(parameter_groups(encoder()))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [decay, 0.0]
 
 
 def test_weight_decay_shrinks_matrices_alone():
