@@ -113,5 +113,5 @@ class MLMBatch(NamedTuple):
     def trimmed(self) -> "MLMBatch":
         """The same batch without the places for predicted positions that no row uses; at least one place stays."""
         used_K = (self.labels_BK != IGNORE_INDEX).any(0)
-        places = max(1, int(used_K.sum()))  # the used ones come first
-        return self._replace(positions_BK=self.positions_BK[:, :places])
+        num_places = max(1, int(used_K.sum()))  # the used ones come first
+        return self._replace(positions_BK=self.positions_BK[:, :num_places])

@@ -69,8 +69,8 @@ def check(key: str, value: Any, hint: Any) -> list[ConfigError]:
     if isinstance(value, dict) and (node := next(filter(is_dataclass, _members(hint)), None)):
         return check_arguments(key, value, node)
     if not matches(value, hint):
-        shown = repr(value) if isinstance(value, str) else value
-        return [ConfigError(key, shown, f"should be {describe(hint)}", _remedy(hint))]
+        typed = repr(value) if isinstance(value, str) else value
+        return [ConfigError(key, typed, f"should be {describe(hint)}", _remedy(hint))]
     return list(_outside(key, value, hint, value))
 
 

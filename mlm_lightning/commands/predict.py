@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> int:
     for of_text in predictions:
         print(of_text[0]["text"])
         for mask in of_text:
-            shown = "  ".join(f"{each['token']} {each['probability']:.3f}" for each in mask["predictions"])
-            print(f"  position {mask['position']:>3}  {shown}")
+            line = "  ".join(f"{each['token']} {each['probability']:.3f}" for each in mask["predictions"])
+            print(f"  position {mask['position']:>3}  {line}")
     return 0
 
 

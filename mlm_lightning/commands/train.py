@@ -78,8 +78,8 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
             value = summary[key]
             if key == "val/excess_loss":
                 unit = f"± {summary['val/excess_loss_se']:.4f} (standard error)"
-            shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
-            table.add_row(label, shown, unit)
+            text = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
+            table.add_row(label, text, unit)
     console = Console()
     console.print(table)
     console.print(f"\nrun          {folder}", highlight=False, soft_wrap=True)

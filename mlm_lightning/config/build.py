@@ -71,44 +71,42 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
     `evaluated`.
     """
     workers = None if settings.prepare is None else settings.prepare.instance
-    own: Source = settings.data.instance
-    own.prepare(workers=workers)
+    train_source: Source = settings.data.instance
+    train_source.prepare(workers=workers)
     if evaluated is not None:
-        own.rows(evaluated)
+        train_source.rows(evaluated)
     sources = {}
     for names, node in settings.sources.items():
         if node is settings.data:
             sources[names] = own
             continue
         if node.arguments.get("tokenizer") == "train":  # training another one on these documents would give them other tokens
-            node = replace(node, arguments=node.arguments | own.tokenizer_keys())
+            node = replace(node, arguments=node.arguments | train_source.tokenizer_keys())
         with moved_errors(names):
             source = sources[names] = node.instance
             source.prepare(workers=workers)
             if evaluated is not None:
                 source.rows(evaluated)
-        check_same_rows(names, source, own, prepared=True)
+        check_same_rows(names, source, train_source, prepared=True)
     by_name = {name: source for names, source in sources.items() for name in names}
     oracles = {source: source.oracle() for source in sources.values()}
     found = []
     for names, masking in settings.maskings.items():
-        source = by_name.get(names[0], own)
+        source = by_name.get(names[0], train_source)
         found.append(Condition(names, masking, source, oracles[source]))
     return found
 
 
-def check_same_rows(names: Sequence[str], source: Source, own: Source, prepared: bool) -> None:
+def check_same_rows(names: Sequence[str], source: Source, train_source: Source, prepared: bool) -> None:
     """Raises ConfigError where a model of `own` can't read a further source, as far as that is known by now."""
     key = eval_data_key(names)
-    if source.seq_len != own.seq_len:
-        problem = f"its rows have {source.seq_len} tokens, and those of data {own.seq_len}"
+    if source.seq_len != train_source.seq_len:
+        problem = f"its rows have {source.seq_len} tokens, and those of data {train_source.seq_len}"
         raise ConfigError(key, NO_VALUE, problem, "one model reads both, so evaluate on rows as long as the run's")
-    if not prepared and not all(type(each).prepare is Source.prepare for each in (own, source)):
+    if not prepared and not all(type(each).prepare is Source.prepare for each in (train_source, source)):
         return  # preparing makes the vocabulary
-    if not source.vocab.has_tokens_of(own.vocab):
-        problem = (
-            f"its vocabulary ({source.vocab.size} tokens) is not that of data ({own.vocab.size} tokens); one model reads both"
-        )
+    if not source.vocab.has_tokens_of(train_source.vocab):
+        problem = f"its vocabulary ({source.vocab.size} tokens) is not that of data ({train_source.vocab.size} tokens); one model reads both"
         raise ConfigError(key, NO_VALUE, problem, "so evaluate on data of the same vocabulary")
 
 

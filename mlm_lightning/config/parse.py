@@ -149,8 +149,8 @@ def _parse_parts(findings: _Findings, config: Mapping[str, Any], trusted: bool) 
     parts, data = _Parts(), config.get("data")
     if isinstance(data, dict):
         parts.loader = findings.part("data", {k: v for k, v in data.items() if k in _LOADER_KEYS}, Loader)
-        own = {name: value for name, value in data.items() if name not in _LOADER_KEYS}
-        parts.data = findings.node("data", own, Source, trusted, also=_LOADER_KEYS)
+        arguments = {name: value for name, value in data.items() if name not in _LOADER_KEYS}
+        parts.data = findings.node("data", arguments, Source, trusted, also=_LOADER_KEYS)
     evaluation = findings.part("eval", config.get("eval"), Eval)
     if evaluation is not None:
         wrong = _eval_errors(evaluation)
@@ -182,16 +182,16 @@ def _check_together(findings: _Findings, parts: _Parts) -> tuple[Sources, Maskin
     maskings: Maskings | None = None
     if parts.data is None:
         return sources, {}
-    own: Source = parts.data.instance
+    train_source: Source = parts.data.instance
     if parts.eval is not None:
         sources = evaluated_sources(parts.data, parts.eval.data or {})
         for names, node in list(sources.items())[1:]:
-            if not _check_further(findings, names, node, own):
+            if not _check_further(findings, names, node, train_source):
                 del sources[names]
-    if own.endless and parts.trainer is not None:
+    if train_source.endless and parts.trainer is not None:
         findings.errors += _endless_errors(parts.trainer, parts.callbacks)
     if (model := parts.model) is not None:
-        findings.attempt("model", lambda: _build_on_meta(model, own, sources))
+        findings.attempt("model", lambda: _build_on_meta(model, train_source, sources))
     if (masking := parts.masking) is not None and (evaluation := parts.eval) is not None:
         kind, rates = evaluation.masking, evaluation.mask_rates
         maskings = findings.attempt("eval", lambda: eval_maskings(masking.instance, kind, rates, list(sources)))
@@ -235,7 +235,7 @@ def _eval_name_errors(name: object) -> list[ConfigError]:
     return []
 
 
-def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, own: Source) -> bool:
+def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, train_source: Source) -> bool:
     """Whether a further source has good keys and values, and the run's model can read it."""
     key, before = eval_data_key(names), len(findings.errors)
     for name in _LOADER_KEYS:
@@ -249,7 +249,7 @@ def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, own:
         def build() -> None:
             with moved_errors(names):
                 node.instance  # noqa: B018
-            check_same_rows(names, node.instance, own, prepared=False)
+            check_same_rows(names, node.instance, train_source, prepared=False)
 
         findings.attempt(key, build)
     return len(findings.errors) == before
@@ -265,10 +265,10 @@ def _endless_errors(trainer: TrainerSettings, callbacks: dict[str, Node]) -> lis
     return found
 
 
-def _build_on_meta(model: Node, own: Source, sources: Sources) -> None:
+def _build_on_meta(model: Node, train_source: Source, sources: Sources) -> None:
     """Builds the model without memory, for a vocabulary that nothing is known about yet."""
-    packs = any(source.packs_documents for source in [own, *(node.instance for node in sources.values())])
+    packs = any(source.packs_documents for source in [train_source, *(node.instance for node in sources.values())])
     with torch.device("meta"):
-        built = model_for(model, own.seq_len, packs, vocab_size=8)
+        built = model_for(model, train_source.seq_len, packs, vocab_size=8)
     if isinstance(built, MayBeAnotherTask):
         built.check_masked_lm()

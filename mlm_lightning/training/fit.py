@@ -130,9 +130,9 @@ def _check_weights(module: MLMModule, parent: Position) -> None:
         for state in (there["state_dict"], module.state_dict())
     ]
     if found := differences(*shapes):
-        shown = "\n".join(f"  {each}" for each in found[:5])
+        first = "\n".join(f"  {each}" for each in found[:5])
         more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ConfigError("resume", str(parent.path), f"its weights don't fit this model (there → here):\n{shown}{more}")
+        raise ConfigError("resume", str(parent.path), f"its weights don't fit this model (there → here):\n{first}{more}")
 
 
 def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[Condition], position: Position | None) -> None:
@@ -170,8 +170,8 @@ def _log_hyperparameters(loggers: list[Any], run: Run, settings: Settings, summa
     from torch.utils.tensorboard.summary import hparams
 
     config = settings.composed.config
-    shown = run.swept_values(config) or flat(deciding(config, without=frozenset({"callbacks"})))
-    plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in shown.items()}
+    values = run.swept_values(config) or flat(deciding(config, without=frozenset({"callbacks"})))
+    plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in values.items()}
     metrics = {name: value for name, value in summary.items() if name.startswith("val/")}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -75,7 +75,7 @@ class MLMModule(L.LightningModule):
         self.validation_pending = False
         """Whether the step at hand was to be validated, and a signal came first."""
         self._restored: dict[str, Any] = {}
-        self._own_groups: list[dict[str, Any]] = []
+        self._configured_groups: list[dict[str, Any]] = []
         self._eval_sums: list[MetricSums] = []
 
     def forward(self, batch: MLMBatch) -> Tensor:
@@ -96,19 +96,19 @@ class MLMModule(L.LightningModule):
         if self._restored.get("stopped"):  # early stopping said so, and the end of the run was lost
             self.trainer.should_stop = True
         if self.origin.from_parent:
-            self._keep_own_hyperparameters()
+            self._keep_configured_hyperparameters()
         if self._restored.get("validation_pending"):
             validate_now(self.trainer)
 
-    def _keep_own_hyperparameters(self) -> None:
+    def _keep_configured_hyperparameters(self) -> None:
         """Undoes what another run's checkpoint brought with its optimizer's state: its learning rate, betas …"""
         (optimizer,) = self.trainer.optimizers
         schedule = self.trainer.lr_scheduler_configs[0].scheduler
-        schedule.base_lrs = [group["initial_lr"] for group in self._own_groups]
-        for group, own in zip(optimizer.param_groups, self._own_groups, strict=True):
-            group.update(own)
+        schedule.base_lrs = [group["initial_lr"] for group in self._configured_groups]
+        for group, configured in zip(optimizer.param_groups, self._configured_groups, strict=True):
+            group.update(configured)
             assert self._schedule is not None
-            group["lr"] = own["initial_lr"] * self._schedule(self.trainer.global_step, self.plan.total_steps)
+            group["lr"] = configured["initial_lr"] * self._schedule(self.trainer.global_step, self.plan.total_steps)
 
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
@@ -167,7 +167,7 @@ class MLMModule(L.LightningModule):
         assert self._schedule is not None
         optimizer = self._make_optimizer(parameter_groups(self.model))
         learning_rate = scheduler(optimizer, self._schedule, self.plan.total_steps)
-        self._own_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self._configured_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": learning_rate, "interval": "step"}}
 
     # evaluation
