@@ -78,7 +78,7 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
     sources = {}
     for names, node in settings.sources.items():
         if node is settings.data:
-            sources[names] = own
+            sources[names] = train_source
             continue
         if node.arguments.get("tokenizer") == "train":  # training another one on these documents would give them other tokens
             node = replace(node, arguments=node.arguments | train_source.tokenizer_keys())
@@ -98,7 +98,7 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
 
 
 def check_same_rows(names: Sequence[str], source: Source, train_source: Source, prepared: bool) -> None:
-    """Raises ConfigError where a model of `own` can't read a further source, as far as that is known by now."""
+    """Raises ConfigError where a model of `train_source` can't read a further source, as far as that is known by now."""
     key = eval_data_key(names)
     if source.seq_len != train_source.seq_len:
         problem = f"its rows have {source.seq_len} tokens, and those of data {train_source.seq_len}"
@@ -106,8 +106,8 @@ def check_same_rows(names: Sequence[str], source: Source, train_source: Source, 
     if not prepared and not all(type(each).prepare is Source.prepare for each in (train_source, source)):
         return  # preparing makes the vocabulary
     if not source.vocab.has_tokens_of(train_source.vocab):
-        problem = f"its vocabulary ({source.vocab.size} tokens) is not that of data ({train_source.vocab.size} tokens); one model reads both"
-        raise ConfigError(key, NO_VALUE, problem, "so evaluate on data of the same vocabulary")
+        problem = f"its vocabulary ({source.vocab.size} tokens) is not that of data ({train_source.vocab.size} tokens)"
+        raise ConfigError(key, NO_VALUE, problem, "one model reads both, so evaluate on data of the same vocabulary")
 
 
 @contextmanager
