@@ -4,30 +4,65 @@
 
 The page is `templates/page.html.jinja`; here is what it is filled with. Style, script and pictures are in the file, and nothing
 is loaded from anywhere. Whatever comes from a run is escaped.
+
+The command is `mlm train` with the overrides that the best run's manifest keeps:
+
+    manifest.json   overrides  ["sweep=mask_rate", "masking.rate=0.1", "sweep.jobs=2"]
+                    config_dir "conf"
+    ─►  mlm train --config-dir conf sweep=mask_rate masking.rate=0.1 hydra.mode=RUN
+
+It is composed to see whether it gives the run's config, so a report prints a command that has been checked.
 """
 
 import base64
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from mlm_lightning.report.answer import answer, question
-from mlm_lightning.report.figures.style import Picture
-from mlm_lightning.report.recipe import Recipe
+from mlm_lightning.config.compose import composer, to_plain
+from mlm_lightning.errors import UserError
+from mlm_lightning.report import tables
+from mlm_lightning.report.results import Result
 from mlm_lightning.report.study import Study
-from mlm_lightning.report.tables import (
-    Table,
-    condition_table,
-    difference_table,
-    group_table,
-    manifest_table,
-    metric_table,
-    run_table,
-)
+from mlm_lightning.report.style import Picture
+from mlm_lightning.runs.identity import identity
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_SIDE_BY_SIDE = 6
 """Runs whose every difference and metric are shown."""
-PIXELS_PER_INCH = 110
+
+
+class Recipe(NamedTuple):
+    """A command line that trains a run once more."""
+
+    command: str
+    is_checked: bool
+    """Whether the command gives the run's config with the version and the configs that are here."""
+
+
+def recipe_of(result: Result) -> Recipe | None:
+    """None where a run kept no overrides: one of an older version, outside of a sweep."""
+    overrides = result.manifest.get("overrides")
+    overrides = result.job_overrides if overrides is None else overrides
+    if overrides is None:
+        return None
+    # how the runs of a sweep are started is nothing that one run needs; and resume=never would start it again
+    left_out = ("hydra/", "hydra.mode", "hydra.sweep", "hydra.launcher", "launcher=", "sweep.")
+    overrides = [each for each in overrides if not each.lstrip("+~").startswith(left_out) and each != "resume=never"]
+    config_dir, config_name = result.manifest.get("config_dir"), result.manifest.get("config_name")
+    is_checked = False
+    try:
+        with composer(config_dir, config_name) as hydra:
+            config = hydra.compose(hydra.plain(overrides))
+            if str(config.hydra.mode) == "RunMode.MULTIRUN":  # sweep=NAME would start all runs of the sweep
+                overrides.append("hydra.mode=RUN")
+            is_checked = identity(to_plain(config)) == identity(result.config)
+    except UserError:  # made by another version, or its folder of configs is gone
+        pass
+    flags = [("--config-dir", config_dir), ("--config-name", config_name)]
+    words = [word for name, value in flags if value is not None for word in (name, value)]
+    return Recipe(shlex.join(["mlm", "train", *words, *overrides]), is_checked)
 
 
 def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> str:
@@ -37,36 +72,25 @@ def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> st
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    collection, results = study.collection, study.collection.results
-    equal, unequal = manifest_table(study)
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    results = study.collection.results
+    equal, unequal = tables.manifest_table(study)
     data_swept = any(axis.key.startswith("data.") for axis in study.axes)
     repeated = len(study.ranked) > 1 and any(len(group.results) > 1 for group in study.ranked)
-    side_by_side = collection.home is None and 1 < len(results) <= MOST_SIDE_BY_SIDE
-    problems = [result for result in results if result.status in ("failed", "pruned", "damaged")]
+    few = study.collection.home is None and 1 < len(results) <= MOST_SIDE_BY_SIDE
+    problems = [each for each in results if each.status in ("failed", "pruned", "damaged")]
     return environment.get_template("page.html.jinja").render(
-        title=collection.title,
-        question=question(study),
-        counts=collection.counts,
-        answer=answer(study),
-        best=study.best,
+        study=study,
+        question=tables.question(study),
+        answer=tables.answer(study),
         recipe=recipe,
-        unequal=[row for row in unequal if not (row[0] == "data" and data_swept)],
-        problems=Table(["run", "status", "reason"], [[result.name, result.status, result.detail] for result in problems]),
-        conditions=condition_table(study) if study.conditions and study.ranked else None,
-        pictures=[
-            {
-                "base64": base64.b64encode(picture.png).decode(),
-                "caption": picture.caption,
-                "width": round(picture.figure.get_figwidth() * PIXELS_PER_INCH),
-            }
-            for picture in pictures
-        ],
-        groups=group_table(study) if repeated else None,
-        comparisons={"What differs": difference_table(results), "Metrics side by side": metric_table(results)}
-        if side_by_side
-        else {},
-        runs=run_table(study),
-        axes=study.axes,
-        unlisted=collection.unlisted,
-        made_with=Table(["", "value"], [*equal, *unequal]),
+        unequal=[(key, values) for key, values in unequal if not (key == "data" and data_swept)],
+        problems=tables.Table(["run", "status", "reason"], [[each.name, each.status, each.detail] for each in problems]),
+        conditions=tables.condition_table(study) if study.conditions and study.ranked else None,
+        pictures=pictures,
+        groups=tables.group_table(study) if repeated else None,
+        comparisons=few
+        * [("What differs", tables.difference_table(results)), ("Metrics side by side", tables.metric_table(results))],
+        runs=tables.run_table(study),
+        made_with=tables.Table(["", "value"], [*equal, *unequal]),
     )

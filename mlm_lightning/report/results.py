@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing",
 """Those of `Run`, and `damaged`: a file of the run can't be read."""
 
 Curve = list[tuple[int, float]]
+
+NOT_SET = "not set"
 
 _UNREADABLE = (OSError, ValueError, RecursionError)
 
@@ -55,6 +57,12 @@ class Result:
         """A number of the summary; NaN where it has none."""
         value = self.summary.get(metric)
         return float(value) if isinstance(value, int | float) else math.nan
+
+    def get(self, key: str, missing: Any = NOT_SET) -> Any:
+        """A setting; without a config, what its job says (of `masking._target_` as `masking`), else `missing`."""
+        if self.config:
+            return self.settings.get(key, NOT_SET)
+        return self.settings.get(key, self.settings.get(key.removesuffix("._target_"), missing))
 
     @property
     def step(self) -> int:
@@ -125,15 +133,11 @@ def _open(path: Path) -> Collection:
     if (path / "config.yaml").is_file():
         return Collection(path.name, [read_result(path)])
     runs = sorted(each.parent for each in path.glob("*/config.yaml") if not each.parent.name.startswith("."))
-    if (path / "sweep.json").is_file():
-        return _open_sweep(path, runs)
-    if not runs:
-        raise UserError(f"{path}: is no run, and there is none in it (no config.yaml, no sweep.json)")
-    return Collection(path.resolve().name, [read_result(run) for run in runs], home=path)
-
-
-def _open_sweep(path: Path, runs: list[Path]) -> Collection:
-    file = path / "sweep.json"
+    file, title = path / "sweep.json", path.resolve().name
+    if not file.is_file():
+        if not runs:
+            raise UserError(f"{path}: is no run, and there is none in it (no config.yaml, no sweep.json)")
+        return Collection(title, [read_result(run) for run in runs], home=path)
     try:
         content = _read_dict(file)
         jobs = [(path / str(job["folder"]), [str(each) for each in job["overrides"]]) for job in content["jobs"]]
@@ -143,51 +147,51 @@ def _open_sweep(path: Path, runs: list[Path]) -> Collection:
         raise UserError(
             f"{file}: doesn't list a sweep's jobs ({reason}); without this file, the report is of the runs there"
         ) from error
-    listed = {folder.name for folder, _ in jobs}
     return Collection(
-        title=path.resolve().name,
+        title=title,
         results=[read_result(folder, overrides) for folder, overrides in jobs],
         home=path,
         swept=swept,
         objective=content.get("objective"),
         maximize=content.get("direction") == "maximize",
-        unlisted=[run.name for run in runs if run.name not in listed],
+        unlisted=[run.name for run in runs if run.name not in {folder.name for folder, _ in jobs}],
     )
 
 
 def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
     """What a run's folder says."""
-    result = Result(folder, folder.resolve().name, "missing", job_overrides=job_overrides)
-    result.settings = dict(setting(override) for override in job_overrides or ())
+    settings = dict(map(setting, job_overrides or ()))
+    result = Result(folder, folder.resolve().name, "missing", settings=settings, job_overrides=job_overrides)
     has_config = (folder / "config.yaml").is_file()
-    if has_config:
-        try:
+    with _reading("config.yaml", result, "damaged"):
+        if has_config:
             result.config = dict(read_config(folder).config)
             result.settings = flat(deciding(result.config))
-        except Exception as error:  # OmegaConf and YAML have errors of many kinds
-            return _damaged(result, "config.yaml", error)
+    if result.status == "damaged":
+        return result
     run = Run(folder)
     result.status, result.reason = run.status, " ".join(run.reason.split())
     if not has_config:  # a process that has only just begun holds its run's lock already
         return result
     with contextlib.suppress(*_UNREADABLE):
         result.manifest = _read_dict(folder / "manifest.json")
-    try:
+    with _reading("metrics.csv", result):  # whatever was written there: a report shows the rest
         result.curves = read_curves(folder / "metrics.csv")
-    except Exception as error:  # whatever was written there: a report shows the rest
-        result.reason = result.reason or f"metrics.csv can't be read: {one_line(error)}"
     if result.status == "complete":
         result.reason = ""
-        try:
+        with _reading("summary.json", result, "damaged"):
             result.summary = _read_dict(folder / "summary.json")
-        except _UNREADABLE as error:
-            return _damaged(result, "summary.json", error)
     return result
 
 
-def _damaged(result: Result, name: str, error: BaseException) -> Result:
-    result.status, result.reason = "damaged", f"{name} can't be read: {one_line(error)}"
-    return result
+@contextlib.contextmanager
+def _reading(name: str, result: Result, status: str | None = None) -> Iterator[None]:
+    """Notes why a file can't be read; OmegaConf, YAML and the csv module have errors of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        result.reason = result.reason or f"{name} can't be read: {one_line(error)}"
+        result.status = status or result.status
 
 
 def _read_dict(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The tables of a report, as plain cells: for the terminal, for `results.csv` and for the page."""
+"""A study in words: what it asks and has found, and its tables as plain cells, for terminal, page and `results.csv`."""
 
 import csv
 import io
@@ -8,11 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mlm_lightning.report.axes import NOT_SET, as_text, differing
-from mlm_lightning.report.metric import Metric, condition_name
+from mlm_lightning.report.metric import Interval, Metric, condition_name, describe
 from mlm_lightning.report.results import Collection, Result
-from mlm_lightning.report.statistics import Interval
-from mlm_lightning.report.study import Study
+from mlm_lightning.report.study import Study, as_text, differing
 from mlm_lightning.runs.checkpoint import flat
 
 _MAIN_METRICS = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy")
@@ -57,42 +55,77 @@ def with_interval(found: Interval | None) -> str:
     return number(found.mean) + ("" if found.margin < 1e-9 else f" ± {number(found.half)}")
 
 
-def metric_columns(study: Study) -> list[str]:
-    """The metrics that a table of runs shows."""
-    compared = study.metric.columns if len(study.metric.columns) == 1 else ()
-    wanted = dict.fromkeys([*compared, *_MAIN_METRICS])
-    return [name for name in wanted if any(math.isfinite(result.value(name)) for result in study.complete)]
+def question(study: Study) -> str:
+    """What the runs can answer, in one sentence."""
+    words, *_ = describe(study.metric)
+    goal = f"{'highest' if study.metric.maximize else 'lowest'} {words}"
+    if not study.axes:
+        return f"Which {words} does this configuration reach?"
+    if study.collection.home is None and len(study.collection.results) == len(study.groups):
+        return f"Which of these {len(study.groups)} runs has the {goal}?"
+    return f"Which {' and '.join(axis.name for axis in study.axes)} give{'s' * (len(study.axes) == 1)} the {goal}?"
+
+
+def answer(study: Study) -> list[str]:
+    """The best group, its metric, the oracle's limit, and whether other groups' intervals overlap the best one's."""
+    ranked = [(group, found) for group in study.ranked if (found := group.interval(study.metric))]
+    if not ranked:
+        return ["No complete run has it yet."]
+    (best, found), *others = ranked
+    *_, unit = describe(study.metric)
+    runs = f" (95 % interval, {found.n} seeds)" if found.n > 1 else " (one run: no interval)"
+    sentences = [f"{study.name(best)}: {with_interval(found)} {unit}".rstrip() + runs]
+    limit = best.limit(study.metric)
+    if math.isfinite(limit) and limit != 0:
+        sentences.append(f"Best possible (oracle): {number(limit)}; the excess over it is {number(abs(found.mean - limit))}.")
+    if study.metric.note:
+        sentences.append(f"Compared by {study.metric.name}: {study.metric.note}.")
+    overlapping = [study.name(group) for group, other in others if other.overlaps(found)]
+    if others and all(each.n == 1 for _, each in ranked):
+        sentences.append("One run a group: how much of the difference is chance can't be told.")
+    elif overlapping:
+        every = len(overlapping) == len(others) > 1
+        share = f"all {len(others)} other groups" if every else f"{len(overlapping)} of {len(others)} other groups"
+        names = "; ".join(overlapping[:4]) + ("; …" if len(overlapping) > 4 else "")
+        sentences.append(f"Its interval overlaps that of {share} ({names}).")
+    elif others:
+        sentences.append("No other group's interval overlaps it.")
+    return sentences
+
+
+def compared(study: Study) -> dict[str, Metric]:
+    """The metrics that a table of runs or groups shows, by the names of their columns."""
+    is_mean = len(study.metric.columns) > 1
+    metrics = {"mean over conditions" if is_mean else study.metric.name: study.metric}
+    metrics |= {name: Metric((name,)) for name in _MAIN_METRICS}
+    return {
+        name: metric
+        for name, metric in metrics.items()
+        if len(metric.columns) > 1 or any(math.isfinite(metric.of(result)) for result in study.collection.complete)
+    }
 
 
 def run_table(study: Study) -> Table:
     """A line a run: what was swept, its status, the main metrics, and its step or what went wrong."""
-    metrics = metric_columns(study)
-    has_mean = len(study.metric.columns) > 1
-    keys = [*(axis.key for axis in study.axes), *study.replicates]
-    names = [*(axis.name for axis in study.axes), *study.replicates]
-    has_name = study.collection.home is None or not keys
-    header = ["run"] * has_name + names + ["status"] + ["mean over conditions"] * has_mean + metrics + ["step or reason"]
+    metrics = compared(study)
+    names = {axis.key: axis.name for axis in study.axes} | {key: key for key in study.replicates}
+    has_name = study.collection.home is None or not names
     rows = []
     for result in study.collection.results:
-        values = [result.name] * has_name
-        for key in keys:  # of a run that is missing, its job's
-            default = NOT_SET if result.config else result.settings.get(key.removesuffix("._target_"), "")
-            values.append(as_text(result.settings.get(key, default)))
-        mean = [number(study.metric.of(result))] * has_mean
-        rows.append([*values, result.status, *mean, *(number(result.value(name)) for name in metrics), result.detail])
-    return Table(header, rows)
+        values = [as_text(result.get(key, "")) for key in names]
+        numbers = [number(metric.of(result)) for metric in metrics.values()]
+        rows.append([*[result.name] * has_name, *values, result.status, *numbers, result.detail])
+    return Table([*["run"] * has_name, *names.values(), "status", *metrics, "step or reason"], rows)
 
 
 def group_table(study: Study) -> Table:
     """A line a group, the best one first."""
-    metrics: list[str | Metric] = [study.metric] if len(study.metric.columns) > 1 else []
-    names = ["mean over conditions"] * len(metrics) + metric_columns(study)
-    metrics += metric_columns(study)
+    metrics = compared(study)
     rows = []
     for group in study.ranked:
-        values = [as_text(group.values[axis.key]) for axis in study.axes]
-        rows.append([*values, str(len(group.results)), *(with_interval(group.interval(metric)) for metric in metrics)])
-    return Table([*(axis.name for axis in study.axes), "n", *names], rows)
+        intervals = [with_interval(group.interval(metric)) for metric in metrics.values()]
+        rows.append([*map(as_text, group.values.values()), str(len(group.results)), *intervals])
+    return Table([*(axis.name for axis in study.axes), "n", *metrics], rows)
 
 
 def condition_table(study: Study) -> Table:
@@ -111,9 +144,8 @@ def condition_table(study: Study) -> Table:
 
 def difference_table(results: Sequence[Result]) -> Table:
     """Every key in which some runs differ, and its value in each."""
-    read = [result for result in results if result.config]
-    rows = [[key, *map(as_text, column)] for key, column in sorted(differing(read).items())]
-    return Table(["key", *(result.name for result in read)], rows)
+    rows = [[key, *map(as_text, column)] for key, column in sorted(differing(results).items())]
+    return Table(["key", *(result.name for result in results if result.config)], rows)
 
 
 def metric_table(results: Sequence[Result]) -> Table:
@@ -146,7 +178,7 @@ def manifest_table(study: Study) -> tuple[list[list[str]], list[list[str]]]:
 def results_csv(collection: Collection) -> str:
     """A line a run: folder, status, step, every key that differs, every metric of the summaries, reason."""
     results = collection.results
-    keys = sorted(differing([result for result in results if result.config]))
+    keys = sorted(differing(results))
     asked = (key for result in results if not result.config for key in result.settings)
     keys += [key for key in dict.fromkeys(asked) if key not in keys]
     metrics = list(dict.fromkeys(name for result in results for name in result.summary))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mlm_lightning.report.axes import Axis, as_text, find_axes
 from mlm_lightning.report.results import Result
+from mlm_lightning.report.study import Axis, as_text, find_axes
 
 
 def results(*rows: dict[str, Any]) -> list[Result]:

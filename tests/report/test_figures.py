@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from made_runs import ORACLE, make_grid, make_run, make_sweep, summary_of
 
-from mlm_lightning.report.figures.draw import draw
-from mlm_lightning.report.figures.style import LIMIT, Picture
-from mlm_lightning.report.metric import label
+from mlm_lightning.report.figures import draw
+from mlm_lightning.report.metric import interval, label
 from mlm_lightning.report.results import collect
-from mlm_lightning.report.statistics import interval
 from mlm_lightning.report.study import Study, study
+from mlm_lightning.report.style import LIMIT, Picture
 
 
 def drawn(folder: Path, metric: str | None = None) -> tuple[Study, dict[str, Picture]]:

@@ -7,9 +7,9 @@ import pytest
 from made_runs import ORACLE, make_grid, make_run, make_sweep, summary_of
 
 from mlm_lightning.errors import UserError
-from mlm_lightning.report.metric import Metric, conditions_of, limit_of
+from mlm_lightning.report.metric import Metric, limit_of
 from mlm_lightning.report.results import Result, collect
-from mlm_lightning.report.study import Study, study
+from mlm_lightning.report.study import Study, conditions_of, study
 
 
 def opened(folder: Path, metric: str | None = None) -> Study:

@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 from made_runs import make_grid, make_run, make_sweep, summary_of
 
-from mlm_lightning.report.answer import answer, question
-from mlm_lightning.report.figures.draw import draw
-from mlm_lightning.report.page import page
-from mlm_lightning.report.recipe import Recipe
+from mlm_lightning.report.figures import draw
+from mlm_lightning.report.page import Recipe, page
 from mlm_lightning.report.results import collect
 from mlm_lightning.report.study import study
-from mlm_lightning.report.tables import manifest_table, results_csv, run_table, with_interval
+from mlm_lightning.report.tables import answer, manifest_table, question, results_csv, run_table, with_interval
 
 RECIPE = Recipe("mlm train optim.lr=0.1", is_checked=True)
 VOID = {"meta", "img", "br", "link", "input", "hr"}

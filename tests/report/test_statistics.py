@@ -5,7 +5,7 @@ import math
 import pytest
 import scipy.stats
 
-from mlm_lightning.report.statistics import Interval, interval, t_quantile
+from mlm_lightning.report.metric import Interval, interval, t_quantile
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 29, 30, 101, 500])

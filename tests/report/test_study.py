@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from made_runs import ORACLE, make_grid, make_run, summary_of
 
+from mlm_lightning.report.metric import interval
 from mlm_lightning.report.results import collect
-from mlm_lightning.report.statistics import interval
 from mlm_lightning.report.study import Study, study
 
 

@@ -1,0 +1,205 @@
+"""The figures of a report: a metric against what was swept, evaluation conditions, pairs of keys, learning curves."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mlm_lightning.report import style
+from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, label
+from mlm_lightning.report.study import Axis, Group, Study, as_text, canonical
+from mlm_lightning.report.style import LIMIT, LIMIT_COLOUR, WIDTH, LineStyle, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_COLOURS, MAX_CELLS, MAX_PAIRS, MAX_CURVES = 10, 20, 6, 10
+"""Lines of a panel, rows or columns of a heat map, heat maps of pairs, groups with learning curves."""
+
+
+def draw(study: Study) -> list[Picture]:
+    """Those that a study has the data for."""
+    with style.applied():
+        return list(_pictures(study))
+
+
+def _pictures(study: Study) -> Iterator[Picture]:
+    if study.ranked:
+        groups, conditions, complete = study.groups, study.conditions, study.collection.complete
+        if len(groups) > 2 or len(groups) < len(complete):  # of two runs, a table says it
+            yield from (_by_key(study, axis) for axis in study.axes)
+        if len(conditions) > 1 and study.axes:
+            has_excess = all(f"val/excess_loss_{each}" in result.summary for each in conditions for result in complete)
+            if len(study.axes) == 1 and len(conditions) <= MAX_COLOURS:
+                yield _conditions(study, study.axes[0], has_excess)
+            if max(len(groups), len(conditions)) <= MAX_CELLS:
+                yield _conditions_heat_map(study, "val/excess_loss" if has_excess else "val/loss")
+        for across, down in itertools.islice(itertools.combinations(study.axes, 2), MAX_PAIRS):
+            yield _pair(study, across, down)
+    yield from _curves(study)
+
+
+def _by_key(study: Study, axis: Axis) -> Picture:
+    """The metric against one swept key, and beside it the plain loss if that is not the metric: points for runs, a line
+    through the means, a band for the intervals. A second key gives the colours; of three or more, the best are joined."""
+    metrics = [study.metric]
+    if study.metric.columns != (DEFAULT,) and any(group.interval(DEFAULT) for group in study.groups):
+        metrics.append(Metric((DEFAULT,)))
+    others = [each for each in study.axes if each is not axis]
+    colour_axis = others[0] if len(others) == 1 and len(others[0].values) <= MAX_COLOURS else None
+    # where no two groups share a value (a random search), nothing can be chosen at a value, and a line would be noise
+    joined = len(axis.values) < len(study.groups)
+    blue = style.OKABE_ITO[0], style.MARKERS[0]
+    figure, panels = style.new_figure(WIDTH, 3.4, len(metrics))
+    is_cut = False
+    for ax, metric in zip(panels, metrics, strict=True):
+        style.show_key(ax, axis, WIDTH / len(metrics))
+        if colour_axis:
+            values = colour_axis.values
+            styles = style.line_styles(len(values), ordered=colour_axis.numeric and len(values) > 2)
+            for index, (value, look) in enumerate(zip(values, styles, strict=True)):
+                groups = [each for each in study.groups if canonical(each.values[colour_axis.key]) == canonical(value)]
+                shift = 0.0 if axis.numeric else 0.3 * (index / max(1, len(values) - 1) - 0.5)
+                style.draw_series(ax, axis, groups, metric, look, as_text(value), shift)
+        elif not others:
+            style.draw_series(ax, axis, study.groups, metric, blue, "mean and interval")
+        else:
+            points = [(axis.place(group.values), value) for group in study.groups for value in group.measured(metric)]
+            style.draw_points(ax, points, ("#888888", "o"), alpha=0.5, label="runs")
+            if joined:
+                best = {axis.place(group.values): group for group in reversed(study.rank(metric))}
+                groups = [best[x] for x in sorted(best)]
+                style.draw_series(ax, axis, groups, metric, blue, "best of the other keys", points=False)
+        style.draw_limits(ax, axis, study.groups, metric)
+        is_cut |= style.frame(ax, study.groups, [metric])
+        ax.set_ylabel(style.on_two_lines(label(metric)))
+        if study.metric.note and metric.columns == (DEFAULT,):
+            ax.set_title("each run on its own masks and data")
+    style.add_legend(figure, panels, colour_axis.name if colour_axis else "")
+    caption = f"{label(study.metric)} against {axis.name}. Points are runs"
+    if not others or colour_axis:
+        by = f", by {colour_axis.name}" if colour_axis else ""
+        caption += f"; mean and 95 % interval ({'band' if axis.numeric else 'bar'}) over seeds{by}"
+    elif joined:
+        best_ones = "the line joins" if axis.numeric else "the large ones are"
+        caption += f"; {best_ones} the best group at each value, the other {len(others)} keys chosen freely"
+    if is_cut:
+        caption += "; an interval that leaves the frame is cut"
+    return Picture(f"by_{axis.name}", f"{caption}.", figure)
+
+
+def _conditions(study: Study, axis: Axis, has_excess: bool) -> Picture:
+    """The loss of the same weights under each evaluation condition, a line each, and beside it the excess over the oracle."""
+    figure, panels = style.new_figure(WIDTH, 3.3, 1 + has_excess)
+    for ax, base in zip(panels, ("val/loss", "val/excess_loss"), strict=False):
+        style.show_key(ax, axis, WIDTH / len(panels))
+        metrics = [f"{base}_{condition}" for condition in study.conditions]
+        for metric, condition, look in zip(metrics, study.conditions, style.line_styles(len(metrics)), strict=True):
+            style.draw_series(ax, axis, study.groups, metric, look, condition_name(condition))
+            if base == "val/loss":
+                style.draw_limits(ax, axis, study.groups, metric, look)
+        style.frame(ax, study.groups, metrics)
+        ax.set_ylabel(style.on_two_lines(label(base)))
+    if has_excess:
+        panels[0].plot([], [], linestyle="--", color=LIMIT_COLOUR, linewidth=1.2, label=LIMIT)
+    style.add_legend(figure, panels, "evaluated at")
+    caption = f"The same weights under each evaluation condition, against {axis.name}: mean and 95 % interval over seeds"
+    return Picture("conditions", f"{caption}{'; dashed: the best possible loss there' if has_excess else ''}.", figure)
+
+
+def _conditions_heat_map(study: Study, base: str) -> Picture:
+    """The groups, a row each, under each evaluation condition."""
+    axis = study.axes[0] if len(study.axes) == 1 else None
+    rows = [as_text(group.values[axis.key]) if axis else study.name(group) for group in study.groups]
+    cells = [[group.mean(f"{base}_{each}") for each in study.conditions] for group in study.groups]
+    figure, (ax,) = style.new_figure(min(WIDTH, 2.6 + 0.95 * len(study.conditions)), 1.5 + 0.36 * len(rows))
+    style.draw_heat_map(ax, cells, rows, [condition_name(each) for each in study.conditions], label(base), best_of="column")
+    ax.set(xlabel="evaluated at", ylabel=f"trained with {axis.name}" if axis else "trained with")
+    caption = f"{label(base)}, of each group (row) under each evaluation condition (column); mean over seeds."
+    return Picture("conditions_heat", f"{caption} Framed: the best of its column.", figure)
+
+
+def _pair(study: Study, across: Axis, down: Axis) -> Picture:
+    """The metric for two keys: a heat map where the pairs fill a grid, coloured points where they don't (a random search)."""
+    name, metric_label = f"pair_{across.name}_{down.name}", label(study.metric)
+    chosen = "" if len(study.axes) == 2 else ", the other keys chosen freely"
+    caption = f"{metric_label} for {across.name} and {down.name}{chosen}; mean over seeds."
+    worst_first = study.ranked[::-1]
+    means = [group.mean(study.metric) for group in worst_first]
+    pairs = [(canonical(group.values[across.key]), canonical(group.values[down.key])) for group in worst_first]
+    best = dict(zip(pairs, means, strict=True))
+    rows, names = ([style.shortened(as_text(value)) for value in axis.values] for axis in (down, across))
+    if len(best) * 2 >= len(rows) * len(names) and max(len(rows), len(names)) <= MAX_CELLS:
+        caption += " Framed: the best."
+        cells = [[best.get((canonical(x), canonical(y)), math.nan) for x in across.values] for y in down.values]
+        figure, (ax,) = style.new_figure(min(WIDTH, 2.8 + 0.9 * len(names)), 1.5 + 0.4 * len(rows))
+        style.draw_heat_map(ax, cells, rows, names, metric_label, "all", study.metric.maximize)
+        ax.set_xlabel(across.name)
+    else:
+        figure, (ax,) = style.new_figure(5.6, 3.8)
+        style.show_key(ax, across, 4.0)
+        if down.logarithmic:
+            style.set_log_scale(ax, "y")
+        elif not down.numeric:
+            ax.set_yticks(range(len(rows)), rows)
+        x, y = ([axis.place(group.values) for group in worst_first] for axis in (across, down))
+        points = ax.scatter(x, y, c=means, cmap="cividis", edgecolors="#333333", linewidths=0.5, s=36)
+        figure.colorbar(points, ax=ax, label=style.on_two_lines(metric_label))
+    ax.set_ylabel(down.name)
+    return Picture(name, caption, figure)
+
+
+def _curves(study: Study) -> Iterator[Picture]:
+    """Training and validation loss, and the excess where there is an oracle, against optimizer steps."""
+    runs = [result for result in study.collection.results if result.curves]
+    names = [name for name in ("train/loss", "val/loss", "val/excess_loss") if any(name in each.curves for each in runs)]
+    if not names:
+        return
+    every_group = groups = study.group(runs)
+    if len(groups) > MAX_CURVES:  # the best few, in the order of their values
+        best = {study.name(group) for group in (study.ranked or groups)[:MAX_CURVES]}
+        groups = [group for group in groups if study.name(group) in best]
+    styles = style.line_styles(len(groups), ordered=len(study.axes) == 1 and study.axes[0].numeric and len(groups) > 3)
+    figure, panels = style.new_figure(WIDTH, 3.1, len(names))
+    for ax, name in zip(panels, names, strict=True):
+        curves = [
+            (group, look, each.curves.get(name, []))
+            for group, look in zip(groups, styles, strict=True)
+            for each in group.results
+        ]
+        for group, (colour, marker), curve in curves:
+            if points := [(step, value) for step, value in curve if math.isfinite(value)]:
+                last = len(points) - 1
+                # markers tell the lines apart in grey; at every point of a long curve they would hide it
+                marked = list(range(last + 1)) if last < 12 else [round(last * part / 6) for part in range(1, 7)]
+                look: Any = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 0.9, "markevery": marked}
+                ax.plot(*style.columns(points), **look, label=style.shortened(study.name(group), 60))
+        if name == "val/loss":
+            _draw_oracles(ax, groups, styles)
+        if name == "val/excess_loss" and all(value > 0 for *_, curve in curves for _, value in curve):
+            style.set_log_scale(ax, "y", (1, 2, 5))
+        ax.set_title(label(name).replace(" (", "\n("))
+        ax.set_xlabel("optimizer steps")
+        ax.locator_params(axis="x", nbins=5)
+    style.add_legend(figure, panels)
+    dashed = "; dashed, the best possible loss" if study.has_oracle else ""
+    caption = f"Learning curves: a colour is a group, a thin line a run{dashed}."
+    if len(groups) < len(every_group):
+        caption += f" Of {len(every_group)} groups, the best {len(groups)} are shown."
+    yield Picture("learning_curves", caption, figure)
+
+
+def _draw_oracles(ax: "Axes", groups: Sequence[Group], styles: Sequence[LineStyle]) -> None:
+    """What the oracle reaches: one dashed line for all, or one for each group."""
+    limits = []
+    for group, look in zip(groups, styles, strict=True):
+        last = [curve[-1][1] for result in group.results if (curve := result.curves.get("val/oracle_loss"))]
+        if last and math.isfinite(limit := sum(last) / len(last)):
+            limits.append((limit, look))
+    different = {round(limit, 9) for limit, _ in limits}
+    if len(different) == 1:
+        style.draw_level(ax, different.pop())
+    elif limits:
+        for limit, look in limits:
+            style.draw_level(ax, limit, look, linewidth=1.0)
+        ax.plot([], [], linestyle="--", linewidth=1.0, color=LIMIT_COLOUR, label=f"{LIMIT}, by colour and mark")

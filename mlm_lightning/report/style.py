@@ -1,0 +1,275 @@
+"""How every figure looks, what it is made of, and what it becomes: a PNG with a caption.
+
+Each is a `matplotlib.figure.Figure` of its own (no pyplot, no window, no global state). Colours are Okabe and Ito's, which
+differ for the colour-blind, and every line has a marker of its own for a print in grey; ordered values and heat maps are
+cividis, whose lightness rises steadily. Dashed lines are the oracle's limit, and nothing else is dashed.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mlm_lightning.report.metric import Metric
+from mlm_lightning.report.study import Axis, Group, as_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FRAME_COLOUR = "#D55E00"
+LIMIT = "best possible (oracle)"
+LIMIT_COLOUR = "#333333"
+WIDTH = 7.4  # inches, of a page
+
+LineStyle = tuple[Any, str]
+"""A colour and a marker."""
+
+_RC: Any = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "text.parse_math": False,  # a $ in a path is a dollar
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in another script than the font's
+        yield
+
+
+@dataclass
+class Picture:
+    """A figure, the name of its file, and what it shows."""
+
+    name: str
+    caption: str
+    figure: "Figure"
+
+    def __post_init__(self) -> None:
+        self.name = re.sub(r"[^\w.-]", "-", self.name)
+        self.caption = self.caption[:1].upper() + self.caption[1:]
+
+    @cached_property
+    def png(self) -> bytes:
+        file = io.BytesIO()
+        with applied():
+            self.figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+        return file.getvalue()
+
+
+def new_figure(width: float, height: float, panels: int = 1) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, list(figure.subplots(ncols=panels, squeeze=False).flat)
+
+
+def line_styles(count: int, ordered: bool = False) -> list[LineStyle]:
+    """A colour and a marker for each of some lines."""
+    if not ordered and count <= len(OKABE_ITO):
+        return list(zip(OKABE_ITO, MARKERS, strict=True))[:count]
+    import matplotlib
+
+    # its upper end is too light for a line on white
+    colours = [matplotlib.colormaps["cividis"](0.85 * index / max(1, count - 1)) for index in range(count)]
+    return [(colour, MARKERS[index % len(MARKERS)]) for index, colour in enumerate(colours)]
+
+
+def add_legend(figure: "Figure", panels: Sequence["Axes"], title: str = "") -> None:
+    """One legend below all panels; the figure grows by it."""
+    unique = {text: handle for ax in panels for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    columns = max(1, min(len(unique), 5, 100 // (6 + max(map(len, unique), default=0))))
+    rows = math.ceil(len(unique) / columns) + bool(title)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+    figure.legend(
+        unique.values(), unique.keys(), title=title or None, loc="outside lower center", ncols=columns, alignment="center"
+    )
+
+
+def on_two_lines(text: str) -> str:
+    """A long label, its unit below it."""
+    return text.replace(" (", "\n(") if len(text) > 24 else text
+
+
+def shortened(text: str, length: int = 24) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+# axes
+
+
+def show_key(ax: "Axes", axis: Axis, width: float) -> None:
+    """Makes the x axis, `width` inches long, that of a swept key."""
+    ax.set_xlabel(axis.name)
+    if not axis.numeric:
+        names = [shortened(as_text(value)) for value in axis.values]
+        name_ticks(ax, names, crowded=sum(map(len, names)) > 60)
+        ax.set_xlim(-0.5, len(names) - 0.5)
+        ax.grid(axis="x", visible=False)
+        return
+    if axis.logarithmic:
+        set_log_scale(ax, "x")
+    if len(axis.values) <= 10:
+        at = [math.log(value) if axis.logarithmic else value for value in axis.values]
+        labels, end = [], -math.inf
+        for position, text in zip(at, map(as_text, axis.values), strict=True):
+            inches, half = 0.85 * width * (position - at[0]) / max(at[-1] - at[0], 1e-300), 0.045 * (len(text) + 1)
+            fits = inches - half >= end  # else it would run into the label before
+            labels.append(text if fits else "")
+            end = inches + half if fits else end
+        ax.set_xticks(axis.values, labels)
+        ax.set_xticks([], minor=True)
+
+
+def name_ticks(ax: "Axes", names: Sequence[str], crowded: bool) -> None:
+    ax.set_xticks(range(len(names)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center")
+
+
+def set_log_scale(ax: "Axes", axis: Literal["x", "y"], multiples: tuple[int, ...] = (1,)) -> None:
+    """A logarithmic axis with labels such as 0.02, at powers of ten times `multiples`."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set(**{f"{axis}scale": "log"})
+    ticks = ax.xaxis if axis == "x" else ax.yaxis
+    ticks.set_major_locator(LogLocator(subs=multiples))
+    ticks.set_major_formatter("{x:g}")
+    ticks.set_minor_formatter(NullFormatter())
+
+
+def frame(ax: "Axes", groups: Sequence[Group], metrics: Sequence[str | Metric]) -> bool:
+    """Limits the y axis to what is measured: of two seeds, an interval may be 18 times as wide as they are apart. Returns
+    whether one is cut."""
+    pairs = [(group, metric) for group in groups for metric in metrics]
+    values = [value for group, metric in pairs for value in (*group.measured(metric), group.limit(metric))]
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return False
+    intervals = [found for group, metric in pairs if (found := group.interval(metric))]
+    low, high = min(values), max(values)
+    margin = 0.45 * ((high - low) or abs(high) or 1.0)
+    lowest = min([low, *(found.mean - found.margin for found in intervals)])
+    highest = max([high, *(found.mean + found.margin for found in intervals)])
+    bottom, top = max(lowest, low - margin), min(highest, high + margin)
+    room = 0.04 * ((top - bottom) or 1.0)
+    ax.set_ylim(bottom - room, top + room)
+    return lowest < bottom - room or highest > top + room
+
+
+# what is drawn
+
+
+def draw_points(ax: "Axes", points: Sequence[tuple[float, float]], style: LineStyle, **more: Any) -> None:
+    ax.plot(*columns(points), linestyle="none", color=style[0], marker=style[1], markersize=4, **more)
+
+
+def draw_series(
+    ax: "Axes",
+    axis: Axis,
+    groups: Sequence[Group],
+    metric: str | Metric,
+    style: LineStyle,
+    name: str,
+    shift: float = 0.0,
+    points: bool = True,
+) -> None:
+    """Points for runs, a line through means, a band (between categories: bars) for intervals."""
+    known = [(axis.place(group.values) + shift, group, found) for group in groups if (found := group.interval(metric))]
+    if points:
+        draw_points(ax, [(x, value) for x, group, _ in known for value in group.measured(metric)], style, alpha=0.4, zorder=2)
+    at, means, margins = np.reshape([(x, found.mean, found.margin) for x, _, found in known], (-1, 3)).T
+    look: Any = {"marker": style[1], "color": style[0], "label": name}
+    if axis.numeric:
+        ax.plot(at, means, zorder=3, **look)
+        ax.fill_between(at, means - margins, means + margins, color=style[0], alpha=0.15, linewidth=0)
+    else:
+        ax.errorbar(at, means, margins, linestyle="none", capsize=4, markersize=7, **look)
+
+
+def draw_limits(ax: "Axes", axis: Axis, groups: Sequence[Group], metric: str | Metric, style: LineStyle | None = None) -> None:
+    """The oracle's limit at each group, dashed; `style` is that of the line that it belongs to, where there are several."""
+    limits = {(axis.place(group.values), group.limit(metric)) for group in groups}
+    at, heights = columns(sorted(each for each in limits if math.isfinite(each[1])))
+    if len(set(heights)) == 1:
+        draw_level(ax, heights[0], style)
+    elif axis.numeric and len(at):
+        ax.plot(at, heights, **_dashed(style))
+    elif len(at):  # nothing lies between two categories
+        ax.hlines(heights, at - 0.3, at + 0.3, **_dashed(style))
+
+
+def draw_level(ax: "Axes", limit: float, style: LineStyle | None = None, linewidth: float = 1.2) -> None:
+    """A limit that is the same everywhere. In a style, its right end is marked as the lines are that it belongs to: in grey,
+    its colour doesn't tell."""
+    ax.axhline(limit, **_dashed(style, linewidth))
+    if style:
+        look: Any = {"marker": style[1], "color": style[0], "markerfacecolor": "white", "markersize": 5, "clip_on": False}
+        ax.plot([1.0], [limit], transform=ax.get_yaxis_transform(), **look)
+
+
+def _dashed(style: LineStyle | None, linewidth: float = 1.2) -> dict[str, Any]:
+    colour, name = (style[0], "_") if style else (LIMIT_COLOUR, LIMIT)
+    return {"linestyle": "--", "linewidth": linewidth, "color": colour, "label": name}
+
+
+def draw_heat_map(
+    ax: "Axes",
+    cells: list[list[float]],
+    rows: list[str],
+    names: list[str],
+    colours: str,
+    best_of: Literal["column", "all"],
+    maximize: bool = False,
+) -> None:
+    """A table of numbers as `colours`, the numbers in the cells and the best ones framed. `cells[row][column]` is NaN where
+    nothing is known."""
+    from matplotlib.patches import Rectangle
+
+    ax.set_facecolor("#eeeeee")  # where nothing is known
+    image: Any = ax.imshow(cells, cmap="cividis", aspect="auto")
+    name_ticks(ax, names, crowded=max(map(len, names)) > 12 and len(names) > 3)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.figure.colorbar(image, ax=ax, label=on_two_lines(colours))
+    known = {(y, x): value for y, row in enumerate(cells) for x, value in enumerate(row) if math.isfinite(value)}
+    digits = 3 if known and max(known.values()) - min(known.values()) >= 0.02 else 4
+    for (y, x), value in known.items() if len(rows) * len(names) <= 150 else ():
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+        ax.text(x, y, f"{value:.{digits}f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
+    for column in range(len(names)) if best_of == "column" else [None]:
+        compared = [(y, x) for y, x in known if column in (None, x)]
+        if len(compared) > 1:
+            y, x = (max if maximize else min)(compared, key=lambda cell: known[cell])
+            ax.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor=FRAME_COLOUR, linewidth=2.2))
+
+
+def columns(points: Sequence[tuple[float, float]]) -> Any:
+    """The x and the y of some points."""
+    return np.reshape(points, (-1, 2)).T
