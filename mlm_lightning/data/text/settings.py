@@ -1,5 +1,14 @@
-"""The settings of a text source: what they mean, and which go together. They are checked at once; nothing is read."""
+"""The settings of a text source: what they mean, which go together, and what of them the tokens depend on.
 
+They are checked at once; nothing is read. A cache of tokens is found again by a digest of all that its tokens depend on:
+
+    settings ─► request   files' digests, tokenizer's digest, sizes, seed …  ─►  fingerprint   e3b0c44298fc1c149afbf4c8
+
+How rows are cut from the tokens is not among it: another length is free.
+"""
+
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -10,10 +19,16 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from mlm_lightning.data.splits import SPLITS, Split
-from mlm_lightning.data.text.documents.find import find_files
-from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path
+from mlm_lightning.data.text.documents.find import digests, find_files, suffixes
+from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path, tokenizer_files
 from mlm_lightning.errors import NO_VALUE, ConfigError, as_typed, refuse
 from mlm_lightning.values import check_fields
+
+FORMAT = 2
+"""Of the cache; a change makes every older cache one that is not found."""
+
+_TRAINERS = {"unigram": "unigram (sentencepiece)"}
+"""Algorithms whose trainer has been replaced: tokens of the old one are not those of the new one."""
 
 _STREAM_VAL_SIZE = 1_000
 _SIZES = "give a number of documents, a share between 0 and 1, or null"
@@ -70,20 +85,21 @@ class TextSettings:
     def __post_init__(self) -> None:
         self.tokenizer = os.fspath(self.tokenizer) if isinstance(self.tokenizer, os.PathLike) else self.tokenizer
         check_fields(self, "data")
-        refuse([*self._empty(), *self._impossible_together()])
+        refuse(
+            ConfigError(f"data.{key}", getattr(self, key, NO_VALUE), problem, remedy)
+            for is_broken, key, problem, remedy in self._rules()
+            if is_broken
+        )
         check_tokenizer(self.tokenizer)
-        self._check_splits()
+        self._check_documents()
 
     # -- what they say ---------------------------------------------------------------------------------------------------
 
     @property
     def cache_path(self) -> Path:
         """The folder of all token caches."""
-        if self.cache_dir is not None:
-            return Path(self.cache_dir).expanduser()
-        if folder := os.environ.get("MLM_CACHE"):
-            return Path(folder).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlm_lightning"
+        shared = os.environ.get("MLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mlm_lightning")
+        return Path(shared if self.cache_dir is None else self.cache_dir).expanduser()
 
     @property
     def num_held_out(self) -> int:
@@ -92,11 +108,13 @@ class TextSettings:
 
     def paths(self, split: Split) -> list[str] | None:
         paths = getattr(self, path_key(split))
-        return (
-            None
-            if paths is None
-            else [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-        )
+        if paths is None:
+            return None
+        return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+
+    def files(self) -> dict[Split, list[Path]]:
+        paths = {split: self.paths(split) for split in SPLITS}
+        return {split: find_files(path, f"data.{path_key(split)}") for split, path in paths.items() if path is not None}
 
     def origin(self, split: Split) -> tuple[str, Any]:
         """Where a split's documents come from: the key, and its value."""
@@ -107,96 +125,126 @@ class TextSettings:
 
     # -- which go together -----------------------------------------------------------------------------------------------
 
-    def _empty(self) -> Iterator[ConfigError]:
+    def _rules(self) -> Iterator[tuple[bool, str, str, str]]:
+        """Of each rule: whether it is broken, the key, what the problem is, and the remedy."""
         for key in ("tokenizer", "text_column", "dataset", "dataset_config", "revision", "val_split", "test_split"):
-            if getattr(self, key) == "":
-                yield ConfigError(f"data.{key}", "", "must not be empty")
+            yield getattr(self, key) == "", key, "must not be empty", ""
         for split in SPLITS:
-            if (paths := self.paths(split)) is not None and not (paths and all(paths)):
-                key = path_key(split)
-                yield ConfigError(f"data.{key}", getattr(self, key), "must be a file, a folder, a glob, or a list of them")
-
-    def _impossible_together(self) -> Iterator[ConfigError]:
-        if (self.path is None) == (self.dataset is None):
-            what = "neither is given" if self.path is None else "both are given"
-            yield ConfigError(
-                "data.path and data.dataset", NO_VALUE, what, "give one: data.path=FILES or data.dataset=HUB_NAME"
-            )
-        yield from self._only_with("path", self.path is not None, ("val_path", "test_path"))
-        yield from self._only_with(
-            "dataset", self.dataset is not None, ("dataset_config", "revision", "val_split", "test_split")
+            paths = self.paths(split)
+            is_empty = paths is not None and not (paths and all(paths))
+            yield is_empty, path_key(split), "must be a file, a folder, a glob, or a list of them", ""
+        what = "neither is given" if self.path is None else "both are given"
+        remedy = "give one: data.path=FILES or data.dataset=HUB_NAME"
+        yield (self.path is None) == (self.dataset is None), "path and data.dataset", what, remedy
+        yield from self._only_with("path", self.path is not None, "val_path", "test_path")
+        yield from self._only_with("dataset", self.dataset is not None, "dataset_config", "revision", "val_split", "test_split")
+        stride, trains = self.stride or 0, self.tokenizer == TRAIN
+        yield (
+            self.packing == "document" and stride > self.chunk_size,
+            "stride",
+            "longer than a row would leave gaps in documents",
+            f"set it to at most data.chunk_size={self.chunk_size}, or to null, which truncates long documents",
         )
-        if self.stride is not None and self.packing == "document" and self.stride > self.chunk_size:
-            yield ConfigError(
-                "data.stride",
-                self.stride,
-                "longer than a row would leave gaps in documents",
-                f"set it to at most data.chunk_size={self.chunk_size}, or to null, which truncates long documents",
-            )
-        if self.stride is not None and self.packing == "sentence_pack":
-            remedy = "set data.stride=null, or data.packing=chunk"
-            yield ConfigError("data.stride", self.stride, "packed documents are whole", remedy)
+        remedy = "set data.stride=null, or data.packing=chunk"
+        yield self.packing == "sentence_pack" and stride > 0, "stride", "packed documents are whole", remedy
         if self.streaming:
-            yield from self._impossible_for_a_stream()
-        yield from self._only_with("tokenizer=train", self.tokenizer == TRAIN, ("vocab_size", "tokenizer_algorithm"))
-        if self.tokenizer == TRAIN and self.vocab_size is None:
-            problem = "data.tokenizer=train needs the number of tokens"
-            yield ConfigError("data.vocab_size", None, problem, "give it, such as data.vocab_size=8192")
+            yield from self._rules_of_a_stream()
+        yield from self._only_with("tokenizer=train", trains, "vocab_size", "tokenizer_algorithm")
+        problem = "data.tokenizer=train needs the number of tokens"
+        yield trains and self.vocab_size is None, "vocab_size", problem, "give it, such as data.vocab_size=8192"
 
-    def _only_with(self, other: str, is_set: bool, keys: Sequence[str]) -> Iterator[ConfigError]:
+    def _only_with(self, other: str, is_set: bool, *keys: str) -> Iterator[tuple[bool, str, str, str]]:
         defaults = {field.name: field.default for field in fields(self)}
         for key in keys:
-            if not is_set and (value := getattr(self, key)) != (default := defaults[key]):
-                yield ConfigError(f"data.{key}", value, f"goes with data.{other} only", f"set data.{key}={as_typed(default)}")
+            is_broken = not is_set and getattr(self, key) != defaults[key]
+            yield is_broken, key, f"goes with data.{other} only", f"set data.{key}={as_typed(defaults[key])}"
 
-    def _impossible_for_a_stream(self) -> Iterator[ConfigError]:
+    def _rules_of_a_stream(self) -> Iterator[tuple[bool, str, str, str]]:
         whole = "a stream is never there as a whole"
-        if self.dataset is None:
-            remedy = "set data.streaming=false: files are read in parts"
-            yield ConfigError("data.streaming", True, "goes with data.dataset only", remedy)
-        if self.tokenizer == TRAIN:
-            yield ConfigError(
-                "data.tokenizer",
-                TRAIN,
-                whole,
-                "train one on a part first (mlm prepare with data.streaming=false and data.train_size), then set "
-                "data.tokenizer to its folder",
-            )
+        remedy = "set data.streaming=false: files are read in parts"
+        yield self.dataset is None, "streaming", "goes with data.dataset only", remedy
+        yield (
+            self.tokenizer == TRAIN,
+            "tokenizer",
+            whole,
+            "train one on a part first (mlm prepare with data.streaming=false and data.train_size), then set "
+            "data.tokenizer to its folder",
+        )
         for key, wanted in {"packing": "chunk", "stride": None, "train_size": None, "deduplicate": False}.items():
-            if (value := getattr(self, key)) != wanted:
-                problem = f"{whole}, so data.streaming=true goes with data.{key}={as_typed(wanted)} alone"
-                yield ConfigError(f"data.{key}", value, problem)
+            problem = f"{whole}, so data.streaming=true goes with data.{key}={as_typed(wanted)} alone"
+            yield getattr(self, key) != wanted, key, problem, ""
         for key in ("val_size", "test_size"):
-            if isinstance(value := getattr(self, key), float):
-                yield ConfigError(f"data.{key}", value, f"{whole}, and has no shares", "give a number of documents")
-        if self.test_size is not None and self.test_split is None:
-            problem = "a stream needs a data.test_split for that"
-            yield ConfigError("data.test_size", self.test_size, problem, "set data.test_size=null")
+            is_share = isinstance(getattr(self, key), float)
+            yield is_share, key, f"{whole}, and has no shares", "give a number of documents"
+        is_broken = self.test_size is not None and self.test_split is None
+        yield is_broken, "test_size", "a stream needs a data.test_split for that", "set data.test_size=null"
 
-    def _check_splits(self) -> None:
-        """That no two splits share documents, and that there are files."""
-        if self.dataset is not None:
-            names = ["train", *filter(None, (self.val_split, self.test_split))]
-            if len(set(names)) < len(names):
-                raise ConfigError(
-                    "data.val_split",
-                    self.val_split,
-                    f"with data.test_split={as_typed(self.test_split)}: train, validation and test may not share documents",
-                    "name other splits, or set data.val_split=null to set documents aside from train",
-                )
-            if is_path(self.dataset) and not Path(self.dataset).expanduser().exists():
-                raise ConfigError("data.dataset", self.dataset, "there is no such folder", "give a folder or a hub name")
+    def _check_documents(self) -> None:
+        """That there are some, and no two splits share any."""
+        if self.dataset is None:
+            files = {split: {file.resolve() for file in found} for split, found in self.files().items()}
+            for first, second in combinations(files, 2):
+                if shared := files[first] & files[second]:
+                    problem = f"{min(shared)} is in data.{path_key(first)} as well"
+                    remedy = f"{first} and {second} may not share documents"
+                    raise ConfigError(*self.origin(second), problem, remedy)
             return
-        files = {split: {file.resolve() for file in found} for split, found in self.files().items()}
-        for first, second in combinations(SPLITS, 2):
-            if shared := files.get(first, set()) & files.get(second, set()):
-                problem = f"{min(shared)} is in data.{path_key(first)} as well"
-                remedy = f"{first} and {second} may not share documents"
-                raise ConfigError(*self.origin(second), problem, remedy)
+        names = ["train", *filter(None, (self.val_split, self.test_split))]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                "data.val_split",
+                self.val_split,
+                f"with data.test_split={as_typed(self.test_split)}: train, validation and test may not share documents",
+                "name other splits, or set data.val_split=null to set documents aside from train",
+            )
+        if is_path(self.dataset) and not Path(self.dataset).expanduser().exists():
+            raise ConfigError("data.dataset", self.dataset, "there is no such folder", "give a folder or a hub name")
 
-    def files(self) -> dict[Split, list[Path]]:
-        paths = {split: self.paths(split) for split in SPLITS}
-        return {split: find_files(path, f"data.{path_key(split)}") for split, path in paths.items() if path is not None}
+    # -- what the tokens depend on ---------------------------------------------------------------------------------------
+
+    def request(self) -> dict[str, Any]:
+        """All that the token files depend on. A hub dataset or tokenizer is known by its name and revision alone, so that a
+        cached one needs no connection; local files by their bytes."""
+        trains = self.tokenizer == TRAIN
+        files = [] if trains else tokenizer_files(self.tokenizer)
+        tokenizer = list(zip([file.name for file in files], digests(files, self.cache_path, "data.tokenizer"), strict=True))
+        is_txt = [suffixes(file)[0] == ".txt" for files in self.files().values() for file in files]
+        return {
+            "format": FORMAT,
+            "documents": self._documents_request(),
+            # what says nothing about these files is left out
+            "text_column": self.text_column if self.dataset is not None or not all(is_txt) else None,
+            "txt_documents": self.txt_documents if any(is_txt) else None,
+            "tokenizer": tokenizer or self.tokenizer,
+            "vocab_size": self.vocab_size,
+            "tokenizer_algorithm": _TRAINERS.get(self.tokenizer_algorithm, self.tokenizer_algorithm) if trains else None,
+            "sizes": [self.train_size, self.val_size, self.test_size],
+            "deduplicate": self.deduplicate,
+            "streaming": self.streaming,
+            "seed": self.seed,
+        }
+
+    def _documents_request(self) -> dict[str, Any]:
+        if self.dataset is None:
+            return {
+                split: [
+                    digest + "".join(suffixes(file))
+                    for file, digest in zip(files, digests(files, self.cache_path, f"data.{path_key(split)}"), strict=True)
+                ]
+                for split, files in self.files().items()
+            }
+        folder = Path(self.dataset).expanduser()
+        content: Any = self.dataset
+        if folder.is_dir():
+            files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+            names = [str(file.relative_to(folder)) for file in files]
+            content = list(zip(names, digests(files, self.cache_path, "data.dataset"), strict=True))
+        splits = {"val_split": self.val_split, "test_split": self.test_split}
+        return {"dataset": content, "config": self.dataset_config, "revision": self.revision, **splits}
+
+
+def fingerprint_of(request: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def path_key(split: str) -> str:

@@ -8,7 +8,7 @@
 The token file lies in a cache folder (prepare/cache.py) named after a fingerprint of everything that it depends on. How rows
 are cut from it (rows.py) is not among that: another length is free. From a file to a row:
 
-    documents/files.py ─► tokenizer/encoder.py ─► prepare/shards.py, a part for each shard ─► prepare/join.py ─► rows.py
+    documents/files.py ─► tokenizer/encoder.py ─► prepare/shards.py, a part for each shard, then joined ─► rows.py
 """
 
 import errno
@@ -24,14 +24,14 @@ import numpy as np
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import Source, Split
-from mlm_lightning.data.text.documents.origins import Origins
-from mlm_lightning.data.text.fingerprint import FORMAT, fingerprint_of, request_of
+from mlm_lightning.data.text.documents.base import Documents
+from mlm_lightning.data.text.documents.files import FileDocuments
+from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
 from mlm_lightning.data.text.prepare.cache import TokenCache, building, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
-from mlm_lightning.data.text.prepare.progress import ProgressCallback, progress_bar
 from mlm_lightning.data.text.prepare.workers import Local
 from mlm_lightning.data.text.rows import ChunkRows, DocumentRows, PackedRows
-from mlm_lightning.data.text.settings import TextSettings
+from mlm_lightning.data.text.settings import FORMAT, TextSettings, fingerprint_of, path_key
 from mlm_lightning.data.text.stream import StreamRows
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
 from mlm_lightning.data.text.tokenizer.load import DEFAULT_MAX_LENGTH, keys_of
@@ -51,10 +51,6 @@ class TextSource(TextSettings, Source):
         super().__post_init__()
         self._cache: TokenCache | None = None
         self._rows: dict[Split, CachedRows | StreamRows] = {}
-
-    @cached_property
-    def _origins(self) -> Origins:
-        return Origins(self)
 
     # -- what a source offers --------------------------------------------------------------------------------------------
 
@@ -78,7 +74,7 @@ class TextSource(TextSettings, Source):
         cache = self._opened()
         if split not in self._rows:
             if self.streaming and split == "train":
-                self._rows[split] = self._stream(cache.folder, cache.dtype)
+                self._rows[split] = self._stream_rows(cache.folder, cache.dtype)
             elif split in cache.splits:
                 self._rows[split] = self._open_rows(cache, split)
             else:
@@ -87,10 +83,10 @@ class TextSource(TextSettings, Source):
                 raise ConfigError(key, value, f"there is no {split} split", f"give {given} or {key}")
         return self._rows[split]
 
-    def _stream(self, folder: Path, dtype: np.dtype) -> StreamRows:
+    def _stream_rows(self, folder: Path, dtype: np.dtype) -> StreamRows:
         """The rows for training, with the tokenizer and the index of a cache folder."""
         return StreamRows(
-            self._origins.streamed("train"),
+            self._streamed("train"),
             Encoder.from_backend((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"), dtype),
             chunk_size=self.chunk_size,
             shuffle_buffer=self.shuffle_buffer,
@@ -120,21 +116,23 @@ class TextSource(TextSettings, Source):
             return DocumentRows(tokens_file, ends_file, cache.dtype, self.chunk_size, pad_id, suffix, stride)
         return PackedRows(tokens_file, ends_file, cache.dtype, self.chunk_size, pad_id, suffix)
 
-    def prepare(self, workers: Workers | None = None, progress: ProgressCallback | None = None) -> None:
-        """Builds the token cache unless it is there, by `workers` (null: one process a core). Shows a progress bar on a
-        terminal, or calls `progress`.
+    def prepare(self, workers: Workers | None = None) -> None:
+        """Builds the token cache unless it is there, by `workers` (null: one process a core), with a bar on a terminal.
 
         Raises ConfigError for documents, sizes or a tokenizer that cannot be used, with nothing left behind. What was done
         before the disk was full, or a signal came, is kept: another call goes on with it.
         """
-        request = request_of(self)
+        request = self.request()
         folder = self.cache_path / fingerprint_of(request)
         try:
-            self._make_cache_dir()
+            try:
+                self.cache_path.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # where nobody may make one, such as /proc
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
             if TokenCache.open(folder) is None:
                 with building(folder) as work:
                     if TokenCache.open(folder) is None:
-                        self._build(request, work, folder, progress, workers or Local())
+                        self._build(request, work, folder, workers or Local())
                     else:  # by the process that this one has waited for
                         work.rmdir()
         except OSError as error:
@@ -148,12 +146,6 @@ class TextSource(TextSettings, Source):
             self.rows(cast(Split, split))  # raises where there are too few tokens for one
         if cache.meta["warnings"]:
             log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in cache.meta["warnings"]))
-
-    def _make_cache_dir(self) -> None:
-        try:
-            self.cache_path.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError as error:  # where nobody may make one, such as /proc
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
 
     def fingerprint(self) -> str:
         return self._opened().folder.name
@@ -203,23 +195,58 @@ class TextSource(TextSettings, Source):
             config["model_max_length"] = max(self.chunk_size, DEFAULT_MAX_LENGTH)
             config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    # -- the cache -------------------------------------------------------------------------------------------------------
+    # -- its documents and its cache -------------------------------------------------------------------------------------
+
+    def _documents(self) -> dict[Split, Documents]:
+        """Those for training, and for validation and test where they have files or splits of their own; of a stream those that
+        are set aside."""
+        if self.dataset is None:
+            column, txt = self.text_column, self.txt_documents
+            return {
+                split: FileDocuments(files, column, txt, f"data.{path_key(split)}") for split, files in self.files().items()
+            }
+        if not self.streaming:
+            return {
+                split: HubDocuments(rows, self.text_column, f"{self.dataset} ({name})")
+                for split, (name, rows) in self._hub_splits.items()
+            }
+        documents: dict[Split, Documents] = {}
+        if self.num_held_out:
+            documents["val"] = self._streamed("train", self.num_held_out)
+        for split in [split for split in self._hub_splits if split != "train"]:
+            documents[split] = self._streamed(split, getattr(self, f"{split}_size"))
+        return documents
+
+    def _streamed(self, split: Split, count: Any = None) -> StreamedDocuments:
+        assert self.dataset is not None
+        return StreamedDocuments(self._hub_splits[split][1], self.text_column, self.dataset, count)
+
+    @cached_property
+    def _hub_splits(self) -> dict[Split, tuple[str, Any]]:
+        """The name of each split that is wanted of a dataset, and what `datasets` has of it. It is opened once."""
+        assert self.dataset is not None
+        opened = open_hub(self.dataset, self.dataset_config, self.revision, self.streaming)
+        names: dict[Split, str | None] = {"train": "train", "val": self.val_split, "test": self.test_split}
+        for split, name in names.items():
+            if name is not None and name not in opened:
+                setting = ("data.dataset", self.dataset) if split == "train" else (f"data.{split}_split", name)
+                raise ConfigError(*setting, f"there is no split {name!r}", f"the dataset has {', '.join(opened)}")
+        return {split: (name, opened[name]) for split, name in names.items() if name is not None}
 
     def _opened(self) -> TokenCache:
         if self._cache is None:
-            self._cache = TokenCache.open(self.cache_path / fingerprint_of(request_of(self)))
+            self._cache = TokenCache.open(self.cache_path / fingerprint_of(self.request()))
         if self._cache is None:
             raise RuntimeError(f"no token cache for this data in {self.cache_path}: call prepare() first")
         return self._cache
 
-    def _build(self, request: dict, work: Path, folder: Path, progress: ProgressCallback | None, workers: Workers) -> None:
+    def _build(self, request: dict, work: Path, folder: Path, workers: Workers) -> None:
         meta_file = work / "meta.json"
         try:
             if not meta_file.exists():
-                with progress_bar(progress) as report:
-                    made = Preparation(self, self._origins.documents(), work, workers, report).run()
+                made = Preparation(self, self._documents(), work, workers).run()
                 if self.streaming:
-                    self._stream(work, np.dtype(made["dtype"])).check()
+                    self._stream_rows(work, np.dtype(made["dtype"])).check()
                 meta = {"format": FORMAT, "fingerprint": folder.name, "request": request, **made}
                 write_atomically(meta_file, json.dumps(meta, indent=1, ensure_ascii=False).encode())
         except ValueError:  # the same again would fail again

@@ -8,9 +8,8 @@
                          where each block starts is kept on disk: the index of the stream
 
 Row i is a function of the data alone, whatever was read before it; the order of a block's rows is TrainBatches', a function of
-(seed, block). So a run that goes on needs no state of a reader: it opens the index at its block, and reads from there. Nothing
-but time depends on the index. Runs, ranks and loader workers share it, and where it is missing or damaged, or the data is no
-longer what it was made of, the stream is read again from an earlier block, if need be from its beginning.
+(seed, block). So a run that goes on needs no state of a reader: it opens the index at its block, and reads from there. Where
+the data is no longer what the index was made of, the stream is read again from its beginning.
 
 Each rank and each loader worker reads the whole stream and takes its own rows: their number changes no result, but tokenising
 is work that each of them does. `data.num_workers=1` takes it out of the way of training; more only repeat it.
@@ -27,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.text.documents import streamed
-from mlm_lightning.data.text.documents.streamed import StreamedDocuments
-from mlm_lightning.data.text.stream_blocks import Blocks, ChangedError, Encodes, Tokens
-from mlm_lightning.data.text.stream_index import BEGINNING, Index, Offset, sha256
+from mlm_lightning.data.text.documents import hub
+from mlm_lightning.data.text.documents.hub import StreamedDocuments
+from mlm_lightning.data.text.stream_blocks import BEGINNING, Blocks, ChangedError, Index, Offset, Tokens, sha256
+from mlm_lightning.data.text.tokenizer.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class StreamRows:
     def __init__(
         self,
         documents: StreamedDocuments,
-        encoder: Encodes,
+        encoder: Encoder,
         *,
         chunk_size: int,
         shuffle_buffer: int,
@@ -63,7 +62,7 @@ class StreamRows:
     ) -> None:
         self.documents, self.encoder = documents, encoder
         self.chunk_size, self.shuffle_buffer, self.held_out = chunk_size, shuffle_buffer, held_out
-        layout = [_FORMAT, version("datasets"), streamed.GROUP, chunk_size, shuffle_buffer, held_out]
+        layout = [_FORMAT, version("datasets"), hub.GROUP, chunk_size, shuffle_buffer, held_out]
         every = -(-ENTRY_TOKENS // (chunk_size * shuffle_buffer))
         self._index = Index(folder / sha256(json.dumps(layout).encode())[:16], every)
         self._forget()
@@ -86,12 +85,15 @@ class StreamRows:
 
     def check(self) -> None:
         """Raises StreamError where the stream cannot be read, or has less than a row; reads no more than that."""
-        self._tokens(BEGINNING).take(self.chunk_size)
+        self._tokens().take(self.chunk_size)
 
     def _block(self, number: int) -> np.ndarray:
         if self._process != os.getpid():
+            from fsspec.asyn import reset_lock
+
             self._forget()
-            _after_fork()
+            reset_lock()  # a forked process has the locks of its parent's threads, but not the threads
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
         if self._latest is None or self._latest[0] != number:
             self._latest = None
             self._latest = number, self._read(number)
@@ -131,7 +133,7 @@ class StreamRows:
                 )
         return self._blocks
 
-    def _tokens(self, start: Offset) -> Tokens:
+    def _tokens(self, start: Offset = BEGINNING) -> Tokens:
         return Tokens(self.documents, self.encoder, self.held_out, self.chunk_size, start)
 
     def _forget(self) -> None:
@@ -145,11 +147,3 @@ class StreamRows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._forget()
-
-
-def _after_fork() -> None:
-    """A forked process has the locks of its parent's threads, but not the threads."""
-    from fsspec.asyn import reset_lock
-
-    reset_lock()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

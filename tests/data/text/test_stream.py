@@ -27,8 +27,9 @@ from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.source import Source
 from mlm_lightning.data.text import stream as stream_module
-from mlm_lightning.data.text.documents import streamed as streamed_module
-from mlm_lightning.data.text.documents.streamed import StreamedDocuments, StreamError
+from mlm_lightning.data.text.documents import hub as hub_module
+from mlm_lightning.data.text.documents.base import Problems
+from mlm_lightning.data.text.documents.hub import StreamedDocuments, StreamError
 from mlm_lightning.data.text.stream import StreamRows
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
 from mlm_lightning.data.text.tokenizer.load import open_tokenizer
@@ -106,9 +107,9 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(streamed_module, "GROUP", 7)
+    monkeypatch.setattr(hub_module, "GROUP", 7)
     monkeypatch.setattr(stream_module, "ENTRY_TOKENS", 1)
-    monkeypatch.setattr(streamed_module, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(hub_module, "WAITS", (0.0, 0.0))
     yield
     At.place = None
 
@@ -136,7 +137,7 @@ def entries(index: Path) -> list[Path]:
 def test_rows_are_those_of_all_documents_end_to_end_pass_after_pass(
     tmp_path: Path, texts: list[str], kind: str, buffer: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streamed_module, "GROUP", group)
+    monkeypatch.setattr(hub_module, "GROUP", group)
     rows = stream_rows(write_shards(tmp_path / "data", [*texts, None], kind), tmp_path / "index", buffer)
     count = 2500
     assert passes_of(texts, count) > 2.5
@@ -268,9 +269,9 @@ def test_a_pickled_copy_reads_the_same_rows(tmp_path: Path, folder: Path, texts:
 
 def test_validation_documents_are_the_first_and_in_no_row(tmp_path: Path, folder: Path, texts: list[str]) -> None:
     documents = opened(folder)
-    assert list(documents.first(HELD_OUT)) == texts[:HELD_OUT]
-    assert list(documents.first(0)) == []
-    assert list(documents.first(60)) == texts[:60]
+    assert list(documents.read(HELD_OUT, Problems())) == texts[:HELD_OUT]
+    assert list(documents.read(0, Problems())) == []
+    assert list(documents.read(60, Problems())) == texts[:60]
     rows = stream_rows(folder, tmp_path / "index", chunk_size=4096)
     read = rows[torch.arange(6)].flatten().tolist()
     numbers = []
@@ -298,7 +299,7 @@ def test_too_little_text_is_an_error(tmp_path: Path, texts: list[str], held_out:
     for read in (rows.check, lambda: rows[torch.tensor([3])]):
         with pytest.raises(StreamError, match=message):
             read()
-    assert list(rows.documents.first(held_out)) == texts[:held_out]
+    assert list(rows.documents.read(held_out, Problems())) == texts[:held_out]
 
 
 def test_exactly_one_row_is_enough(tmp_path: Path) -> None:
@@ -320,7 +321,7 @@ def test_bytes_that_are_not_utf8_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     texts = pa.array([b"whole", b"br\xffken", "größe".encode()]).view(pa.string())
     pq.write_table(pa.table({"text": texts}), tmp_path / "data" / "train.parquet")
-    assert list(opened(tmp_path / "data").first(3)) == ["whole", "br\ufffdken", "größe"]
+    assert list(opened(tmp_path / "data").read(3, Problems())) == ["whole", "br\ufffdken", "größe"]
 
 
 class Breaking:
@@ -397,7 +398,7 @@ class Streamed(Source):
     def rows(self, split: str) -> Any:
         if split == "train":
             return stream_rows(self.folder, self.index, self.shuffle_buffer)
-        return reference(list(opened(self.folder).first(HELD_OUT)), 12, held_out=0)
+        return reference(list(opened(self.folder).read(HELD_OUT, Problems())), 12, held_out=0)
 
 
 Toy = Callable[..., dict[str, Any]]

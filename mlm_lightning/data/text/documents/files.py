@@ -5,38 +5,53 @@
     news.csv         a column                                   │     document 0          document 1
     news.parquet     a column                                   ┘
 
-Documents are numbered through all files. A shard is some small files, or a piece of a large one (segments.py).
+Documents are numbered through all files. A shard is some small files, or a segment of a large one; the lines, and the
+documents, that start in a segment belong to it.
+
+    bytes      0              4 MB             8 MB
+    lines      ────┃──────┃─────┃──┃────────┃────┃──────
+    segments   └─── segment 0 ──┘└── segment 1 ──┘└─ …
 """
 
 import csv
+import gzip
+import io
 import json
+import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import (
-    EMPTY,
-    NO_COLUMN,
-    NOT_CSV,
-    NOT_JSON,
-    NOT_TEXT,
-    UNUSED,
-    Place,
-    Problems,
-    is_blank,
-)
-from mlm_lightning.data.text.documents.find import file_errors, open_file, suffixes
-from mlm_lightning.data.text.documents.segments import Segment, decode, lines_of, paragraph_lines_of
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.text.documents.base import EMPTY, UNUSED, Documents, Problems
+from mlm_lightning.data.text.documents.find import file_errors, suffixes
+from mlm_lightning.errors import NO_VALUE, ConfigError
+
+# what may be wrong with a line or row, besides an EMPTY document
+NOT_UTF8 = "line(s) with bytes that are not UTF-8, each such byte replaced by U+FFFD"
+NOT_JSON = "line(s) skipped that are not a JSON object"
+NO_COLUMN = "row(s) skipped that lack the column"
+NOT_TEXT = "row(s) skipped whose value is not a string"
+NOT_CSV = "row(s) skipped that are not valid CSV"
 
 
-class FileDocuments:
+class Segment(NamedTuple):
+    """Of a file: the documents that start in its bytes `start … stop - 1`; of a .parquet, those of its row groups."""
+
+    file: Path
+    start: int
+    stop: int
+    size: int
+    is_last: bool = True
+
+
+class FileDocuments(Documents):
     """The documents of files. `key` is the config key that named them (`data.path`), for messages."""
 
     def __init__(self, files: Sequence[Path], text_column: str, txt_documents: str, key: str):
@@ -45,8 +60,7 @@ class FileDocuments:
         self.txt_documents = txt_documents
         self.key = key
 
-    def content(self) -> None:
-        """The bytes of files are part of the fingerprint."""
+    # -- shards ----------------------------------------------------------------------------------------------------------
 
     def shards(self) -> list[tuple[Segment, ...]]:
         shards: list[list[Segment]] = [[]]
@@ -57,22 +71,10 @@ class FileDocuments:
                 size = 0
             shards[-1].append(segment)
             size += segment.size
-        return [tuple(shard) for shard in shards]
+        return list(map(tuple, shards))
 
     def size(self, shard: tuple[Segment, ...]) -> int:
         return sum(segment.size for segment in shard)
-
-    def read(self, shard: tuple[Segment, ...], problems: Problems) -> Iterator[str]:
-        readers = {".txt": self._read_txt, ".jsonl": self._read_jsonl, ".csv": self._read_csv}
-        for segment in shard:
-            file, found = segment.file, Problems()
-            with file_errors(file, self.key):
-                if suffixes(file)[0] == ".parquet":
-                    yield from self._read_parquet(segment, found)
-                else:
-                    with open_file(file) as stream:
-                        yield from readers[suffixes(file)[0]](stream, segment, found)
-            problems.extend(found)
 
     def chosen(self, numbers: dict[Split, np.ndarray], counts: list[int]) -> list[tuple[tuple[Segment, ...], np.ndarray]]:
         """In the order of the files: neighbours stay neighbours."""
@@ -82,78 +84,85 @@ class FileDocuments:
         parts = np.split(split_N, np.cumsum(counts)[:-1])
         return [(shard, part) for shard, part in zip(self.shards(), parts, strict=True) if (part != UNUSED).any()]
 
-    def check(self, problems: Problems) -> None:
-        for file, columns in problems.lacking.items():
-            if file not in problems.having:
-                raise self._missing_column(Path(file), columns)
-
     def _segments(self) -> Iterator[Segment]:
         for file in self.files:
             with file_errors(file, self.key):
                 cuts = self._cuts(file)
-            last = len(cuts) - 2
-            for number, ((start, _), (stop, size)) in enumerate(pairwise(cuts)):
-                yield Segment(file, start, stop, size, is_last=number == last)
+            for number, ((start, _), (stop, size)) in enumerate(pairwise(cuts), start=2):
+                yield Segment(file, start, stop, size, is_last=number == len(cuts))
 
     def _cuts(self, file: Path) -> list[tuple[int, int]]:
         """Where a file may be cut, its beginning and its end too, with the size of what lies before each."""
         size = file.stat().st_size
         format_, compression = suffixes(file)
         if format_ == ".parquet":
-            return [(0, 0), *enumerate(_row_group_sizes(file), start=1)]
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(file) as table:
+                sizes = [table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups)]
+            return [(0, 0), *enumerate(sizes, start=1)]
         by_line = format_ == ".jsonl" or (format_ == ".txt" and self.txt_documents != "file")
         if compression or not by_line:  # the value of a .csv may go on for lines
             return [(0, 0), (size, size)]
         places = [*range(0, size, base.SHARD_BYTES), size] if size else [0, 0]
         return [(0, 0), *((stop, stop - start) for start, stop in pairwise(places))]
 
+    # -- reading ---------------------------------------------------------------------------------------------------------
+
+    def read(self, shard: tuple[Segment, ...], problems: Problems) -> Iterator[str]:
+        readers = {".txt": self._read_txt, ".jsonl": self._read_jsonl, ".csv": self._read_csv, ".parquet": self._read_parquet}
+        for segment in shard:
+            found = Problems()
+            with file_errors(segment.file, self.key), _open(segment.file) as stream:
+                yield from readers[suffixes(segment.file)[0]](stream, segment, found)
+            problems.extend(found)
+
+    def check(self, problems: Problems) -> None:
+        for file, columns in problems.columns.items():
+            if columns is not None:
+                raise self._missing_column(file, columns)
+
     def _read_txt(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         if self.txt_documents == "line":
             # blank lines separate; they are no documents that could be missed
-            yield from (line for line in decode(lines_of(stream, segment), segment, problems, self.key) if not is_blank(line))
+            yield from filter(str.strip, self._decoded(_lines(stream, segment), segment, problems))
         elif self.txt_documents == "paragraph":
-            paragraph: list[str] = []
-            for line in decode(paragraph_lines_of(stream, segment), segment, problems, self.key):
-                if not is_blank(line):
-                    paragraph.append(line)
-                elif paragraph:
-                    yield "\n".join(paragraph)
-                    paragraph = []
-            if paragraph:
-                yield "\n".join(paragraph)
+            lines = self._decoded(_paragraph_lines(stream, segment), segment, problems)
+            yield from (
+                "\n".join(paragraph) for is_text, paragraph in groupby(lines, lambda line: bool(line.strip())) if is_text
+            )
+        elif (text := "\n".join(self._decoded(_lines(stream, segment), segment, problems))).strip():
+            yield text
         else:
-            text = "\n".join(decode(lines_of(stream, segment), segment, problems, self.key))
-            if is_blank(text):
-                problems.add(EMPTY, Place(str(segment.file)))
-            else:
-                yield text
+            problems.add(EMPTY, str(segment.file))
 
     def _read_jsonl(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         file = str(segment.file)
-        for number, line in enumerate(decode(lines_of(stream, segment), segment, problems, self.key), start=1):
-            if is_blank(line):
+        for number, line in enumerate(self._decoded(_lines(stream, segment), segment, problems), start=1):
+            if not line.strip():
                 continue
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
-                problems.add(NOT_JSON, Place(file, "line", number))
+                problems.add(NOT_JSON, file, "line", number)
             elif self.text_column not in record:
-                problems.add(f"{NO_COLUMN} {self.text_column!r}", Place(file, "line", number))
-                problems.lacking.setdefault(file, list(record))
+                problems.add(f"{NO_COLUMN} {self.text_column!r}", file, "line", number)
+                problems.columns.setdefault(file, list(record))
             else:
-                problems.having.add(file)
-                yield from self._value(record[self.text_column], Place(file, "line", number), problems)
+                problems.columns[file] = None
+                yield from self._value(record[self.text_column], problems, file, "line", number)
 
     def _read_csv(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         csv.field_size_limit(sys.maxsize)  # the default, 128 KiB a field, is less than a long document
-        rows = csv.reader(line + "\n" for line in decode(lines_of(stream, segment), segment, problems, self.key))
+        file = str(segment.file)
+        rows = csv.reader(line + "\n" for line in self._decoded(_lines(stream, segment), segment, problems))
         header = next(rows, None)
         if header is None:
             return
         if self.text_column not in header:
-            raise self._missing_column(segment.file, header)
+            raise self._missing_column(file, header)
         column = header.index(self.text_column)
         while True:
             try:
@@ -161,20 +170,19 @@ class FileDocuments:
             except StopIteration:
                 return
             except csv.Error:
-                problems.add(NOT_CSV, Place(str(segment.file), "line", rows.line_num))
+                problems.add(NOT_CSV, file, "line", rows.line_num)
                 continue
-            where = Place(str(segment.file), "line", rows.line_num)
             if len(row) > column:
-                yield from self._value(row[column], where, problems)
+                yield from self._value(row[column], problems, file, "line", rows.line_num)
             elif row:
-                problems.add(f"{NO_COLUMN} {self.text_column!r}", where)
+                problems.add(f"{NO_COLUMN} {self.text_column!r}", file, "line", rows.line_num)
 
-    def _read_parquet(self, segment: Segment, problems: Problems) -> Iterator[str]:
+    def _read_parquet(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        file = segment.file
-        with pq.ParquetFile(file) as table:
+        file = str(segment.file)
+        with pq.ParquetFile(stream) as table:
             if self.text_column not in table.schema_arrow.names:
                 raise self._missing_column(file, table.schema_arrow.names)
             type_ = table.schema_arrow.field(self.text_column).type
@@ -184,23 +192,79 @@ class FileDocuments:
             groups = range(segment.start, segment.stop)
             for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=[self.text_column]):
                 for value in batch.column(0).to_pylist():
-                    problems.read[str(file)] += 1
-                    yield from self._value(value, Place(str(file), "row", problems.read[str(file)]), problems)
+                    problems.read[file] += 1
+                    yield from self._value(value, problems, file, "row", problems.read[file])
 
-    def _value(self, value: object, where: Place, problems: Problems) -> Iterator[str]:
-        if isinstance(value, str) and not is_blank(value):
+    def _value(self, value: object, problems: Problems, *where: Any) -> Iterator[str]:
+        if isinstance(value, str) and value.strip():
             # JSON can spell half a surrogate pair ("\ud800"), which is no character and which no tokenizer takes
             yield value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
         else:
-            problems.add(EMPTY if value is None or isinstance(value, str) else NOT_TEXT, where)
+            problems.add(EMPTY if value is None or isinstance(value, str) else NOT_TEXT, *where)
 
-    def _missing_column(self, file: Path, columns: Iterable[str]) -> ConfigError:
+    def _missing_column(self, file: str, columns: Iterable[str]) -> ConfigError:
         names = ", ".join(map(repr, columns))
         return ConfigError("data.text_column", self.text_column, f"{file} has no such column", f"it has {names}")
 
+    def _decoded(self, lines: Iterable[bytes], segment: Segment, problems: Problems) -> Iterator[str]:
+        """The lines without their ends (\\n or \\r\\n), the byte-order mark removed. Lines end at \\n alone, unlike with
+        `str.splitlines`, which would also cut at form feeds and U+2028."""
+        file = str(segment.file)
+        for number, line in enumerate(lines, start=1):
+            if number == 1 and segment.start == 0:
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise ConfigError(self.key, NO_VALUE, f"{file} is UTF-16", "convert it to UTF-8, for instance with iconv")
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removesuffix(b"\n").removesuffix(b"\r")
+            problems.read[file] = number
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError:
+                problems.add(NOT_UTF8, file, "line", number)
+                # errors="replace" makes one U+FFFD of several bytes of a cut character; surrogates stand for one byte each
+                yield re.sub("[\udc80-\udcff]", "\ufffd", line.decode("utf-8", "surrogateescape"))
 
-def _row_group_sizes(file: Path) -> list[int]:
-    import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as table:
-        return [table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups)]
+# -- the lines of a segment ------------------------------------------------------------------------------------------------
+
+
+def _open(file: Path) -> BinaryIO:
+    if file.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(file, "rb"))
+    if file.suffix == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 20)
+    return file.open("rb", buffering=1 << 20)
+
+
+def _lines(stream: BinaryIO, segment: Segment) -> Iterator[bytes]:
+    """The lines that start in the segment."""
+    if segment.start == 0 and segment.is_last:
+        return iter(stream)
+    return (line for _, line in _lines_from(stream, segment.start, segment.stop))
+
+
+def _paragraph_lines(stream: BinaryIO, segment: Segment) -> Iterator[bytes]:
+    """The lines from the first blank one that starts in the segment to the first blank one that starts after it."""
+    started = segment.start == 0
+    for position, line in _lines_from(stream, segment.start):
+        is_blank = not line.strip()
+        if is_blank and position >= segment.stop and not segment.is_last:
+            return
+        started = started or is_blank
+        if started:
+            yield line
+
+
+def _lines_from(stream: BinaryIO, start: int, stop: float = math.inf) -> Iterator[tuple[int, bytes]]:
+    """The lines that start at byte `start` or later, and before `stop`, each with the byte where it starts."""
+    position = start
+    if start:
+        stream.seek(start - 1)
+        position = start - 1 + len(stream.readline())  # the end of the line before
+    for line in stream:
+        if position >= stop:
+            return
+        yield position, line
+        position += len(line)

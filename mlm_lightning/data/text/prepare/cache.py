@@ -25,7 +25,7 @@ import numpy as np
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE
-from mlm_lightning.data.text.tokenizer.vocab import load_vocab
+from mlm_lightning.data.text.tokenizer.load import load_vocab
 from mlm_lightning.files import sync_folder
 
 log = logging.getLogger(__name__)

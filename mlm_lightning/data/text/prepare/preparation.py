@@ -14,8 +14,10 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,16 +27,29 @@ import numpy as np
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
 from mlm_lightning.data.text.documents.base import EMPTY, Documents, Problems
-from mlm_lightning.data.text.prepare.choice import choose_documents, choose_held_out
-from mlm_lightning.data.text.prepare.duplicates import Hashes
-from mlm_lightning.data.text.prepare.join import Joined
-from mlm_lightning.data.text.prepare.progress import ProgressCallback
-from mlm_lightning.data.text.prepare.shards import Function, Task, Work, count, count_characters, tokenise
+from mlm_lightning.data.text.prepare.choice import Hashes, choose_documents, choose_held_out
+from mlm_lightning.data.text.prepare.shards import (
+    Function,
+    Joined,
+    Task,
+    Work,
+    count,
+    count_characters,
+    tokenise,
+    wanted_documents,
+)
 from mlm_lightning.data.text.settings import TextSettings
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
-from mlm_lightning.data.text.tokenizer.load import TRAIN, cased_tokens, load_tokenizer, open_tokenizer, vocabulary_file
+from mlm_lightning.data.text.tokenizer.load import (
+    TRAIN,
+    cased_tokens,
+    load_tokenizer,
+    open_tokenizer,
+    read_vocab,
+    save_vocab,
+    vocabulary_file,
+)
 from mlm_lightning.data.text.tokenizer.training import train_tokenizer
-from mlm_lightning.data.text.tokenizer.vocab import read_vocab, save_vocab
 from mlm_lightning.errors import ConfigError, as_typed
 from mlm_lightning.files import write_atomically
 from mlm_lightning.processes import Workers
@@ -46,21 +61,30 @@ class Preparation:
     """Makes a cache's files in `work`, which may hold what an earlier one did before it was stopped. `documents` are those for
     training, and for validation and test where they have an origin of their own."""
 
-    def __init__(
-        self,
-        settings: TextSettings,
-        documents: dict[Split, Documents],
-        work: Path,
-        workers: Workers,
-        report: ProgressCallback,
-    ) -> None:
-        self.settings, self.documents, self.work, self.workers, self.report = settings, documents, work, workers, report
+    def __init__(self, settings: TextSettings, documents: dict[Split, Documents], work: Path, workers: Workers) -> None:
+        self.settings, self.documents, self.work, self.workers = settings, documents, work, workers
         self.warnings: list[str] = []
         # held out first: of equal documents the first is kept
         self.origins: list[Split] = sorted(documents, key=("val", "test", "train").index)
 
     def run(self) -> dict[str, Any]:
         """What meta.json says of the files."""
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        console, is_shown = Console(stderr=True), sys.stderr.isatty()
+        with Progress(*columns, console=console, speed_estimate_period=60, disable=not is_shown) as self._bar:
+            self._bars: dict[str, Any] = {}
+            return self._make()
+
+    def report(self, step: str, done: int, total: int) -> None:
+        """Shows on a terminal how many bytes of its input a step has read."""
+        if step not in self._bars:  # what an earlier command did says nothing about the speed
+            self._bars[step] = self._bar.add_task(step, total=total, completed=done)
+        self._bar.update(self._bars[step], completed=done, total=total)
+
+    def _make(self) -> dict[str, Any]:
         self._begin()
         # a name that leads nowhere is better found before hours of reading
         tokenizer = None if self.settings.tokenizer == TRAIN else open_tokenizer(self.settings.tokenizer)
@@ -116,7 +140,7 @@ class Preparation:
             problems, counts[origin] = Problems(), []
             for result in (_result(task) for task in tasks if task.origin == origin):
                 counts[origin].append(result["documents"])
-                problems.extend(Problems.from_json(result["problems"]))
+                problems.extend(Problems(**result["problems"]))
             self.documents[origin].check(problems)
             if sum(counts[origin]) == 0:
                 found = "; ".join(problems.messages()) or "it is empty"
@@ -168,49 +192,37 @@ class Preparation:
 
     def _tasks(self, numbers: dict[Split, dict[Split, np.ndarray]], counts: dict[Split, list[int]]) -> list[Task]:
         """Those that together hold all that is wanted, in the order in which their parts are joined."""
-        chosen = [
-            (origin, shard, split_N)
-            for origin in self.origins
-            for shard, split_N in self.documents[origin].chosen(numbers[origin], counts[origin])
-        ]
-        return [
-            Task(origin, shard, self.work / "tokens" / f"{number:06}", split_N)
-            for number, (origin, shard, split_N) in enumerate(chosen)
-        ]
+        tasks: list[Task] = []
+        for origin in self.origins:
+            for shard, split_N in self.documents[origin].chosen(numbers[origin], counts[origin]):
+                tasks.append(Task(origin, shard, self.work / "tokens" / f"{len(tasks):06}", split_N))
+        return tasks
 
     # -- the tokenizer ---------------------------------------------------------------------------------------------------
 
     def _trained_tokenizer(self, tasks: list[Task]) -> Any:
-        trained = self.work / "trained"
+        trained, unfinished = self.work / "trained", self.work / "training"
         if not trained.exists():
-            tokenizer = self._train_tokenizer([task for task in tasks if np.any(task.split_N == SPLITS.index("train"))])
-            unfinished = self.work / "training"
+            tasks = [task for task in tasks if np.any(task.split_N == SPLITS.index("train"))]
+            vocab_size, algorithm = self.settings.vocab_size, self.settings.tokenizer_algorithm
+            assert vocab_size is not None
+            alphabet: Counter[str] = Counter()
+            if algorithm == "wordpiece":  # the others need none
+                counting = [replace(task, output=self.work / "characters" / task.output.name) for task in tasks]
+                self._run("counting characters", count_characters, Work(self.documents), counting)
+                for task in counting:
+                    alphabet.update(_result(task)["characters"])
             shutil.rmtree(unfinished, ignore_errors=True)
-            _save(tokenizer, unfinished)
+            _save(train_tokenizer(self._training_texts(tasks), vocab_size, alphabet, algorithm), unfinished)
             unfinished.rename(trained)
         return load_tokenizer(trained)
-
-    def _train_tokenizer(self, tasks: list[Task]) -> Any:
-        alphabet: Counter[str] = Counter()
-        if self.settings.tokenizer_algorithm == "wordpiece":  # the others need none
-            counting = [Task(t.origin, t.shard, self.work / "characters" / t.output.name, t.split_N) for t in tasks]
-            self._run("counting characters", count_characters, Work(self.documents), counting)
-            for task in counting:
-                alphabet.update(_result(task)["characters"])
-        assert self.settings.vocab_size is not None
-        return train_tokenizer(
-            self._training_texts(tasks), self.settings.vocab_size, alphabet, self.settings.tokenizer_algorithm
-        )
 
     def _training_texts(self, tasks: list[Task]) -> Iterator[str]:
         done, total = 0, self._size(tasks)
         for task in tasks:
-            assert task.split_N is not None
             self.report("training the tokenizer", done, total)
-            texts = self.documents[task.origin].read(task.shard, Problems())
-            for text, split in zip(texts, task.split_N.tolist(), strict=True):
-                if SPLITS.index("train") == split:
-                    yield text
+            wanted = wanted_documents(Work(self.documents), task)
+            yield from (text for text, split in wanted if SPLITS[split] == "train")
             done += self._size([task])
         self.report("training the tokenizer", total, total)
 
@@ -218,38 +230,35 @@ class Preparation:
 
     def _tokenise(self, tasks: list[Task], work: Work, dtype: np.dtype) -> dict[Split, dict[str, int]]:
         joined = Joined(self.work, tasks, dtype)
-        done, missing = tasks[: joined.num_parts], tasks[joined.num_parts :]
-        for _ in self._running("tokenising", tokenise, work, missing, done_before=self._size(done)):
-            joined.join_finished()
+        self._run("tokenising", tokenise, work, tasks, joined.num_parts, joined.join_finished)
         joined.join_finished()
         assert joined.num_parts == len(tasks)
         joined.commit()
-        self._check_splits(joined.counts)
-        return joined.counts
-
-    def _check_splits(self, counts: dict[Split, dict[str, int]]) -> None:
-        for split, found in counts.items():
+        for split, found in joined.counts.items():
             origin = self.settings.origin(split if split in self.documents else "train")
             if not found["tokens"]:
                 raise ConfigError(*origin, f"all {found['empty']:,} documents of the {split} split are empty", "give text")
             if found["empty"]:
                 self.warnings.append(f"{found['empty']:,} {EMPTY} of the {split} split")
+        return joined.counts
 
-    # -- running ---------------------------------------------------------------------------------------------------------
-
-    def _run(self, step: str, function: Function, work: Work, tasks: list[Task]) -> None:
-        for _ in self._running(step, function, work, tasks):
-            pass
-
-    def _running(self, step: str, function: Function, work: Work, tasks: list[Task], done_before: int = 0) -> Iterator[Task]:
-        """Runs those of the tasks that are not done yet, and yields each that ends."""
-        missing = [task for task in tasks if task.result() is None]
-        done, total = done_before + self._size(tasks) - self._size(missing), done_before + self._size(tasks)
+    def _run(
+        self,
+        step: str,
+        function: Function,
+        work: Work,
+        tasks: list[Task],
+        num_joined: int = 0,
+        after_each: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Runs those of the tasks that are neither done nor joined."""
+        missing = [task for task in tasks[num_joined:] if task.result() is None]
+        done, total = self._size(tasks) - self._size(missing), self._size(tasks)
         self.report(step, done, total)
         for task in self.workers.run(function, work, missing):
             done += self._size([task])
             self.report(step, done, total)
-            yield task
+            after_each()
 
     def _size(self, tasks: Sequence[Task]) -> int:
         return sum(self.documents[task.origin].size(task.shard) for task in tasks)

@@ -1,10 +1,11 @@
-"""What is done to each shard of documents on its own, in whichever process: counted, and later tokenised.
+"""What is done to each shard of documents on its own, in whichever process: counted, and later tokenised; then they are joined.
 
     shard      "Fellow citizens …"   "The full cost …"   "I am glad …"        documents 17, 18, 19
     count      e3b0 c442 …           98fc 1c14 …         4ca4 9599 …          a 128-bit hash of each
     split      train                 val                 train                chosen once all are counted
     tokenise   train  [CLS] fellow citizens … [SEP] [CLS] i am glad … [SEP]   tokens, and where documents end
                val    [CLS] the full cost … [SEP]
+    join       part 0, part 1, part 2 … one after the other, in whichever order they are finished ─► train.tokens train.ends …
 
 Nothing here knows torch, so that a worker starts quickly, and nothing is held but a batch: what is made goes to files.
 
@@ -13,6 +14,7 @@ Shapes: N documents, T tokens, of a shard or of the part of it that is encoded a
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,15 +27,21 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
-from mlm_lightning.data.text.documents.base import Documents, Problems, is_blank
+from mlm_lightning.data.text.documents.base import Documents, Problems
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
 from mlm_lightning.errors import NO_VALUE, ConfigError
+from mlm_lightning.files import write_atomically
 
 ENDS_DTYPE = np.dtype("<i8")
 """Of a file of documents' ends."""
 HASH_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
 NO_HASH = b"\0" * HASH_DTYPE.itemsize
 """In place of the hash of an empty document, which equals no other."""
+
+_NOTHING = {"documents": 0, "tokens": 0, "unknown": 0, "empty": 0}
+
+_COMMIT_BYTES = 64_000_000
+"""Of tokens joined between two waits for the disk."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +84,16 @@ def count(work: Work, task: Task) -> None:
     with _Output(task) as output:
         hashes = output.open(".hashes")
         for text in work.documents[task.origin].read(task.shard, problems):
-            hashes.write(NO_HASH if is_blank(text) else blake2b(text.encode(), digest_size=len(NO_HASH)).digest())
+            hashes.write(blake2b(text.encode(), digest_size=len(NO_HASH)).digest() if text.strip() else NO_HASH)
             num_documents += 1
-        output.finish({"documents": num_documents, "problems": problems.to_json()})
+        output.finish({"documents": num_documents, "problems": vars(problems)})
 
 
 def count_characters(work: Work, task: Task) -> None:
     """The result says how often each character stands in the shard's training documents."""
     counts: Counter[int] = Counter()
     with _Output(task) as output:
-        for text, split in _read(work, task):
+        for text, split in wanted_documents(work, task):
             if SPLITS[split] == "train":
                 characters = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
                 counts.update(dict(zip(*map(np.ndarray.tolist, np.unique(characters, return_counts=True)), strict=True)))
@@ -99,12 +107,12 @@ def tokenise(work: Work, task: Task) -> None:
     kept: list[int] = []  # the splits of the documents handed to the encoder and not yet seen to end
 
     def filled() -> Iterator[str]:
-        for text, split in _read(work, task):
-            if is_blank(text):
-                parts[split].counts["empty"] += 1
-            else:
+        for text, split in wanted_documents(work, task):
+            if text.strip():
                 kept.append(split)
                 yield text
+            else:
+                parts[split].counts["empty"] += 1
 
     with _Output(task) as output:
         parts = {
@@ -119,7 +127,7 @@ def tokenise(work: Work, task: Task) -> None:
         output.finish({"splits": {SPLITS[split]: part.counts for split, part in parts.items()}})
 
 
-def _read(work: Work, task: Task) -> Iterator[tuple[str, int]]:
+def wanted_documents(work: Work, task: Task) -> Iterator[tuple[str, int]]:
     """The shard's documents that some split wants, each with its split."""
     assert task.split_N is not None
     texts = work.documents[task.origin].read(task.shard, Problems())
@@ -136,7 +144,7 @@ class _Part:
     def __init__(self, output: "_Output", split: Split, unk_id: int | None) -> None:
         self._tokens, self._ends = output.open(f".{split}.tokens"), output.open(f".{split}.ends")
         self._unk_id, self._last_end = unk_id, 0
-        self.counts = {"documents": 0, "tokens": 0, "unknown": 0, "empty": 0}
+        self.counts = dict(_NOTHING)
 
     def write(self, tokens_T: np.ndarray, ends_N: np.ndarray, chosen_T: np.ndarray, chosen_N: np.ndarray) -> None:
         """Of tokens and ends those that are this split's."""
@@ -184,3 +192,52 @@ class _Output:
 
     def _temporary(self, file: Path) -> Path:
         return file.with_name(f"{file.name}.{os.getpid()}.tmp")
+
+
+class Joined:
+    """The token files that grow part by part, in the order of the tasks. `joined.json` says how many parts, and how much of
+    the files, the disk has for sure; what an interrupted command wrote beyond is cut off."""
+
+    def __init__(self, work: Path, tasks: list[Task], dtype: np.dtype) -> None:
+        self.tasks, self._note = tasks, work / "tokens" / "joined.json"
+        splits = [s for number, s in enumerate(SPLITS) if any(np.any(task.split_N == number) for task in tasks)]
+        noted: dict[str, Any] = {"parts": 0, "counts": {split: dict(_NOTHING) for split in splits}}
+        if self._note.exists():
+            noted = json.loads(self._note.read_text(encoding="utf-8"))
+        self.num_parts: int = noted["parts"]
+        self.counts: dict[Split, dict[str, int]] = noted["counts"]
+        self._committed, self._uncommitted = self.num_parts, 0
+        self._files = {(split, ending): work / f"{split}.{ending}" for split in self.counts for ending in ("tokens", "ends")}
+        for (split, ending), file in self._files.items():
+            itemsize, number = (dtype.itemsize, "tokens") if ending == "tokens" else (ENDS_DTYPE.itemsize, "documents")
+            file.touch()
+            os.truncate(file, self.counts[split][number] * itemsize)
+
+    def join_finished(self) -> None:
+        """Appends the parts that are next."""
+        while self.num_parts < len(self.tasks) and (result := self.tasks[self.num_parts].result()) is not None:
+            part_name = self.tasks[self.num_parts].output
+            for split, counts in result["splits"].items():
+                with open(f"{part_name}.{split}.tokens", "rb") as part, self._files[split, "tokens"].open("ab") as whole:
+                    shutil.copyfileobj(part, whole, 1 << 20)
+                    self._uncommitted += part.tell()
+                ends = np.fromfile(f"{part_name}.{split}.ends", ENDS_DTYPE) + self.counts[split]["tokens"]
+                with self._files[split, "ends"].open("ab") as whole:
+                    whole.write(ends.astype(ENDS_DTYPE).data)
+                for name, number in counts.items():
+                    self.counts[split][name] += number
+            self.num_parts += 1
+            if self._uncommitted > _COMMIT_BYTES:
+                self.commit()
+
+    def commit(self) -> None:
+        """Makes sure that the disk has what is joined, then deletes its parts."""
+        for whole in self._files.values():
+            with whole.open("rb") as file:
+                os.fsync(file.fileno())
+        write_atomically(self._note, json.dumps({"parts": self.num_parts, "counts": self.counts}).encode())
+        for task in self.tasks[self._committed : self.num_parts]:
+            for split, ending in self._files:
+                Path(f"{task.output}.{split}.{ending}").unlink(missing_ok=True)
+            task.result_file.unlink()
+        self._committed, self._uncommitted = self.num_parts, 0

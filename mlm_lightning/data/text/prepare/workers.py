@@ -12,10 +12,10 @@ import pickle
 import queue
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
+from multiprocessing.pool import ThreadPool
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -101,69 +101,62 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON
 
 def _run_in_processes(num_workers: int, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
     shared = pickle.dumps((function, work))
-    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    for task in tasks:
-        waiting.put(task)
-    ended: queue.SimpleQueue[Task | BaseException] = queue.SimpleQueue()
-    workers = [_Worker(shared, waiting, ended) for _ in range(num_workers)]
+    workers = [_Worker(shared) for _ in range(num_workers)]
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def attempt(task: Task) -> Task:
+        worker = idle.get()
+        try:
+            worker.attempt(task)
+        finally:
+            idle.put(worker)
+        return task
+
+    threads = ThreadPool(num_workers)
     try:
-        for _ in tasks:
-            task_or_error = ended.get()
-            if isinstance(task_or_error, BaseException):
-                raise task_or_error
-            yield task_or_error
+        yield from threads.imap_unordered(attempt, tasks)
     finally:
         for worker in workers:
-            worker.stop()
+            worker.process.kill()
+        threads.terminate()
+        threads.join()
+        for worker in workers:
+            with suppress(BrokenPipeError), worker.process:  # closes its pipes; a killed worker did not read all of it
+                pass
 
 
 class _Worker:
-    """A process, and a thread here that hands it one task after the other."""
+    """A process that does one task after the other."""
 
-    def __init__(
-        self, shared: bytes, waiting: "queue.SimpleQueue[Task]", ended: "queue.SimpleQueue[Task | BaseException]"
-    ) -> None:
-        environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._process = subprocess.Popen(
+    def __init__(self, shared: bytes) -> None:
+        self._unsent = shared
+        self.process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import _serve; _serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             process_group=0,  # Ctrl-C is for the caller, which stops its workers
         )
-        self._thread = threading.Thread(target=self._feed, args=(shared, waiting, ended), daemon=True)
-        self._thread.start()
 
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._thread.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):  # of what a killed worker did not read
-                pipe.close()
-
-    def _feed(
-        self, shared: bytes, waiting: "queue.SimpleQueue[Task]", ended: "queue.SimpleQueue[Task | BaseException]"
-    ) -> None:
-        to_worker, from_worker = self._process.stdin, self._process.stdout
+    def attempt(self, task: Task) -> None:
+        """Raises what the task raises, and a RuntimeError where the process ends."""
+        to_worker, from_worker = self.process.stdin, self.process.stdout
         assert to_worker is not None
         assert from_worker is not None
         try:
-            to_worker.write(shared)
-            while True:
-                task = waiting.get_nowait()
-                pickle.dump(task, to_worker)
-                to_worker.flush()
-                error = pickle.load(from_worker)
-                ended.put(task if error is None else error)
-        except queue.Empty:
-            return
+            to_worker.write(self._unsent + pickle.dumps(task))
+            to_worker.flush()
+            self._unsent = b""
+            error = pickle.load(from_worker)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            status = self._process.wait()
-            ended.put(
-                RuntimeError(f"a process that prepares text ended unexpectedly (status {status}); is there too little memory?")
+            status = self.process.wait()
+            error = RuntimeError(
+                f"a process that prepares text ended unexpectedly (status {status}); is there too little memory?"
             )
+        if error is not None:
+            raise error
 
 
 def _serve() -> None:

@@ -1,13 +1,15 @@
-"""Where tokenizers come from.
+"""Where tokenizers come from, and what they say about their tokens: special ones, and which of them continue a word.
 
 hub name, folder ┐
 vocab.txt        ├─►  a tokenizer folder  ─►  Encoder (encoder.py):  documents ─► ids    [CLS] fellow citizens [SEP] …
-train            ┘                        ─►  Vocab (vocab.py):  special ids, "##" …
+train            ┘                        ─►  Vocab:  special ids, "##" …
 (training.py)
 """
 
+import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ def tokenizer_files(tokenizer: str) -> list[Path]:
 def open_tokenizer(tokenizer: str) -> Any:
     """The `transformers` tokenizer of a hub name, a folder or a vocab.txt; ConfigError where there is none that can be used."""
     file = vocabulary_file(tokenizer)
-    opened = _open_vocabulary(file) if file is not None else load_tokenizer(tokenizer)
+    opened = load_tokenizer(tokenizer) if file is None else bert_tokenizer(_read_vocabulary(file))
     if getattr(opened, "backend_tokenizer", None) is None:
         raise ConfigError("data.tokenizer", tokenizer, "it has no fast implementation (`tokenizers`), which is needed here")
     if opened.mask_token_id is None:
@@ -85,17 +87,16 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ConfigError("data.tokenizer", folder, problem, _REMEDY) from error
 
 
-def _open_vocabulary(file: Path) -> Any:
+def _read_vocabulary(file: Path) -> dict[str, int]:
     try:
         lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError("data.tokenizer", file, "is not UTF-8 text", "a vocab.txt has one token a line") from error
     vocabulary = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
-    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
-    if missing:
+    if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
         remedy = f"a vocab.txt has one token a line, among them {' '.join(SPECIAL_TOKENS)}"
         raise ConfigError("data.tokenizer", file, f"the vocabulary lacks {', '.join(missing)}", remedy)
-    return bert_tokenizer(vocabulary)
+    return vocabulary
 
 
 def bert_tokenizer(vocabulary: dict[str, int]) -> Any:
@@ -110,3 +111,51 @@ def cased_tokens(vocab: Vocab) -> int:
     """How many regular tokens have capital letters, which an uncased tokenizer can never produce."""
     bracketed = re.compile(r"\[.*\]|<.*>")
     return sum(token != token.lower() and not bracketed.fullmatch(token) for token in vocab.tokens or ())
+
+
+# -- the vocabulary --------------------------------------------------------------------------------------------------------
+
+
+def read_vocab(tokenizer: Any) -> Vocab:
+    """The vocabulary of a `transformers` tokenizer."""
+    names = {number: token for token, number in tokenizer.get_vocab().items()}
+    tokens = tuple(names.get(number, f"<unnamed {number}>") for number in range(max(names) + 1))
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special_ids = added.union(tokenizer.all_special_ids)
+    continues = _continues_word(tokens, json.loads(tokenizer.backend_tokenizer.to_str()))
+    return Vocab(
+        size=len(tokens),
+        mask_id=tokenizer.mask_token_id,
+        special_ids=tuple(special_ids),
+        pad_id=tokenizer.pad_token_id,
+        tokens=tokens,
+        continues_word=continues and tuple(each and number not in special_ids for number, each in enumerate(continues)),
+    )
+
+
+def save_vocab(vocab: Vocab, file: Path) -> None:
+    file.write_text(json.dumps(asdict(vocab)), encoding="utf-8")
+
+
+def load_vocab(file: Path) -> Vocab:
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    values.update({name: tuple(value) for name, value in values.items() if isinstance(value, list)})
+    return Vocab(**values)
+
+
+def _continues_word(tokens: tuple[str, ...], backend: dict) -> tuple[bool, ...] | None:
+    """None where a token does not tell: word-level models, and those that mark a word's end instead of its start.
+
+    What a tokenizer writes before a word is white space, as Ġ, Ċ, ĉ or č for byte-level BPE, as ▁ for sentencepiece. The first
+    word of a text may have nothing before it; it stands after a special token or starts a row, where masks see a new word in
+    any case.
+    """
+    if prefix := backend["model"].get("continuing_subword_prefix"):
+        return tuple(token.startswith(prefix) for token in tokens)
+    if not backend["model"].get("end_of_word_suffix"):
+        for text in (json.dumps(backend[part]) for part in ("pre_tokenizer", "decoder")):
+            if '"ByteLevel"' in text:  # space, newline, tab, carriage return
+                return tuple(not token.startswith(("Ġ", "Ċ", "ĉ", "č")) for token in tokens)
+            if '"Metaspace"' in text:
+                return tuple(not token.startswith("▁") for token in tokens)
+    return None

