@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Collection, Iterable, Sequence
 
 from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError
 
@@ -29,6 +30,21 @@ def speak() -> None:
     if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
         logger.addHandler(_StandardError())
         logger.setLevel(logging.INFO)
+
+
+def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Collection[int] = ()) -> None:
+    """Prints a result as aligned columns; those in `right` are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, show_header=bool(header), box=None, padding=(0, 2))
+    for cells in rows:
+        table.add_row(*map(Text, cells))
+    for number, column in enumerate(table.columns):
+        column.overflow, column.justify = "fold", "right" if number in right else "left"
+    # a pipe or a file has no width that a table must fit in
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
 def report(error: BaseException) -> int:

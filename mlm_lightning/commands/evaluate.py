@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import NO_VALUE, ConfigError, mistakes, one_line
+from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
     from mlm_lightning.data.source import Source, Split
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> int:
     if flags.json:
         print(json.dumps(metrics, indent=2))
     else:
-        _show(metrics)
+        print(f"  {metrics.pop('checkpoint')}")
+        print_table([(name, f"{value:.5f}" if isinstance(value, float) else str(value)) for name, value in metrics.items()])
     return 0
 
 
@@ -104,16 +106,3 @@ def _check_length(loaded: "LoadedRun", source: "Source") -> None:
     except (ValueError, IndexError, RuntimeError) as error:
         problem = f"its rows have {source.seq_len} tokens, and the run's model can't read them ({one_line(error)})"
         raise ConfigError("data", NO_VALUE, problem, "evaluate on rows as long as the run's") from error
-
-
-def _show(metrics: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in metrics.items():
-        if name != "checkpoint":
-            table.add_row(name, f"{value:.5f}" if isinstance(value, float) else str(value))
-    console = Console()
-    console.print(f"  {metrics['checkpoint']}", highlight=False, markup=False, soft_wrap=True)  # a path stays one word
-    console.print(table)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, see_own_packages
 from mlm_lightning.errors import mistakes
+from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
     from mlm_lightning.data.source import Source
@@ -56,9 +57,6 @@ def _show(source: "Source") -> None:
 
 def _show_table(rows: list[dict[str, Any]]) -> None:
     """One column a split: three of them fit 80 characters, nine quantities would not."""
-    from rich.console import Console
-    from rich.table import Table
-
     lines: dict[str, Callable[[dict[str, Any]], str]] = {
         "documents": lambda row: f"{row['documents']:,}",
         "copies dropped": lambda row: f"{row['duplicates']:,}",
@@ -73,10 +71,5 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
     for name, key in (("copies dropped", "duplicates"), ("documents truncated", "truncated")):
         if not any(row[key] for row in rows):
             del lines[name]
-    table = Table(box=None, padding=(0, 2))
-    table.add_column()
-    for row in rows:
-        table.add_column(row["split"], justify="right")
-    for name, shown in lines.items():
-        table.add_row(name, *map(shown, rows))
-    Console().print(table)
+    cells = [[name, *map(text, rows)] for name, text in lines.items()]
+    print_table(cells, ("", *(row["split"] for row in rows)), right=range(1, len(rows) + 1))

@@ -1,6 +1,5 @@
 """`mlm report`: tables and plots of a sweep, also while it runs, or of some runs side by side."""
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
+from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
     from mlm_lightning.report.page import Recipe
@@ -66,20 +66,11 @@ def report(paths: list[str], output: str | None = None, metric: str | None = Non
 
 def _print(study: "Study", recipe: "Recipe | None", page: Path) -> None:
     """On the terminal: a line a run, then the question, its answer, and the command of the best run."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from mlm_lightning.report.tables import answer, question, run_table
 
-    # a pipe or a file has no width that a table must fit in
-    console = Console(width=None if sys.stdout.isatty() else 240)
-    runs, table = run_table(study), Table(box=None, padding=(0, 2, 0, 0))
-    for name in runs.header:
-        table.add_column(name, overflow="fold", justify="right" if name.startswith(("val/", "mean")) else "left")
-    for row in runs.rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+    runs = run_table(study)
+    numbers = [number for number, name in enumerate(runs.header) if name.startswith(("val/", "mean"))]
+    print_table(runs.rows, runs.header, right=numbers)
     counts = ", ".join(f"{count} {status}" for status, count in study.collection.counts.items())
     lines = [f"{study.collection.title}: {counts}", question(study), *(f"  {sentence}" for sentence in answer(study))]
     lines += [f"{', '.join(axis.also)}: changes with {axis.name}" for axis in study.axes if axis.also]
@@ -90,5 +81,4 @@ def _print(study: "Study", recipe: "Recipe | None", page: Path) -> None:
     if recipe:
         note = "" if recipe.is_checked else "   (gives another config here: version or configs differ)"
         lines.append(f"             {recipe.command}{note}")
-    for line in [*lines, f"report       {page}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print("\n".join([*lines, f"report       {page}"]))

@@ -5,6 +5,7 @@ from typing import Any
 
 from mlm_lightning.commands.arguments import see_own_packages
 from mlm_lightning.errors import UserError
+from mlm_lightning.messages import print_table
 
 HELP = """\
 mlm train [OVERRIDE…] [-m] [--config-dir DIR] [--debug]
@@ -57,11 +58,7 @@ def main(arguments: list[str]) -> int:
 
 def show(folder: Path, summary: dict[str, Any]) -> None:
     """The table at the end of a run."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=None, show_header=False, box=None, padding=(0, 2))
-    rows = [
+    names = [
         ("val/loss", "validation loss", "nats a token"),
         ("val/oracle_loss", "best possible loss", "nats a token (oracle)"),
         ("val/excess_loss", "excess over the oracle", ""),
@@ -73,14 +70,13 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
         ("tokens_per_second", "tokens a second", ""),
         ("seconds", "seconds", ""),
     ]
-    for key, label, unit in rows:
+    rows = []
+    for key, label, unit in names:
         if key in summary:
             value = summary[key]
             if key == "val/excess_loss":
                 unit = f"± {summary['val/excess_loss_se']:.4f} (standard error)"
             text = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
-            table.add_row(label, text, unit)
-    console = Console()
-    console.print(table)
-    console.print(f"\nrun          {folder}", highlight=False, soft_wrap=True)
-    console.print(f"curves       tensorboard --logdir {folder.parent}", highlight=False, soft_wrap=True)
+            rows.append((label, text, unit))
+    print_table(rows)
+    print(f"\nrun          {folder}\ncurves       tensorboard --logdir {folder.parent}")

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from itertools import count, islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from mlm_lightning.config.compose import Composer, to_plain
 from mlm_lightning.config.parse import parse
 from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
-from mlm_lightning.messages import speak
+from mlm_lightning.messages import print_table, speak
 from mlm_lightning.processes import num_cores
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
@@ -173,39 +174,28 @@ def _task(config: DictConfig) -> float | None:
 
 def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
     """The table at the end: every run, or the best ones and all that have no result."""
-    from rich.console import Console
-    from rich.table import Table
-
     objective, best = sweep.settings.objective, sweep.best(jobs)
-    table = Table(box=None, padding=(0, 2))
-    for column in (*sweep.swept, "status", objective, "steps", "seconds"):
-        table.add_column(column, justify="left" if column in (*sweep.swept, "status") else "right")
-    worst_first = sweep.settings.direction == "maximize"
     listed = list(jobs)
     if len(listed) > _MOST_ROWS:
+        worst_first = sweep.settings.direction == "maximize"
         with_value = sorted((job for job in jobs if sweep.value(job) is not None), key=sweep.value, reverse=worst_first)  # type: ignore[arg-type]
         listed = [*with_value[:_MOST_ROWS], *(job for job in jobs if sweep.value(job) is None)]
+    rows = []
     for job in listed:
         values = dict(each.partition("=")[::2] for each in job.swept)
         summary, value = job.run.summary or {}, sweep.value(job)
         cells = [values.get(key, "") for key in sweep.swept]
         cells += [job.run.status, "" if value is None else f"{value:.4f}" + (" *" if job is best else "")]
-        cells += [f"{summary['steps']:,}" if summary else "", f"{summary['seconds']:.0f}" if summary else ""]
-        table.add_row(*cells)
-    console = Console()
-    console.print(table)
+        rows.append([*cells, f"{summary['steps']:,}" if summary else "", f"{summary['seconds']:.0f}" if summary else ""])
+    columns = len(sweep.swept)
+    print_table(rows, (*sweep.swept, "status", objective, "steps", "seconds"), right=range(columns + 1, columns + 4))
     if len(listed) < len(jobs):
-        console.print(f"  … and {len(jobs) - len(listed)} further runs")
-    counts: dict[str, int] = {}
-    for job in jobs:
-        counts[job.run.status] = counts.get(job.run.status, 0) + 1
-    console.print(
-        "\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s", highlight=False
-    )
+        print(f"  … and {len(jobs) - len(listed)} further runs")
+    counts = Counter(job.run.status for job in jobs)
+    print("\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s")
     for job in jobs:
         if job.run.status == "failed":
-            console.print(f"failed   {job.difference}: {job.run.reason}", highlight=False, soft_wrap=True)
+            print(f"failed   {job.difference}: {job.run.reason}")
     if best is not None:
-        console.print(f"best     {best.run.folder}", highlight=False, soft_wrap=True)
-    console.print(f"report   mlm report {sweep.folder}", highlight=False, soft_wrap=True)
-    console.print(f"curves   tensorboard --logdir {sweep.folder}", highlight=False, soft_wrap=True)
+        print(f"best     {best.run.folder}")
+    print(f"report   mlm report {sweep.folder}\ncurves   tensorboard --logdir {sweep.folder}")
