@@ -8,9 +8,9 @@ Composed ─► keys, types, ranges   by the signatures of what is named
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -44,27 +44,16 @@ Maskings = dict[tuple[str, ...], Masking]
 _LOADER_KEYS = tuple(each.name for each in fields(Loader))
 
 
-@dataclass
-class _TopLevel:
-    """The keys of a config and their types."""
-
-    OWNER: ClassVar = "the config"
-
-    seed: int
-    name: str
-    output_dir: str
-    resume: str
-    eval: dict
-    data: dict
-    masking: dict
-    model: dict
-    optim: dict
-    schedule: dict
-    trainer: dict
-    prepare: dict | None = None
-    callbacks: dict | None = None
-    logger: dict | None = None
-    sweep: dict | None = None
+# the keys of a config and their types
+_TopLevel = make_dataclass(
+    "_TopLevel",
+    [
+        *[("seed", int), ("name", str), ("output_dir", str), ("resume", str)],
+        *((group, dict) for group in ("eval", "data", "masking", "model", "optim", "schedule", "trainer")),
+        *((group, dict | None, None) for group in ("prepare", "callbacks", "logger", "sweep")),
+    ],
+    namespace={"OWNER": "the config"},
+)
 
 
 class _Findings:

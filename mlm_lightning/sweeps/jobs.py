@@ -7,6 +7,7 @@ A grid knows all its runs beforehand; a search (`search.py`) makes the next one 
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +27,14 @@ class Job:
     naming: tuple[str, ...]
     """The overrides in an order that makes the run's name tell it from the others, though names are cut off."""
     run: Run
-    trial: int | None = None
 
     @classmethod
-    def of(cls, settings: Settings, swept_keys: Sequence[str], trial: int | None = None) -> "Job":
+    def of(cls, settings: Settings, swept_keys: Sequence[str]) -> "Job":
         """`swept_keys` are the keys that the sweep gives several values."""
         overrides = settings.composed.overrides or ()
         swept = swept_overrides(overrides, swept_keys)
         naming = (*swept, *(each for each in overrides if each.lstrip("+~") not in swept))
-        return cls(settings, swept, naming, Run.find(settings, naming), trial)
+        return cls(settings, swept, naming, Run.find(settings, naming))
 
     @property
     def difference(self) -> str:
@@ -72,7 +72,7 @@ class Grid:
     def __init__(self, jobs: Sequence[Job], retries: int = 0) -> None:
         self._jobs, self._retries = list(jobs), retries
         self._waiting = [job for job in jobs if job.settings.resume == "never" or not job.is_done]
-        self._failures: dict[Job, int] = {}
+        self._failures: Counter[Job] = Counter()
 
     @property
     def jobs(self) -> list[Job]:
@@ -83,7 +83,7 @@ class Grid:
 
     def ended(self, job: Job) -> None:
         if job.run.status == "failed":
-            self._failures[job] = self._failures.get(job, 0) + 1
+            self._failures[job] += 1
             if self._failures[job] <= self._retries:
                 self._waiting.append(job)
 

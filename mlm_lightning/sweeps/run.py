@@ -56,7 +56,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
         fixed = _fixed(hydra, overrides)
 
         def make(values: list[str], trial: int) -> Job:
-            return _job(hydra, [*fixed, *values, f"++sweep.trial={trial}"], swept, trial)
+            return _job(hydra, [*fixed, *values, f"++sweep.trial={trial}"], swept)
 
         source = Search(open_study(folder, settings), choices, settings, make)
     sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings)
@@ -92,10 +92,10 @@ def _of_jobs(problem: str, where: list[str], jobs: int) -> str:
     return f"{problem} (with {where[0]}{more})"
 
 
-def _job(hydra: Composer, overrides: Sequence[str], swept: list[str], trial: int | None = None) -> Job:
+def _job(hydra: Composer, overrides: Sequence[str], swept: list[str]) -> Job:
     settings = parse(hydra.composed(overrides))
     check_start(settings)
-    return Job.of(settings, swept, trial)
+    return Job.of(settings, swept)
 
 
 def _fixed(hydra: Composer, overrides: Sequence[str]) -> list[str]:

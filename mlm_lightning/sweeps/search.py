@@ -75,16 +75,17 @@ class Search:
     def ended(self, job: Job) -> None:
         import optuna
 
-        assert job.trial is not None
+        trial = job.settings.sweep.trial if job.settings.sweep else None
+        assert trial is not None
         status, state = job.run.status, optuna.trial.TrialState
         if status == "complete":
             summary, objective = job.run.summary or {}, self._settings.objective
             if objective not in summary:
                 there = ", ".join(name for name in summary if "/" in name)
                 raise ConfigError("sweep.objective", objective, f"is none of the results, which are {there}")
-            self._study.tell(job.trial, summary[objective], skip_if_finished=True)
+            self._study.tell(trial, summary[objective], skip_if_finished=True)
         elif status in ("failed", "pruned"):
-            self._study.tell(job.trial, state=state.FAIL if status == "failed" else state.PRUNED, skip_if_finished=True)
+            self._study.tell(trial, state=state.FAIL if status == "failed" else state.PRUNED, skip_if_finished=True)
 
     def _job(self, trial: Any) -> Job:
         return self._make([f"{key}={value}" for key, value in trial.params.items()], trial.number)
