@@ -2,16 +2,10 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
-from mlm_lightning.messages import print_table
-
-if TYPE_CHECKING:
-    from mlm_lightning.report.page import Recipe
-    from mlm_lightning.report.study import Study
 
 HELP = """\
 mlm report PATH… [--output DIR] [--metric val/loss]
@@ -43,8 +37,8 @@ def report(paths: list[str], output: str | None = None, metric: str | None = Non
     if missing := [name for module, name in NEEDS.items() if find_spec(module) is None]:
         raise UserError(f"mlm report needs {' and '.join(missing)}, not installed here: pip install 'mlm-lightning[report]'")
     from mlm_lightning.report.figures import draw
-    from mlm_lightning.report.page import page, recipe_of
-    from mlm_lightning.report.results import collect
+    from mlm_lightning.report.page import page, show
+    from mlm_lightning.report.results import collect, recipe_of
     from mlm_lightning.report.study import study
     from mlm_lightning.report.tables import results_csv
 
@@ -60,25 +54,5 @@ def report(paths: list[str], output: str | None = None, metric: str | None = Non
             write_atomically(folder / name, content)
     except OSError as error:
         raise UserError(f"--output {folder}: can't be written: {error.strerror or error}") from error
-    _print(found, recipe, folder / "report.html")
+    show(found, recipe, folder / "report.html")
     return folder / "report.html"
-
-
-def _print(study: "Study", recipe: "Recipe | None", page: Path) -> None:
-    """On the terminal: a line a run, then the question, its answer, and the command of the best run."""
-    from mlm_lightning.report.tables import answer, question, run_table
-
-    runs = run_table(study)
-    numbers = [number for number, name in enumerate(runs.header) if name.startswith(("val/", "mean"))]
-    print_table(runs.rows, runs.header, right=numbers)
-    counts = ", ".join(f"{count} {status}" for status, count in study.collection.counts.items())
-    lines = [f"{study.collection.title}: {counts}", question(study), *(f"  {sentence}" for sentence in answer(study))]
-    lines += [f"{', '.join(axis.also)}: changes with {axis.name}" for axis in study.axes if axis.also]
-    if unlisted := study.collection.unlisted:
-        lines.append(f"in the folder, but not of this sweep: {', '.join(unlisted)}")
-    if study.best:
-        lines.append(f"best run     {study.best.folder}")
-    if recipe:
-        note = "" if recipe.is_checked else "   (gives another config here: version or configs differ)"
-        lines.append(f"             {recipe.command}{note}")
-    print("\n".join([*lines, f"report       {page}"]))

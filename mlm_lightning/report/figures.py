@@ -2,16 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.report import style
-from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, label
-from mlm_lightning.report.study import Axis, Group, Study, as_text, canonical
-from mlm_lightning.report.style import LIMIT, LIMIT_COLOUR, WIDTH, LineStyle, Picture
+from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, interval, label
+from mlm_lightning.report.study import Axis, Study, as_text, canonical
+from mlm_lightning.report.style import LIMIT, LIMIT_COLOUR, WIDTH, Picture
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 MAX_COLOURS, MAX_CELLS, MAX_PAIRS, MAX_CURVES = 10, 20, 6, 10
 """Lines of a panel, rows or columns of a heat map, heat maps of pairs, groups with learning curves."""
@@ -60,16 +60,17 @@ def _by_key(study: Study, axis: Axis) -> Picture:
             for index, (value, look) in enumerate(zip(values, styles, strict=True)):
                 groups = [each for each in study.groups if canonical(each.values[colour_axis.key]) == canonical(value)]
                 shift = 0.0 if axis.numeric else 0.3 * (index / max(1, len(values) - 1) - 0.5)
+                style.draw_runs(ax, axis, groups, metric, look, shift)
                 style.draw_series(ax, axis, groups, metric, look, as_text(value), shift)
         elif not others:
+            style.draw_runs(ax, axis, study.groups, metric, blue)
             style.draw_series(ax, axis, study.groups, metric, blue, "mean and interval")
         else:
-            points = [(axis.place(group.values), value) for group in study.groups for value in group.measured(metric)]
-            style.draw_points(ax, points, ("#888888", "o"), alpha=0.5, label="runs")
+            style.draw_runs(ax, axis, study.groups, metric, ("#888888", "o"), alpha=0.5, label="runs")
             if joined:
                 best = {axis.place(group.values): group for group in reversed(study.rank(metric))}
                 groups = [best[x] for x in sorted(best)]
-                style.draw_series(ax, axis, groups, metric, blue, "best of the other keys", points=False)
+                style.draw_series(ax, axis, groups, metric, blue, "best of the other keys")
         style.draw_limits(ax, axis, study.groups, metric)
         is_cut |= style.frame(ax, study.groups, [metric])
         ax.set_ylabel(style.on_two_lines(label(metric)))
@@ -95,6 +96,7 @@ def _conditions(study: Study, axis: Axis, has_excess: bool) -> Picture:
         style.show_key(ax, axis, WIDTH / len(panels))
         metrics = [f"{base}_{condition}" for condition in study.conditions]
         for metric, condition, look in zip(metrics, study.conditions, style.line_styles(len(metrics)), strict=True):
+            style.draw_runs(ax, axis, study.groups, metric, look)
             style.draw_series(ax, axis, study.groups, metric, look, condition_name(condition))
             if base == "val/loss":
                 style.draw_limits(ax, axis, study.groups, metric, look)
@@ -113,7 +115,9 @@ def _conditions_heat_map(study: Study, base: str) -> Picture:
     rows = [as_text(group.values[axis.key]) if axis else study.name(group) for group in study.groups]
     cells = [[group.mean(f"{base}_{each}") for each in study.conditions] for group in study.groups]
     figure, (ax,) = style.new_figure(min(WIDTH, 2.6 + 0.95 * len(study.conditions)), 1.5 + 0.36 * len(rows))
-    style.draw_heat_map(ax, cells, rows, [condition_name(each) for each in study.conditions], label(base), best_of="column")
+    style.draw_heat_map(
+        ax, cells, rows, [condition_name(each) for each in study.conditions], label(base), per_column=True, maximize=False
+    )
     ax.set(xlabel="evaluated at", ylabel=f"trained with {axis.name}" if axis else "trained with")
     caption = f"{label(base)}, of each group (row) under each evaluation condition (column); mean over seeds."
     return Picture("conditions_heat", f"{caption} Framed: the best of its column.", figure)
@@ -133,7 +137,7 @@ def _pair(study: Study, across: Axis, down: Axis) -> Picture:
         caption += " Framed: the best."
         cells = [[best.get((canonical(x), canonical(y)), math.nan) for x in across.values] for y in down.values]
         figure, (ax,) = style.new_figure(min(WIDTH, 2.8 + 0.9 * len(names)), 1.5 + 0.4 * len(rows))
-        style.draw_heat_map(ax, cells, rows, names, metric_label, "all", study.metric.maximize)
+        style.draw_heat_map(ax, cells, rows, names, metric_label, per_column=False, maximize=study.metric.maximize)
         ax.set_xlabel(across.name)
     else:
         figure, (ax,) = style.new_figure(5.6, 3.8)
@@ -161,45 +165,34 @@ def _curves(study: Study) -> Iterator[Picture]:
         groups = [group for group in groups if study.name(group) in best]
     styles = style.line_styles(len(groups), ordered=len(study.axes) == 1 and study.axes[0].numeric and len(groups) > 3)
     figure, panels = style.new_figure(WIDTH, 3.1, len(names))
+    oracle = [[curve[-1][1] for each in group.results if (curve := each.curves.get("val/oracle_loss"))] for group in groups]
+    limits = [(found.mean, look) for values, look in zip(oracle, styles, strict=True) if (found := interval(values))]
+    different = {round(limit, 9) for limit, _ in limits}
     for ax, name in zip(panels, names, strict=True):
-        curves = [
-            (group, look, each.curves.get(name, []))
-            for group, look in zip(groups, styles, strict=True)
-            for each in group.results
-        ]
+        pairs = zip(groups, styles, strict=True)
+        curves = [(group, look, each.curves.get(name, [])) for group, look in pairs for each in group.results]
         for group, (colour, marker), curve in curves:
             if points := [(step, value) for step, value in curve if math.isfinite(value)]:
                 last = len(points) - 1
                 # markers tell the lines apart in grey; at every point of a long curve they would hide it
-                marked = list(range(last + 1)) if last < 12 else [round(last * part / 6) for part in range(1, 7)]
-                look: Any = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 0.9, "markevery": marked}
-                ax.plot(*style.columns(points), **look, label=style.shortened(study.name(group), 60))
-        if name == "val/loss":
-            _draw_oracles(ax, groups, styles)
+                at = list(range(last + 1)) if last < 12 else [round(last * part / 6) for part in range(1, 7)]
+                line: Any = {"color": colour, "linewidth": 0.9, "marker": marker, "markersize": 3.5, "markevery": at}
+                ax.plot(*style.columns(points), **line, label=style.shortened(study.name(group), 60))
+        if name == "val/loss" and len(different) == 1:
+            style.draw_level(ax, different.pop())
+        elif name == "val/loss" and different:
+            for limit, look in limits:
+                style.draw_level(ax, limit, look, linewidth=1.0)
+            ax.plot([], [], linestyle="--", linewidth=1.0, color=LIMIT_COLOUR, label=f"{LIMIT}, by colour and mark")
         if name == "val/excess_loss" and all(value > 0 for *_, curve in curves for _, value in curve):
             style.set_log_scale(ax, "y", (1, 2, 5))
         ax.set_title(label(name).replace(" (", "\n("))
         ax.set_xlabel("optimizer steps")
         ax.locator_params(axis="x", nbins=5)
     style.add_legend(figure, panels)
-    dashed = "; dashed, the best possible loss" if study.has_oracle else ""
+    has_oracle = any(math.isfinite(result.value("val/oracle_loss")) for result in study.collection.complete)
+    dashed = "; dashed, the best possible loss" if has_oracle else ""
     caption = f"Learning curves: a colour is a group, a thin line a run{dashed}."
     if len(groups) < len(every_group):
         caption += f" Of {len(every_group)} groups, the best {len(groups)} are shown."
     yield Picture("learning_curves", caption, figure)
-
-
-def _draw_oracles(ax: "Axes", groups: Sequence[Group], styles: Sequence[LineStyle]) -> None:
-    """What the oracle reaches: one dashed line for all, or one for each group."""
-    limits = []
-    for group, look in zip(groups, styles, strict=True):
-        last = [curve[-1][1] for result in group.results if (curve := result.curves.get("val/oracle_loss"))]
-        if last and math.isfinite(limit := sum(last) / len(last)):
-            limits.append((limit, look))
-    different = {round(limit, 9) for limit, _ in limits}
-    if len(different) == 1:
-        style.draw_level(ax, different.pop())
-    elif limits:
-        for limit, look in limits:
-            style.draw_level(ax, limit, look, linewidth=1.0)
-        ax.plot([], [], linestyle="--", linewidth=1.0, color=LIMIT_COLOUR, label=f"{LIMIT}, by colour and mark")

@@ -114,18 +114,14 @@ def interval(values: Sequence[float]) -> Interval | None:
 @lru_cache
 def t_quantile(df: int, share: float = 0.95) -> float:
     """The t that a Student variable of `df` degrees of freedom stays within, on either side of 0, with probability `share`."""
-    low, high = 0.0, math.pi / 2
+    low, high, odd = 0.0, math.pi / 2, df % 2
     for _ in range(100):
         theta = (low + high) / 2
-        low, high = (theta, high) if _probability_within(theta, df) < share else (low, theta)
+        # P(|T| < √df tan θ), the finite series of Abramowitz & Stegun, 26.7.3 and 26.7.4
+        term, total = (math.cos(theta) if odd else 1.0), 0.0
+        for k in range(2 + odd, df + 1, 2):
+            total += term
+            term *= math.cos(theta) ** 2 * (k - 1) / k
+        within = 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
+        low, high = (theta, high) if within < share else (low, theta)
     return math.sqrt(df) * math.tan((low + high) / 2)
-
-
-def _probability_within(theta: float, df: int) -> float:
-    """P(|T| < √df tan θ), the finite series of Abramowitz & Stegun, 26.7.3 and 26.7.4."""
-    cosine, odd = math.cos(theta), df % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for k in range(2 + odd, df + 1, 2):
-        total += term
-        term *= cosine**2 * (k - 1) / k
-    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total

@@ -1,68 +1,23 @@
-"""One page that needs nothing else: the question and its answer, the figures, the tables, the conditions it was made under.
+"""What a reader sees of a report: a page that needs nothing else, and a summary on the terminal.
 
     question, answer ─ command ─ what went wrong ─ figures ─ groups ─ runs ─ manifest
 
 The page is `templates/page.html.jinja`; here is what it is filled with. Style, script and pictures are in the file, and nothing
 is loaded from anywhere. Whatever comes from a run is escaped.
-
-The command is `mlm train` with the overrides that the best run's manifest keeps:
-
-    manifest.json   overrides  ["sweep=mask_rate", "masking.rate=0.1", "sweep.jobs=2"]
-                    config_dir "conf"
-    ─►  mlm train --config-dir conf sweep=mask_rate masking.rate=0.1 hydra.mode=RUN
-
-It is composed to see whether it gives the run's config, so a report prints a command that has been checked.
 """
 
 import base64
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from mlm_lightning.config.compose import composer, to_plain
-from mlm_lightning.errors import UserError
+from mlm_lightning.messages import print_table
 from mlm_lightning.report import tables
-from mlm_lightning.report.results import Result
+from mlm_lightning.report.results import Recipe
 from mlm_lightning.report.study import Study
-from mlm_lightning.report.style import Picture
-from mlm_lightning.runs.identity import identity
+from mlm_lightning.report.style import TEMPLATES, Picture
 
-TEMPLATES = Path(__file__).parent / "templates"
 MOST_SIDE_BY_SIDE = 6
 """Runs whose every difference and metric are shown."""
-
-
-class Recipe(NamedTuple):
-    """A command line that trains a run once more."""
-
-    command: str
-    is_checked: bool
-    """Whether the command gives the run's config with the version and the configs that are here."""
-
-
-def recipe_of(result: Result) -> Recipe | None:
-    """None where a run kept no overrides: one of an older version, outside of a sweep."""
-    overrides = result.manifest.get("overrides")
-    overrides = result.job_overrides if overrides is None else overrides
-    if overrides is None:
-        return None
-    # how the runs of a sweep are started is nothing that one run needs; and resume=never would start it again
-    left_out = ("hydra/", "hydra.mode", "hydra.sweep", "hydra.launcher", "launcher=", "sweep.")
-    overrides = [each for each in overrides if not each.lstrip("+~").startswith(left_out) and each != "resume=never"]
-    config_dir, config_name = result.manifest.get("config_dir"), result.manifest.get("config_name")
-    is_checked = False
-    try:
-        with composer(config_dir, config_name) as hydra:
-            config = hydra.compose(hydra.plain(overrides))
-            if str(config.hydra.mode) == "RunMode.MULTIRUN":  # sweep=NAME would start all runs of the sweep
-                overrides.append("hydra.mode=RUN")
-            is_checked = identity(to_plain(config)) == identity(result.config)
-    except UserError:  # made by another version, or its folder of configs is gone
-        pass
-    flags = [("--config-dir", config_dir), ("--config-name", config_name)]
-    words = [word for name, value in flags if value is not None for word in (name, value)]
-    return Recipe(shlex.join(["mlm", "train", *words, *overrides]), is_checked)
 
 
 def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> str:
@@ -94,3 +49,21 @@ def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> st
         runs=tables.run_table(study),
         made_with=tables.Table(["", "value"], [*equal, *unequal]),
     )
+
+
+def show(study: Study, recipe: Recipe | None, page: Path) -> None:
+    """Prints a line a run, then the question, its answer, and the command of the best run; `page` is the path of the page."""
+    runs = tables.run_table(study)
+    numbers = [number for number, name in enumerate(runs.header) if name.startswith(("val/", "mean"))]
+    print_table(runs.rows, runs.header, right=numbers)
+    counts = ", ".join(f"{count} {status}" for status, count in study.collection.counts.items())
+    lines = [f"{study.collection.title}: {counts}", tables.question(study), *(f"  {each}" for each in tables.answer(study))]
+    lines += [f"{', '.join(axis.also)}: changes with {axis.name}" for axis in study.axes if axis.also]
+    if unlisted := study.collection.unlisted:
+        lines.append(f"in the folder, but not of this sweep: {', '.join(unlisted)}")
+    if study.best:
+        lines.append(f"best run     {study.best.folder}")
+    if recipe:
+        note = "" if recipe.is_checked else "   (gives another config here: version or configs differ)"
+        lines.append(f"             {recipe.command}{note}")
+    print("\n".join([*lines, f"report       {page}"]))

@@ -12,23 +12,22 @@ Nothing here fails on a run that is half-written or damaged: the row says what i
 import contextlib
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mlm_lightning.config.compose import read_config
+from mlm_lightning.config.compose import composer, read_config, to_plain
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.runs.folder import Run
-from mlm_lightning.runs.identity import deciding
+from mlm_lightning.runs.identity import deciding, identity
 from mlm_lightning.training.loggers import read_metrics
 
 STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
 """Those of `Run`, and `damaged`: a file of the run can't be read."""
-
-Curve = list[tuple[int, float]]
 
 NOT_SET = "not set"
 
@@ -49,7 +48,8 @@ class Result:
     """What decides the result, flat: `{"masking.rate": 0.1}`. Of a missing run: its job's overrides."""
     summary: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """The columns of metrics.csv: `{"val/loss": [(50, 1.25), …]}`."""
     job_overrides: list[str] | None = None
     """Where sweep.json lists it."""
 
@@ -176,7 +176,12 @@ def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
     with contextlib.suppress(*_UNREADABLE):
         result.manifest = _read_dict(folder / "manifest.json")
     with _reading("metrics.csv", result):  # whatever was written there: a report shows the rest
-        result.curves = read_curves(folder / "metrics.csv")
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for line in read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else []:
+            for name, value in line.items():
+                if name != "step" and value:
+                    curves.setdefault(name, []).append((int(line["step"]), float(value)))
+        result.curves = curves
     if result.status == "complete":
         result.reason = ""
         with _reading("summary.json", result, "damaged"):
@@ -202,16 +207,6 @@ def _read_dict(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """The columns of a metrics.csv: `{"val/loss": [(50, 1.25), …]}`; none where it isn't there yet."""
-    curves: dict[str, Curve] = {}
-    for line in read_metrics(path) if path.is_file() else []:
-        for name, value in line.items():
-            if name != "step" and value:
-                curves.setdefault(name, []).append((int(line["step"]), float(value)))
-    return curves
-
-
 def setting(override: str) -> tuple[str, Any]:
     """`++masking.rate=0.1` as ("masking.rate", 0.1)."""
     key, _, text = override.lstrip("+~").partition("=")
@@ -219,3 +214,40 @@ def setting(override: str) -> tuple[str, Any]:
         return key, json.loads(text)
     except ValueError:
         return key, text
+
+
+class Recipe(NamedTuple):
+    """A command line that trains a run once more."""
+
+    command: str
+    is_checked: bool
+    """Whether the command gives the run's config with the version and the configs that are here."""
+
+
+def recipe_of(result: Result) -> Recipe | None:
+    """`mlm train` with the overrides that the run's manifest keeps, composed to see whether it gives the run's config:
+
+    manifest.json   overrides  ["sweep=mask_rate", "masking.rate=0.1", "sweep.jobs=2"]
+                    config_dir "conf"
+    ─►  mlm train --config-dir conf sweep=mask_rate masking.rate=0.1 hydra.mode=RUN
+
+    None where a run kept no overrides: one of an older version, outside of a sweep.
+    """
+    overrides = result.manifest.get("overrides")
+    overrides = result.job_overrides if overrides is None else overrides
+    if overrides is None:
+        return None
+    # how the runs of a sweep are started is nothing that one run needs; and resume=never would start it again
+    left_out = ("hydra/", "hydra.mode", "hydra.sweep", "hydra.launcher", "launcher=", "sweep.")
+    overrides = [each for each in overrides if not each.lstrip("+~").startswith(left_out) and each != "resume=never"]
+    config_dir, config_name = result.manifest.get("config_dir"), result.manifest.get("config_name")
+    is_checked = False
+    # it can't be composed where another version made it, or its folder of configs is gone
+    with contextlib.suppress(UserError), composer(config_dir, config_name) as hydra:
+        config = hydra.compose(hydra.plain(overrides))
+        if str(config.hydra.mode) == "RunMode.MULTIRUN":  # sweep=NAME would start all runs of the sweep
+            overrides.append("hydra.mode=RUN")
+        is_checked = identity(to_plain(config)) == identity(result.config)
+    flags = [("--config-dir", config_dir), ("--config-name", config_name)]
+    words = [word for name, value in flags if value is not None for word in (name, value)]
+    return Recipe(shlex.join(["mlm", "train", *words, *overrides]), is_checked)

@@ -243,10 +243,6 @@ class Study:
         runs = [result for result in self.ranked[0].results if math.isfinite(self.metric.of(result))]
         return (max if self.metric.maximize else min)(runs, key=self.metric.of)
 
-    @property
-    def has_oracle(self) -> bool:
-        return any(math.isfinite(result.value("val/oracle_loss")) for result in self.collection.complete)
-
 
 def study(collection: Collection, metric: str | None = None) -> Study:
     """Finds the axes, and a metric that may be compared across them. Raises UserError for a metric that no run has."""

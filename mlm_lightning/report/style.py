@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,30 +35,14 @@ WIDTH = 7.4  # inches, of a page
 LineStyle = tuple[Any, str]
 """A colour and a marker."""
 
-_RC: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "legend.fontsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "text.parse_math": False,  # a $ in a path is a dollar
-    "figure.constrained_layout.use": True,
-}
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @contextmanager
 def applied() -> Iterator[None]:
-    import matplotlib
+    from matplotlib.style import context
 
-    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+    with context(TEMPLATES / "figures.mplstyle"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in another script than the font's
         yield
 
@@ -120,9 +105,6 @@ def shortened(text: str, length: int = 24) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-# axes
-
-
 def show_key(ax: "Axes", axis: Axis, width: float) -> None:
     """Makes the x axis, `width` inches long, that of a swept key."""
     ax.set_xlabel(axis.name)
@@ -152,13 +134,11 @@ def name_ticks(ax: "Axes", names: Sequence[str], crowded: bool) -> None:
 
 def set_log_scale(ax: "Axes", axis: Literal["x", "y"], multiples: tuple[int, ...] = (1,)) -> None:
     """A logarithmic axis with labels such as 0.02, at powers of ten times `multiples`."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     ax.set(**{f"{axis}scale": "log"})
-    ticks = ax.xaxis if axis == "x" else ax.yaxis
-    ticks.set_major_locator(LogLocator(subs=multiples))
+    ticks: Any = ax.xaxis if axis == "x" else ax.yaxis
+    ticks.get_major_locator().set_params(subs=multiples)
     ticks.set_major_formatter("{x:g}")
-    ticks.set_minor_formatter(NullFormatter())
+    ticks.set_minor_formatter("")
 
 
 def frame(ax: "Axes", groups: Sequence[Group], metrics: Sequence[str | Metric]) -> bool:
@@ -170,38 +150,30 @@ def frame(ax: "Axes", groups: Sequence[Group], metrics: Sequence[str | Metric]) 
     if not values:
         return False
     intervals = [found for group, metric in pairs if (found := group.interval(metric))]
-    low, high = min(values), max(values)
+    ends = [found.mean + sign * found.margin for found in intervals for sign in (-1, 1)]
+    low, high, lowest, highest = min(values), max(values), min([*values, *ends]), max([*values, *ends])
     margin = 0.45 * ((high - low) or abs(high) or 1.0)
-    lowest = min([low, *(found.mean - found.margin for found in intervals)])
-    highest = max([high, *(found.mean + found.margin for found in intervals)])
     bottom, top = max(lowest, low - margin), min(highest, high + margin)
     room = 0.04 * ((top - bottom) or 1.0)
     ax.set_ylim(bottom - room, top + room)
     return lowest < bottom - room or highest > top + room
 
 
-# what is drawn
-
-
-def draw_points(ax: "Axes", points: Sequence[tuple[float, float]], style: LineStyle, **more: Any) -> None:
-    ax.plot(*columns(points), linestyle="none", color=style[0], marker=style[1], markersize=4, **more)
+def draw_runs(
+    ax: "Axes", axis: Axis, groups: Sequence[Group], metric: str | Metric, style: LineStyle, shift: float = 0.0, **more: Any
+) -> None:
+    """A point for each run."""
+    points = [(axis.place(group.values) + shift, value) for group in groups for value in group.measured(metric)]
+    look = {"alpha": 0.4, "zorder": 2, "color": style[0], "marker": style[1], "markersize": 4} | more
+    ax.plot(*columns(points), linestyle="none", **look)
 
 
 def draw_series(
-    ax: "Axes",
-    axis: Axis,
-    groups: Sequence[Group],
-    metric: str | Metric,
-    style: LineStyle,
-    name: str,
-    shift: float = 0.0,
-    points: bool = True,
+    ax: "Axes", axis: Axis, groups: Sequence[Group], metric: str | Metric, style: LineStyle, name: str, shift: float = 0.0
 ) -> None:
-    """Points for runs, a line through means, a band (between categories: bars) for intervals."""
-    known = [(axis.place(group.values) + shift, group, found) for group in groups if (found := group.interval(metric))]
-    if points:
-        draw_points(ax, [(x, value) for x, group, _ in known for value in group.measured(metric)], style, alpha=0.4, zorder=2)
-    at, means, margins = np.reshape([(x, found.mean, found.margin) for x, _, found in known], (-1, 3)).T
+    """A line through the groups' means, a band (between categories: bars) for their intervals."""
+    known = [(axis.place(group.values) + shift, found) for group in groups if (found := group.interval(metric))]
+    at, means, margins = np.reshape([(x, found.mean, found.margin) for x, found in known], (-1, 3)).T
     look: Any = {"marker": style[1], "color": style[0], "label": name}
     if axis.numeric:
         ax.plot(at, means, zorder=3, **look)
@@ -237,16 +209,10 @@ def _dashed(style: LineStyle | None, linewidth: float = 1.2) -> dict[str, Any]:
 
 
 def draw_heat_map(
-    ax: "Axes",
-    cells: list[list[float]],
-    rows: list[str],
-    names: list[str],
-    colours: str,
-    best_of: Literal["column", "all"],
-    maximize: bool = False,
+    ax: "Axes", cells: list[list[float]], rows: list[str], names: list[str], colours: str, per_column: bool, maximize: bool
 ) -> None:
-    """A table of numbers as `colours`, the numbers in the cells and the best ones framed. `cells[row][column]` is NaN where
-    nothing is known."""
+    """A table of numbers as `colours`, the numbers in the cells and the best one framed, or that of each column.
+    `cells[row][column]` is NaN where nothing is known."""
     from matplotlib.patches import Rectangle
 
     ax.set_facecolor("#eeeeee")  # where nothing is known
@@ -263,7 +229,7 @@ def draw_heat_map(
         red, green, blue, _ = image.cmap(image.norm(value))
         dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
         ax.text(x, y, f"{value:.{digits}f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
-    for column in range(len(names)) if best_of == "column" else [None]:
+    for column in range(len(names)) if per_column else [None]:
         compared = [(y, x) for y, x in known if column in (None, x)]
         if len(compared) > 1:
             y, x = (max if maximize else min)(compared, key=lambda cell: known[cell])

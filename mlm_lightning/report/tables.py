@@ -84,10 +84,9 @@ def answer(study: Study) -> list[str]:
     if others and all(each.n == 1 for _, each in ranked):
         sentences.append("One run a group: how much of the difference is chance can't be told.")
     elif overlapping:
-        every = len(overlapping) == len(others) > 1
-        share = f"all {len(others)} other groups" if every else f"{len(overlapping)} of {len(others)} other groups"
+        share = "all" if len(overlapping) == len(others) > 1 else f"{len(overlapping)} of"
         names = "; ".join(overlapping[:4]) + ("; …" if len(overlapping) > 4 else "")
-        sentences.append(f"Its interval overlaps that of {share} ({names}).")
+        sentences.append(f"Its interval overlaps that of {share} {len(others)} other groups ({names}).")
     elif others:
         sentences.append("No other group's interval overlaps it.")
     return sentences
@@ -96,13 +95,9 @@ def answer(study: Study) -> list[str]:
 def compared(study: Study) -> dict[str, Metric]:
     """The metrics that a table of runs or groups shows, by the names of their columns."""
     is_mean = len(study.metric.columns) > 1
-    metrics = {"mean over conditions" if is_mean else study.metric.name: study.metric}
-    metrics |= {name: Metric((name,)) for name in _MAIN_METRICS}
-    return {
-        name: metric
-        for name, metric in metrics.items()
-        if len(metric.columns) > 1 or any(math.isfinite(metric.of(result)) for result in study.collection.complete)
-    }
+    wanted = dict.fromkeys(_MAIN_METRICS if is_mean else (study.metric.name, *_MAIN_METRICS))
+    measured = {name: Metric((name,)) for name in wanted if any(group.measured(name) for group in study.groups)}
+    return {"mean over conditions": study.metric} | measured if is_mean else measured
 
 
 def run_table(study: Study) -> Table:
@@ -133,12 +128,9 @@ def condition_table(study: Study) -> Table:
     rows = []
     for condition in study.conditions:
         metric = Metric((f"val/loss_{condition}",))
-        best = next(iter(study.rank(metric)), None)
-        if best is None:  # not a number in any run
-            continue
-        excess = with_interval(best.interval(f"val/excess_loss_{condition}"))
-        loss = with_interval(best.interval(metric))
-        rows.append([condition_name(condition), study.name(best), loss, number(best.limit(metric)), excess])
+        for best in study.rank(metric)[:1]:  # none where it is not a number in any run
+            loss, excess = (with_interval(best.interval(f"val/{each}_{condition}")) for each in ("loss", "excess_loss"))
+            rows.append([condition_name(condition), study.name(best), loss, number(best.limit(metric)), excess])
     return Table(["evaluated at", "best group", "val/loss", "best possible", "excess"], rows)
 
 

@@ -13,8 +13,8 @@ import pytest
 from made_runs import make_grid, make_run, make_sweep, summary_of
 
 from mlm_lightning.report.figures import draw
-from mlm_lightning.report.page import Recipe, page
-from mlm_lightning.report.results import collect
+from mlm_lightning.report.page import page
+from mlm_lightning.report.results import Recipe, collect
 from mlm_lightning.report.study import study
 from mlm_lightning.report.tables import answer, manifest_table, question, results_csv, run_table, with_interval
 

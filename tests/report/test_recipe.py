@@ -10,8 +10,7 @@ from conftest import TOY, composed
 from made_runs import make_run, make_sweep
 
 from mlm_lightning.config.compose import composer, to_plain
-from mlm_lightning.report.page import Recipe, recipe_of
-from mlm_lightning.report.results import Result, collect
+from mlm_lightning.report.results import Recipe, Result, collect, recipe_of
 from mlm_lightning.runs.identity import identity
 
 
