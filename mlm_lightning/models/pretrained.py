@@ -21,7 +21,7 @@ Shapes: B rows, L positions, K predicted positions a row, D width, H heads, V vo
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ class PretrainedMLM(nn.Module):
         self.separate_documents = separate_documents
         settings = dict(config or {})
         self.hf_model = build(checkpoint, revision, architecture, settings, vocab_size, seq_len, pad_token_id)
-        hf_config, encoder = self.hf_model.config, self.hf_model.base_model
+        hf_config, encoder = self.hf_model.config, cast(Any, self.hf_model.base_model)
         has_plain_attention = hf_config._attn_implementation in ("sdpa", "eager")
         if separate_documents and not (hf_config.model_type in SEPARATE_DOCUMENTS and has_plain_attention):
             problem = f"{hf_config.model_type} models cannot keep documents apart"
