@@ -33,9 +33,7 @@ MAY_USE = {
     "hydra": ("config", "sweeps"),
     "omegaconf": ("config", "sweeps"),
 }
-LOADED_BY_NAME = tuple(  # nobody else imports them: a config's _target_ does, and then they are used
-    f"models.pretrained{part}" for part in ("", "_config", "_documents", "_gather", "_weights")
-)
+LOADED_BY_NAME = ("models.pretrained", "models.pretrained_build")  # nobody else imports them: a config's _target_ does
 HEAVY = ("transformers", "tokenizers", "datasets", "matplotlib", "pandas", "wandb")
 
 

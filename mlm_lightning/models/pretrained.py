@@ -1,34 +1,52 @@
 """Any masked language model of Hugging Face transformers, from published weights or from scratch, that computes its vocabulary
-head at the predicted positions only.
+head at the predicted positions only, with no architecture written anew.
 
-    checkpoint or architecture ─► configuration (pretrained_config) ─► hf_model (pretrained_weights)
-    forward: documents of a row kept apart (pretrained_documents), hidden states gathered before the head (pretrained_gather)
+    checkpoint or architecture ─► pretrained_build ─► hf_model:
+
+    input_ids_BL ─► encoder ─► hidden_BLD ─► gather ─► hidden_BKD ─► head ─► logits_BKV
+                                               ▲
+                                          positions_BK
+
+The head is the larger part of a small model's work: L × V logits a row, of which the loss looks at 15 %. A hook on the
+library's encoder gathers before the library's own head, so the numbers are the same. In DistilBERT the gather happens one layer
+earlier: of its last layer only keys and values are needed everywhere.
 
 Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own where
-`separate_documents` is set, with those architectures that were proven to do so.
+`separate_documents` is set (packing.py): by the library's own masks and positions, in those architectures that were proven to
+obey them.
 
-`PretrainedMLM.hf_model` is the library's model as it is, for `save_pretrained`.
-
-Shapes: B rows, L positions, K predicted positions a row.
+Shapes: B rows, L positions, K predicted positions a row, D width, H heads, V vocabulary.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import torch
+import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from mlm_lightning.errors import ConfigError
+from mlm_lightning.models.packing import attendable, positions_within
+from mlm_lightning.models.transformer import take
 from mlm_lightning.values import checked
 
 try:
-    from mlm_lightning.models.pretrained_config import checkpoint_config, fit_positions, scratch_config, settings_of
-    from mlm_lightning.models.pretrained_documents import check_keeps_documents_apart, within_documents
-    from mlm_lightning.models.pretrained_gather import Predicted, gather_at
-    from mlm_lightning.models.pretrained_weights import first_position, new_model, on_meta, read_model
+    from transformers.models.distilbert.modeling_distilbert import TransformerBlock
+
+    from mlm_lightning.models.pretrained_build import build, first_position, settings_of
 except ImportError as error:
     raise ImportError(f"pretrained models need transformers: pip install 'mlm-lightning[text]' ({error})") from error
+
+SEPARATE_DOCUMENTS = (
+    *("albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "gte"),
+    *("jina_embeddings_v3", "megatron-bert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta"),
+    *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+)
+"""Architectures whose every layer and position obeys the masks and positions that it is given: tests prove it of each of them.
+Others convolve, mix or bucket positions across a row, or take no such masks."""
 
 
 class PretrainedMLM(nn.Module):
@@ -38,7 +56,7 @@ class PretrainedMLM(nn.Module):
     ("distilbert", "bert", "roberta" …); next to a checkpoint it only asserts the checkpoint's type. `config` overrides settings
     of the checkpoint (its dropout, say) or of the architecture (its sizes); unknown keys are errors. `vocab_size`, `seq_len`,
     `pad_token_id` and `separate_documents` come from the data. From scratch, `max_position_embeddings` grows with `seq_len`
-    unless `config` sets it.
+    unless `config` sets it. `hf_model` is the library's model as it is.
 
     Under `torch.device("meta")` no weights are read, only the checkpoint's configuration, and a vocabulary smaller than the
     checkpoint's or without padding is no mistake: settings can be checked before the data is known. New weights are drawn from
@@ -60,27 +78,22 @@ class PretrainedMLM(nn.Module):
     ) -> None:
         super().__init__()
         self.seq_len = seq_len
+        self.separate_documents = separate_documents
         settings = dict(config or {})
-        if checkpoint is not None:
-            hf_config = checkpoint_config(checkpoint, revision, architecture, settings, vocab_size)
-        elif architecture is None:
-            remedy = "set one: a hub name or a folder, or, to start from scratch, an architecture (distilbert, bert …)"
-            raise ConfigError("model.checkpoint", None, "model.architecture is null, too", remedy)
-        elif revision is not None:
-            raise ConfigError("model.revision", revision, "belongs to a model.checkpoint, and there is none")
-        else:
-            hf_config = scratch_config(architecture, settings, vocab_size, pad_token_id)
-        fit_positions(hf_config, seq_len, may_grow=checkpoint is None and "max_position_embeddings" not in settings)
-        if checkpoint is None or on_meta():
-            self.hf_model = new_model(hf_config)
-        else:
-            self.hf_model = read_model(checkpoint, revision, hf_config)
-        if separate_documents:
-            check_keeps_documents_apart(self.hf_model.config)
+        self.hf_model = build(checkpoint, revision, architecture, settings, vocab_size, seq_len, pad_token_id)
+        hf_config, encoder = self.hf_model.config, cast(Any, self.hf_model.base_model)
+        has_plain_attention = hf_config._attn_implementation in ("sdpa", "eager")
+        if separate_documents and not (hf_config.model_type in SEPARATE_DOCUMENTS and has_plain_attention):
+            problem = f"{hf_config.model_type} models cannot keep documents apart"
+            remedy = "choose data.packing=chunk or document, or model=transformer, or an architecture that can"
+            raise ConfigError("data.packing", "sentence_pack", problem, f"{remedy}: {', '.join(SEPARATE_DOCUMENTS)}")
         self._first_position = first_position(self.hf_model)
         self._predicted = Predicted()
-        self._predicted.separate_documents = separate_documents
-        gather_at(self.hf_model, self._predicted)
+        if hf_config.model_type == "distilbert" and has_plain_attention:
+            layers = encoder.transformer.layer
+            layers[-1] = _DistilBertLastBlock(layers[-1], self._predicted, separate_documents)
+        else:
+            encoder.register_forward_hook(partial(_gather, self._predicted))
         if gradient_checkpointing:
             try:
                 self.hf_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -110,17 +123,79 @@ class PretrainedMLM(nn.Module):
     ) -> Tensor:
         """`attention_mask_BL` is 1 at tokens and 0 at padding; None where nothing is padded. With `separate_documents` it
         may number a row's documents."""
-        self._predicted.positions_BK = positions_BK
+        attention: dict[str, Any] = {"attention_mask": attention_mask_BL}
         if self.separate_documents and attention_mask_BL is not None:
-            attention = within_documents(self.hf_model, attention_mask_BL, self._first_position)
-        else:
-            attention = {"attention_mask": attention_mask_BL}
+            position_ids_BL = positions_within(attention_mask_BL) + self._first_position
+            attention = {"attention_mask": self._documents_apart(attention_mask_BL), "position_ids": position_ids_BL}
+        self._predicted.positions_BK = positions_BK
         try:
-            output = self.hf_model(input_ids=input_ids_BL, **attention, return_dict=True)
+            return self.hf_model(input_ids=input_ids_BL, **attention, return_dict=True).logits
         finally:
             self._predicted.positions_BK = None
-        return output.logits
 
-    @property
-    def separate_documents(self) -> bool:
-        return self._predicted.separate_documents
+    def _documents_apart(self, document_BL: Tensor) -> Any:
+        """The library's masks for rows that pack documents: 4-D, which it passes on to each layer as they are."""
+        config, dtype, mask_B1LL = self.hf_model.config, self.hf_model.dtype, attendable(document_BL)
+        if config._attn_implementation == "eager":  # adds it to the scores
+            return torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill(~mask_B1LL, torch.finfo(dtype).min)
+        if config.model_type != "modernbert":
+            return mask_B1LL
+        # some of its layers look at neighbours only
+        position_L = torch.arange(document_BL.shape[1], device=document_BL.device)
+        is_near_LL = (position_L.unsqueeze(1) - position_L).abs() <= config.sliding_window
+        return {"full_attention": mask_B1LL, "sliding_attention": mask_B1LL & is_near_LL}
+
+
+class Predicted:
+    """The positions of the forward pass under way, handed past the library's signatures to where they are gathered."""
+
+    positions_BK: Tensor | None = None
+
+
+def _gather(predicted: Predicted, encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """A forward hook: the hidden states that reach the head become those of the predicted positions."""
+    if predicted.positions_BK is None:
+        return output
+    if isinstance(output, tuple):
+        return take(output[0], predicted.positions_BK), *output[1:]
+    output["last_hidden_state"] = take(output["last_hidden_state"], predicted.positions_BK)
+    return output
+
+
+class _DistilBertLastBlock(TransformerBlock):
+    """DistilBERT's last block, the same weights under the same names, with outputs at the predicted positions only."""
+
+    def __init__(self, block: Any, predicted: Predicted, separate_documents: bool) -> None:
+        nn.Module.__init__(self)  # the block's own would draw new weights
+        self.attention, self.sa_layer_norm = block.attention, block.sa_layer_norm
+        self.ffn, self.output_layer_norm = block.ffn, block.output_layer_norm
+        self.predicted, self.separate_documents = predicted, separate_documents
+        self.train(block.training)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        # read here, outside of gradient checkpointing: by the time that runs `forward` again, `predicted` has moved on
+        return super().__call__(*args, positions_BK=self.predicted.positions_BK, **kwargs)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        positions_BK: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if positions_BK is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        attention, mask = self.attention, attention_mask
+        if mask is not None and self.separate_documents:
+            mask = mask.gather(2, positions_BK[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
+        elif mask is not None:  # padding is hidden from every query alike: the first query's row of the mask serves them all
+            mask = mask[:, :, :1]
+        x_BKD = take(hidden_states, positions_BK)
+        query, key, value = (
+            x.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+            for x in (attention.q_lin(x_BKD), attention.k_lin(hidden_states), attention.v_lin(hidden_states))
+        )
+        dropout = attention.dropout.p if self.training else 0.0
+        attended_BHKD = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        x_BKD = self.sa_layer_norm(x_BKD + attention.out_lin(attended_BHKD.transpose(1, 2).flatten(2)))
+        return self.output_layer_norm(x_BKD + self.ffn(x_BKD))

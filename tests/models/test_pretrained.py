@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mlm_lightning.batch import IGNORE_INDEX
-from mlm_lightning.models.pretrained import PretrainedMLM
-from mlm_lightning.models.pretrained_documents import SEPARATE_DOCUMENTS
+from mlm_lightning.models.pretrained import SEPARATE_DOCUMENTS, PretrainedMLM
 
 V, L, B, PAD = 31, 12, 4, 1
 FROM_DATA = {"vocab_size", "seq_len", "pad_token_id", "separate_documents"}

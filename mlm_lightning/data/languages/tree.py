@@ -23,17 +23,17 @@ filtering", ICML 2025, arXiv 2408.15138.
 Shapes beyond those of `batch`: Q symbols (also the rules of a symbol), N nodes of a level.
 """
 
+from functools import cached_property
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.grammar import Grammar
 from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SyntheticSource
 from mlm_lightning.data.languages.tree_oracle import TreeOracle
 from mlm_lightning.errors import ConfigError
-from mlm_lightning.randomness import uniform
+from mlm_lightning.randomness import Stream, generator, uniform
 from mlm_lightning.values import checked
 
 MAX_DEPTH = 16
@@ -41,6 +41,41 @@ MAX_SIGMA = 1e6
 MAX_TABLE = 2**24  # num_symbols² · 2^depth: entries of the sampler's largest table, floats that the oracle needs for one row
 SIGMA = "it is the spread of the log-probabilities of a symbol's rules, such as 1.0 (0: all alike)"
 _CHUNK = 2**17  # random numbers that are worked on at once: they stay in the processor's cache
+
+
+class Grammar:
+    """The rules: the q² pairs of symbols, dealt at random to the q symbols, q rules each.
+
+    `children_QQ2[a, i]` is the pair of the i-th rule of symbol a, and `probs_QQ[a, i]` the rule's probability: a softmax over i
+    of sigma·N(0, 1) draws. The same `grammar_seed` gives the same pairs and the same draws at every sigma.
+    """
+
+    def __init__(self, num_symbols: int, sigma: float, grammar_seed: int) -> None:
+        self.num_symbols = q = num_symbols
+        source = generator(grammar_seed, Stream.GRAMMAR)
+        pairs_QQ = torch.randperm(q * q, generator=source).view(q, q)
+        draws_QQ = torch.randn(q, q, generator=source, dtype=torch.float64)
+        self.children_QQ2 = torch.stack((pairs_QQ // q, pairs_QQ % q), dim=-1)
+        self.probs_QQ = (sigma * draws_QQ).softmax(dim=-1)
+
+    @property
+    def M(self) -> Tensor:
+        """`M[a, b, c]`: the probability that a node with symbol a has the children (b, c); float64 of shape (q, q, q)."""
+        q = self.num_symbols
+        M = torch.zeros(q, q, q, dtype=torch.float64)
+        M[torch.arange(q)[:, None], self.children_QQ2[..., 0], self.children_QQ2[..., 1]] = self.probs_QQ
+        return M
+
+    def marginals_NQQ(self, level: int) -> Tensor:
+        """`[v, a, b]`: the probability that the v-th node of a level has symbol b, given the root a. It is the product, along
+        the node's path, of the left or right marginals of `M`."""
+        zeros_QQ = torch.zeros(self.num_symbols, self.num_symbols, dtype=torch.float64)
+        left_QQ = zeros_QQ.scatter_add(1, self.children_QQ2[..., 0], self.probs_QQ)
+        right_QQ = zeros_QQ.scatter_add(1, self.children_QQ2[..., 1], self.probs_QQ)
+        paths_NQQ = torch.eye(self.num_symbols, dtype=torch.float64)[None]
+        for _ in range(level):
+            paths_NQQ = torch.stack((paths_NQQ @ left_QQ, paths_NQQ @ right_QQ), dim=1).flatten(0, 1)
+        return paths_NQQ
 
 
 class AliasTable:
@@ -55,19 +90,6 @@ class AliasTable:
     """
 
     def __init__(self, probs_RQ: Tensor, outcomes_RQ: Tensor) -> None:
-        cut_RQ, alias_RQ = self._build(probs_RQ)
-        aliases_RQ = outcomes_RQ[torch.arange(len(alias_RQ))[:, None], alias_RQ]
-        self._cut = cut_RQ.flatten()
-        self._outcomes = torch.stack((outcomes_RQ, aliases_RQ), dim=2).flatten(0, 2)
-
-    def draw(self, first_cell: Tensor, cell: Tensor, rest: Tensor) -> Tensor:
-        """The outcomes, given u·q as `cell` and `rest`, in the distributions whose rows start at `first_cell` = row · q."""
-        cell = first_cell + cell
-        above = rest >= self._cut[cell]
-        return self._outcomes[cell.mul_(2).add_(above)]
-
-    @staticmethod
-    def _build(probs_RQ: Tensor) -> tuple[Tensor, Tensor]:
         # the emptiest open cell is filled up by the fullest one and closed; the mean of the open cells stays 1
         num_rows, q = probs_RQ.shape
         row_R = torch.arange(num_rows)
@@ -79,11 +101,18 @@ class AliasTable:
             emptiest_R = mass_RQ.masked_fill(~open_RQ, torch.inf).argmin(1)
             open_RQ[row_R, emptiest_R] = False
             fullest_R = mass_RQ.masked_fill(~open_RQ, -torch.inf).argmax(1)
-            own_R = mass_RQ[row_R, emptiest_R].clamp(0, 1)
-            cut_RQ[row_R, emptiest_R] = own_R
+            share_R = mass_RQ[row_R, emptiest_R].clamp(0, 1)
+            cut_RQ[row_R, emptiest_R] = share_R
             alias_RQ[row_R, emptiest_R] = fullest_R
-            mass_RQ[row_R, fullest_R] -= 1 - own_R
-        return cut_RQ, alias_RQ
+            mass_RQ[row_R, fullest_R] -= 1 - share_R
+        self._cut = cut_RQ.flatten()
+        self._outcomes = torch.stack((outcomes_RQ, outcomes_RQ[row_R[:, None], alias_RQ]), dim=2).flatten(0, 2)
+
+    def draw(self, first_cell: Tensor, cell: Tensor, rest: Tensor) -> Tensor:
+        """The outcomes, given u·q as `cell` and `rest`, in the distributions whose rows start at `first_cell` = row · q."""
+        cell = first_cell + cell
+        above = rest >= self._cut[cell]
+        return self._outcomes[cell.mul_(2).add_(above)]
 
 
 class TreeSource(SyntheticSource):
@@ -113,7 +142,6 @@ class TreeSource(SyntheticSource):
         self.depth, self.filter_level, self.grammar_seed, self.sigma = depth, filter_level, grammar_seed, float(sigma)
         self.grammar = Grammar(num_symbols, self.sigma, grammar_seed)
         self._rules = AliasTable(self.grammar.probs_QQ, self.grammar.children_QQ2)
-        self._star: AliasTable | None = None
 
     @property
     def seq_len(self) -> int:
@@ -135,19 +163,19 @@ class TreeSource(SyntheticSource):
         if self.filter_level > 0:
             first_cell_BN = (torch.arange(num_filtered) * q + symbol_BN) * q
             start = self.seq_len - num_filtered
-            symbol_BN = self._star_table().draw(first_cell_BN, cell_BN[:, start:], rest_BN[:, start:])
+            symbol_BN = self._star.draw(first_cell_BN, cell_BN[:, start:], rest_BN[:, start:])
         for level in range(self.filter_level, self.depth):
             nodes = slice(2**level - num_filtered, 2 ** (level + 1) - num_filtered)
             children_BN2 = self._rules.draw(symbol_BN * q, cell_BN[:, nodes], rest_BN[:, nodes])
             symbol_BN = children_BN2.flatten(1)
         return symbol_BN
 
-    def _star_table(self) -> AliasTable:
-        """Draws the nodes of level k given the root: the row of node v and root a is v·q + a. Built at the first use."""
-        if self._star is None:
-            probs_RQ = self.grammar.marginals_NQQ(self.filter_level).flatten(0, 1)
-            self._star = AliasTable(probs_RQ, torch.arange(self.num_symbols).expand(len(probs_RQ), -1))
-        return self._star
+    @cached_property
+    def _star(self) -> AliasTable:
+        """Draws the nodes of level k given the root: the row of node v and root a is v·q + a."""
+        probs_RQ = self.grammar.marginals_NQQ(self.filter_level).flatten(0, 1)
+        return AliasTable(probs_RQ, torch.arange(self.num_symbols).expand(len(probs_RQ), -1))
 
     def oracle(self) -> TreeOracle:
-        return TreeOracle(self.grammar, self.depth, self.filter_level)
+        star_NQQ = self.grammar.marginals_NQQ(self.filter_level)
+        return TreeOracle(self.grammar.M, star_NQQ, self.depth, self.filter_level)

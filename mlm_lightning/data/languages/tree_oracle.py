@@ -19,7 +19,6 @@ dimension of all messages (QNB), so that picking symbols copies contiguous memor
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.languages.grammar import Grammar
 from mlm_lightning.data.languages.synthetic import observed_tokens
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -31,19 +30,15 @@ _BLOCK = {"cpu": 2**16, "cuda": 2**27}
 class TreeOracle:
     """The posterior of the leaves of `TreeSource`, given any of them, for every filter level."""
 
-    def __init__(self, grammar: Grammar, depth: int, filter_level: int) -> None:
-        self.num_symbols, self.depth, self.filter_level = grammar.num_symbols, depth, filter_level
-        self._to_parent_QP = grammar.M.flatten(1)  # P: pairs of symbols, here (left, right)
-        self._to_left_QP = grammar.M.permute(1, 0, 2).flatten(1)  # (parent, right)
-        self._to_right_QP = grammar.M.permute(2, 0, 1).flatten(1)  # (parent, left)
-        self._star_NQQ = grammar.marginals_NQQ(filter_level)[_node_order_N(filter_level)]
+    def __init__(self, M: Tensor, star_NQQ: Tensor, depth: int, filter_level: int) -> None:
+        """`M` and `star_NQQ`, the marginals of the nodes of level k given the root, are those of the tree's `Grammar`."""
+        self.num_symbols, self.depth, self.filter_level = len(M), depth, filter_level
+        self._to_parent_QP = M.flatten(1)  # P: pairs of symbols, here (left, right)
+        self._to_left_QP = M.permute(1, 0, 2).flatten(1)  # (parent, right)
+        self._to_right_QP = M.permute(2, 0, 1).flatten(1)  # (parent, left)
+        self._star_NQQ = star_NQQ[_node_order_N(filter_level)]
         self._leaf_order_L = _node_order_N(depth)
         self._leaf_place_L = self._leaf_order_L.argsort()
-
-    def _move_to(self, device: torch.device) -> None:
-        for name, table in vars(self).items():
-            if isinstance(table, Tensor):
-                setattr(self, name, table.to(device))
 
     def posterior(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
         """`probs_BLV`, float64: all on the token where it is observed; `[MASK]` (the last) has probability 0.
@@ -58,7 +53,9 @@ class TreeOracle:
         if tokens_BL.shape[-1] != 2**self.depth:
             raise ValueError(f"rows of {tokens_BL.shape[-1]} tokens: a tree of depth {self.depth} has {2**self.depth} leaves")
         tokens_BL = observed_tokens(tokens_BL, observed_BL, q)
-        self._move_to(tokens_BL.device)
+        for name, table in vars(self).items():
+            if isinstance(table, Tensor):
+                setattr(self, name, table.to(tokens_BL.device))
         probs_BLV = torch.empty(*tokens_BL.shape, q + 1, dtype=torch.float64, device=tokens_BL.device)
         probs_BLV[..., q] = 0.0
         num_rows = max(1, _CHUNK[tokens_BL.device.type] // (q << self.depth))
@@ -68,33 +65,25 @@ class TreeOracle:
         return probs_BLV
 
     def _posterior(self, tokens_BL: Tensor, first_row: int) -> Tensor:
-        evidence_QLB = self._evidence(tokens_BL.T[self._leaf_order_L])
+        # 1 for the symbols that agree with what is observed; for all of them where nothing is
+        tokens_LB = tokens_BL.T[self._leaf_order_L]
+        symbols_Q11 = torch.arange(self.num_symbols, device=tokens_LB.device)[:, None, None]
+        evidence_QLB = ((tokens_LB == symbols_Q11) | (tokens_LB == self.num_symbols)).double()
+
         up = {self.depth: evidence_QLB}  # by level
         for level in range(self.depth - 1, self.filter_level - 1, -1):
-            up[level] = self._up(up[level + 1])
+            up[level] = _normalise(_contract(self._to_parent_QP, *up[level + 1].chunk(2, dim=1)))
         down_QNB = self._star(up[self.filter_level], first_row)
         for level in range(self.filter_level, self.depth):
-            down_QNB = self._down(_normalise(down_QNB), up[level + 1])
+            down_QNB = _normalise(down_QNB)
+            left_QNB, right_QNB = up[level + 1].chunk(2, dim=1)
+            to_left_QNB = _contract(self._to_left_QP, down_QNB, right_QNB)
+            to_right_QNB = _contract(self._to_right_QP, down_QNB, left_QNB)
+            down_QNB = torch.cat((to_left_QNB, to_right_QNB), dim=1)
+
         belief_QLB = _normalise(down_QNB.mul_(evidence_QLB))
         _refuse_impossible((belief_QLB.sum(0) == 0).any(0), first_row)  # what underflows on the way down alone
         return belief_QLB[:, self._leaf_place_L]
-
-    def _evidence(self, tokens_LB: Tensor) -> Tensor:
-        """1 for the symbols that agree with what is observed; for all of them where nothing is."""
-        symbols_Q11 = torch.arange(self.num_symbols, device=tokens_LB.device)[:, None, None]
-        return ((tokens_LB == symbols_Q11) | (tokens_LB == self.num_symbols)).double()
-
-    def _up(self, up_QNB: Tensor) -> Tensor:
-        """From the nodes of a level to their parents."""
-        left_QNB, right_QNB = up_QNB.chunk(2, dim=1)
-        return _normalise(_contract(self._to_parent_QP, left_QNB, right_QNB))
-
-    def _down(self, down_QNB: Tensor, up_QNB: Tensor) -> Tensor:
-        """From the nodes of a level to their children, given the children's messages upwards."""
-        left_QNB, right_QNB = up_QNB.chunk(2, dim=1)
-        to_left_QNB = _contract(self._to_left_QP, down_QNB, right_QNB)
-        to_right_QNB = _contract(self._to_right_QP, down_QNB, left_QNB)
-        return torch.cat((to_left_QNB, to_right_QNB), dim=1)
 
     def _star(self, up_QNB: Tensor, first_row: int) -> Tensor:
         """From the nodes of level k to the root and back to them. The root's belief is a product over up to 2^16 nodes: a sum

@@ -8,8 +8,7 @@ import torch
 import yaml
 from scipy.stats import chisquare
 
-from mlm_lightning.data.languages.grammar import Grammar
-from mlm_lightning.data.languages.tree import AliasTable, TreeSource
+from mlm_lightning.data.languages.tree import AliasTable, Grammar, TreeSource
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
 
