@@ -130,20 +130,16 @@ class TrainerSettings:
     def endless_errors(self) -> list[ConfigError]:
         """What asks for epochs, of which training rows without an end have none."""
         why = "the training rows have no end, and so no epochs"
-        found = []
-        if self.max_steps is None:
-            remedy = "give the number of optimizer steps, e.g. trainer.max_steps=10000"
-            found.append(ConfigError("trainer.max_steps", None, why, remedy))
-        if self.max_epochs is not None:
-            remedy = "set trainer.max_epochs=null, and trainer.max_steps"
-            found.append(ConfigError("trainer.max_epochs", self.max_epochs, why, remedy))
-        if isinstance(self.val_check_interval, float):
-            remedy = "give a number of optimizer steps, or null to validate at the end alone"
-            found.append(ConfigError("trainer.val_check_interval", self.val_check_interval, why, remedy))
-        if self.limit_train_batches not in (None, 1.0) or isinstance(self.limit_train_batches, int):
-            remedy = "set trainer.limit_train_batches=1.0, and trainer.max_steps"
-            found.append(ConfigError("trainer.limit_train_batches", self.limit_train_batches, why, remedy))
-        return found
+        limited = self.limit_train_batches not in (None, 1.0) or isinstance(self.limit_train_batches, int)
+        steps = "give the number of optimizer steps, e.g. trainer.max_steps=10000"
+        interval = "give a number of optimizer steps, or null to validate at the end alone"
+        asking = [
+            ("max_steps", self.max_steps is None, steps),
+            ("max_epochs", self.max_epochs is not None, "set trainer.max_epochs=null, and trainer.max_steps"),
+            ("val_check_interval", isinstance(self.val_check_interval, float), interval),
+            ("limit_train_batches", limited, "set trainer.limit_train_batches=1.0, and trainer.max_steps"),
+        ]
+        return [ConfigError(f"trainer.{name}", getattr(self, name), why, remedy) for name, asks, remedy in asking if asks]
 
     def plan(self, num_rows: int | None, batch_size: int) -> Plan:
         """How long the run is, in optimizer steps, on `num_rows` training rows (None: they have no end)."""

@@ -65,8 +65,12 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
     weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
     model.load_state_dict(weights)
     model.eval()
-    seq_len = arguments.get("seq_len") or composed.get("data.chunk_size")
-    return LoadedRun(folder, checkpoint, state["global_step"], composed, model, vocab, seq_len, _load_tokenizer(folder))
+    seq_len, tokenizer = arguments.get("seq_len") or composed.get("data.chunk_size"), None
+    if (folder / "tokenizer").is_dir():
+        from mlm_lightning.data.text.tokenizer.load import load_tokenizer
+
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    return LoadedRun(folder, checkpoint, state["global_step"], composed, model, vocab, seq_len, tokenizer)
 
 
 def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
@@ -100,12 +104,3 @@ def describe_model(run: Run, settings: Settings, model: nn.Module, conditions: l
         description |= {"separate_documents": True} if packs_documents(conditions) else {}
     run.write_json("model.json", description)
     run.write_json("vocab.json", asdict(source.vocab))
-
-
-def _load_tokenizer(folder: Path) -> Any | None:
-    """The tokenizer that a text run keeps in its folder."""
-    if not (folder / "tokenizer").is_dir():
-        return None
-    from mlm_lightning.data.text.tokenizer.load import load_tokenizer
-
-    return load_tokenizer(folder / "tokenizer")
