@@ -115,9 +115,8 @@ def _conditions_heat_map(study: Study, base: str) -> Picture:
     rows = [as_text(group.values[axis.key]) if axis else study.name(group) for group in study.groups]
     cells = [[group.mean(f"{base}_{each}") for each in study.conditions] for group in study.groups]
     figure, (ax,) = style.new_figure(min(WIDTH, 2.6 + 0.95 * len(study.conditions)), 1.5 + 0.36 * len(rows))
-    style.draw_heat_map(
-        ax, cells, rows, [condition_name(each) for each in study.conditions], label(base), per_column=True, maximize=False
-    )
+    names = [condition_name(each) for each in study.conditions]
+    style.draw_heat_map(ax, cells, rows, names, label(base), per_column=True, maximize=False)
     ax.set(xlabel="evaluated at", ylabel=f"trained with {axis.name}" if axis else "trained with")
     caption = f"{label(base)}, of each group (row) under each evaluation condition (column); mean over seeds."
     return Picture("conditions_heat", f"{caption} Framed: the best of its column.", figure)
