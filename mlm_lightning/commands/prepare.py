@@ -1,6 +1,5 @@
 """`mlm prepare`: builds the token cache of the chosen data, nothing else."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, see_own_packages
@@ -57,19 +56,21 @@ def _show(source: "Source") -> None:
 
 def _show_table(rows: list[dict[str, Any]]) -> None:
     """One column a split: three of them fit 80 characters, nine quantities would not."""
-    lines: dict[str, Callable[[dict[str, Any]], str]] = {
-        "documents": lambda row: f"{row['documents']:,}",
-        "copies dropped": lambda row: f"{row['duplicates']:,}",
-        "tokens": lambda row: f"{row['tokens']:,}",
-        "tokens a document": lambda row: f"{row['tokens_per_document']:,.1f}",
-        "unknown tokens": lambda row: f"{row['unknown_share']:.2%}",
-        "rows": lambda row: f"{row['rows']:,}",
-        "documents truncated": lambda row: f"{row['truncated']:,}",
-        "tokens in no row": lambda row: f"{row['dropped_tokens']:,}",
-        "size": lambda row: f"{row['bytes'] / 1e6:,.2f} MB",
+    quantities = {
+        "documents": ("documents", "{:,}"),
+        "copies dropped": ("duplicates", "{:,}"),
+        "tokens": ("tokens", "{:,}"),
+        "tokens a document": ("tokens_per_document", "{:,.1f}"),
+        "unknown tokens": ("unknown_share", "{:.2%}"),
+        "rows": ("rows", "{:,}"),
+        "documents truncated": ("truncated", "{:,}"),
+        "tokens in no row": ("dropped_tokens", "{:,}"),
+        "size": ("megabytes", "{:,.2f} MB"),
     }
-    for name, key in (("copies dropped", "duplicates"), ("documents truncated", "truncated")):
-        if not any(row[key] for row in rows):
-            del lines[name]
-    cells = [[name, *map(text, rows)] for name, text in lines.items()]
+    rows = [row | {"megabytes": row["bytes"] / 1e6} for row in rows]
+    cells = [
+        [name, *(form.format(row[key]) for row in rows)]
+        for name, (key, form) in quantities.items()
+        if key not in ("duplicates", "truncated") or any(row[key] for row in rows)
+    ]
     print_table(cells, ("", *(row["split"] for row in rows)), right=range(1, len(rows) + 1))

@@ -87,7 +87,7 @@ class TextSource(TextSettings, Source):
         """The rows for training, with the tokenizer and the index of a cache folder."""
         return StreamRows(
             self._streamed("train"),
-            Encoder.from_backend((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"), dtype),
+            Encoder((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"), dtype),
             chunk_size=self.chunk_size,
             shuffle_buffer=self.shuffle_buffer,
             held_out=self.num_held_out,
@@ -95,7 +95,7 @@ class TextSource(TextSettings, Source):
         )
 
     def _open_rows(self, cache: TokenCache, split: Split) -> CachedRows:
-        tokens_file, ends_file, pad_id = cache.tokens_file(split), cache.ends_file(split), cache.vocab.pad_id
+        (tokens_file, ends_file), pad_id = cache.files(split), cache.vocab.pad_id
         stride = self.chunk_size if self.stride is not None and split != "train" else self.stride
         if self.packing == "chunk":
             num_tokens = cache.splits[split]["tokens"]

@@ -50,8 +50,9 @@ class TokenCache:
             cache = TokenCache(folder, meta, load_vocab(folder / "vocab.json"))
             whole = (folder / "tokenizer" / "tokenizer.json").stat().st_size > 0
             for split, counts in cache.splits.items():
-                whole &= cache.tokens_file(split).stat().st_size == counts["tokens"] * cache.dtype.itemsize
-                whole &= cache.ends_file(split).stat().st_size == counts["documents"] * ENDS_DTYPE.itemsize
+                tokens_file, ends_file = cache.files(split)
+                whole &= tokens_file.stat().st_size == counts["tokens"] * cache.dtype.itemsize
+                whole &= ends_file.stat().st_size == counts["documents"] * ENDS_DTYPE.itemsize
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return cache if whole else None
@@ -64,11 +65,9 @@ class TokenCache:
     def splits(self) -> dict[str, dict[str, int]]:
         return self.meta["splits"]
 
-    def tokens_file(self, split: str) -> Path:
-        return self.folder / f"{split}.tokens"
-
-    def ends_file(self, split: str) -> Path:
-        return self.folder / f"{split}.ends"
+    def files(self, split: str) -> tuple[Path, Path]:
+        """That of the tokens, and that of the documents' ends."""
+        return self.folder / f"{split}.tokens", self.folder / f"{split}.ends"
 
 
 @contextmanager
@@ -97,7 +96,11 @@ def building(folder: Path) -> Iterator[Path]:
 def publish(work: Path, folder: Path) -> None:
     """Renames a finished folder into place. What lies there already is another process' finished work, or damaged."""
     for path in [*work.rglob("*"), work]:
-        _fsync(path)
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     if folder.exists() and TokenCache.open(folder) is None:
         shutil.rmtree(folder)
     try:
@@ -115,11 +118,3 @@ def _delete_stale(cache_dir: Path) -> None:
             newest = max(path.stat().st_mtime for path in [work, *work.iterdir()])
             if time.time() - newest > _STALE_DAYS * 86_400:
                 shutil.rmtree(work, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

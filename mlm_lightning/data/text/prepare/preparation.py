@@ -119,7 +119,7 @@ class Preparation:
         note = self.work / "plan.json"
         packages = {name: version(name) for name in ("mlm-lightning", "numpy", "tokenizers")}
         contents = {origin: documents.content() for origin, documents in self.documents.items()}
-        plan = json.dumps({"packages": packages, "shard_bytes": base.SHARD_BYTES, "contents": contents}).encode()
+        plan = json.dumps({"packages": packages, "format": 2, "shard_bytes": base.SHARD_BYTES, "contents": contents}).encode()
         if not note.exists() or note.read_bytes() != plan:
             for path in self.work.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

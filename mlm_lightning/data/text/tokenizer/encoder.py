@@ -9,7 +9,9 @@ alone, so that a worker process starts at once.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +33,8 @@ class Encoded(NamedTuple):
 class Encoder:
     """Encodes documents, each with its special tokens, of any length, in bounded memory.
 
-    `tokenizer` is one of `transformers` (fast) or of `tokenizers`. `prefix` and `suffix` are the ids that it puts before and
-    after a text, such as [CLS] and [SEP].
+    `tokenizer` is one of `transformers` (fast), or the text of a `tokenizer.json`. `prefix` and `suffix` are the ids that it
+    puts before and after a text, such as [CLS] and [SEP].
     """
 
     def __init__(self, tokenizer: Any, dtype: np.dtype):
@@ -40,7 +42,7 @@ class Encoder:
 
         # where it is set, later forks (a loader's workers) print no warning; no child of ours tokenizes
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        self._backend = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+        self._backend = Tokenizer.from_str(tokenizer if isinstance(tokenizer, str) else tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
         self._dtype = np.dtype(dtype)
@@ -50,16 +52,9 @@ class Encoder:
         added = "".join(token.content for token in self._backend.get_added_tokens_decoder().values())
         self._signs = "".join(sign for sign in _SIGNS if sign not in added)
 
-    @classmethod
-    def from_backend(cls, backend: str, dtype: np.dtype) -> "Encoder":
-        """Of the text of a `tokenizer.json`; `transformers` is not imported."""
-        from tokenizers import Tokenizer
-
-        return cls(Tokenizer.from_str(backend), dtype)
-
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker goes the tokenizer, not the words that were looked up so far."""
-        return Encoder.from_backend, (self._backend.to_str(), self._dtype)
+        return Encoder, (self._backend.to_str(), self._dtype)
 
     def encode(self, documents: Iterable[str]) -> Iterator[Encoded]:
         """All documents' tokens, in batches of bounded size."""
@@ -103,40 +98,26 @@ class Encoder:
         if len(document) <= _PIECE_CHARS:
             yield document, True, True
             return
-        wordpiece = self._words is not None and self._words.kind.name == "WordPiece"
-        cut = cut_for_wordpiece(document, self._signs) if wordpiece else self._cut_safely(document)
-        piece, is_first = next(cut), True
-        for following in cut:
-            yield piece, is_first, False
-            piece, is_first = following, False
-        yield piece, is_first, True
-
-    def _cut_safely(self, document: str) -> Iterator[str]:
-        """Cuts before white space (else before a sign that is no letter) where a trial shows that the tokens around the cut
-        are the same with it as without; where there is no such place a piece grows until there is one."""
-        start = 0
-        while len(document) - start > _PIECE_CHARS:
-            place = self._safe_place(document, start + _PIECE_CHARS)
-            if place is None:
-                break
-            yield document[start:place]
-            start = place
-        yield document[start:]
+        if self._words is not None and self._words.kind.name == "WordPiece":
+            cut = cut_for_wordpiece(document, self._signs)
+        else:
+            cut = _cut(document, partial(self._safe_place, document))
+        for number, (piece, following) in enumerate(pairwise(chain(cut, [None]))):
+            assert piece is not None
+            yield piece, number == 0, following is None
 
     def _safe_place(self, document: str, start: int) -> int | None:
+        """The next place before white space (else before a sign that is no letter) where a trial shows that the tokens around a
+        cut are the same with it as without."""
         for pattern in (r"(?<=\S)\s(?=\S)", r"(?<=\w)[^\w\s](?=\w)"):
             # a document without a safe place is rare; looking for it in all of it would cost a trial a candidate
-            for tried, match in enumerate(re.compile(pattern).finditer(document, start)):
-                if self._is_safe(document, match.start()):
-                    return match.start()
-                if tried == 100:
-                    break
+            for match in islice(re.compile(pattern).finditer(document, start), 101):
+                place = match.start()
+                left, right = document[max(place - 100, 0) : place], document[place : place + 100]
+                whole, of_left, of_right = self._encode_texts([left + right, left, right])
+                if whole == of_left + of_right:
+                    return place
         return None
-
-    def _is_safe(self, document: str, place: int) -> bool:
-        left, right = document[max(place - 100, 0) : place], document[place : place + 100]
-        whole, *halves = self._encode_texts([left + right, left, right])
-        return whole == halves[0] + halves[1]
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a text: [CLS] and [SEP]."""
@@ -163,12 +144,14 @@ def cut_for_wordpiece(text: str, signs: str = _SIGNS) -> Iterator[str]:
 
 def cut_before(pattern: str, text: str) -> Iterator[str]:
     """Pieces of at least `_PIECE_CHARS` characters that end before a match."""
-    compiled = re.compile(pattern)
+    search = re.compile(pattern).search
+    return _cut(text, lambda start: match.start() if (match := search(text, start)) else None)
+
+
+def _cut(text: str, place_after: Callable[[int], int | None]) -> Iterator[str]:
+    """Pieces of at least `_PIECE_CHARS` characters, which grow to the next place where the text may be cut."""
     start = 0
-    while len(text) - start > _PIECE_CHARS:
-        match = compiled.search(text, start + _PIECE_CHARS)
-        if match is None:
-            break
-        yield text[start : match.start()]
-        start = match.start()
+    while len(text) - start > _PIECE_CHARS and (place := place_after(start + _PIECE_CHARS)) is not None:
+        yield text[start:place]
+        start = place
     yield text[start:]

@@ -10,12 +10,13 @@ sentencepiece on one thread, which reads the words in the order that we give.
 """
 
 import io
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlm_lightning.data.text.tokenizer.encoder import cut_before, cut_for_wordpiece
 from mlm_lightning.data.text.tokenizer.load import DEFAULT_MAX_LENGTH, SPECIAL_TOKENS, TRAIN, bert_tokenizer
@@ -37,13 +38,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, alphabet: Counter[str
     """
     if algorithm not in ALGORITHMS:
         raise ConfigError("data.tokenizer_algorithm", algorithm, "unknown", f"choose one of {', '.join(ALGORITHMS)}")
-    return ALGORITHMS[algorithm].train(texts, vocab_size, alphabet)
+    return ALGORITHMS[algorithm](texts, vocab_size, alphabet)
 
 
 def _check_size(vocab_size: int, needed: int, what: str) -> None:
     if needed > vocab_size:
         remedy = f"the special tokens and the {what} alone are {needed}"
         raise ConfigError("data.vocab_size", vocab_size, "too small", remedy)
+
+
+def _most_frequent(counts: Counter[str], number: int) -> list[str]:
+    return sorted(counts, key=lambda item: (-counts[item], item))[:number]
 
 
 def _nothing_to_train_on() -> ConfigError:
@@ -67,15 +72,10 @@ def _train_wordpiece(texts: Iterable[str], vocab_size: int, alphabet: Counter[st
     given = [*SPECIAL_TOKENS, *first, *("##" + character for character in continuing)]
     _check_size(vocab_size, len(given), "characters of the training documents")
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=given,
-        initial_alphabet=first,
-        limit_alphabet=len(first),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=given, initial_alphabet=first, limit_alphabet=len(first), show_progress=False
     )
     wordpiece.train_from_iterator(chain.from_iterable(map(cut_for_wordpiece, texts)), trainer)
-    vocabulary = sorted(wordpiece.get_vocab().items(), key=lambda item: item[1])
-    return bert_tokenizer(dict(vocabulary))
+    return bert_tokenizer(dict(sorted(wordpiece.get_vocab().items(), key=lambda item: item[1])))
 
 
 def _normalized_alphabet(alphabet: Counter[str], tokenizer: Any) -> tuple[list[str], list[str]]:
@@ -87,7 +87,7 @@ def _normalized_alphabet(alphabet: Counter[str], tokenizer: Any) -> tuple[list[s
         pieces = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str("a" + character))
         counts.update(dict.fromkeys("".join(piece for piece, _ in pieces)[1:], count))
         continuing.update(*(piece[1:] for piece, _ in pieces))
-    kept = sorted(counts, key=lambda character: (-counts[character], character))[:_ALPHABET_SIZE]
+    kept = _most_frequent(counts, _ALPHABET_SIZE)
     return sorted(kept), sorted(continuing.intersection(kept))
 
 
@@ -121,7 +121,7 @@ def _some(texts: Iterable[str]) -> Iterator[str]:
     """The same texts; ConfigError at their end where none of them has a word."""
     have_words = False
     for text in texts:
-        have_words = have_words or not (text == "" or text.isspace())
+        have_words = have_words or bool(text.strip())
         yield text
     if not have_words:
         raise _nothing_to_train_on()
@@ -166,7 +166,7 @@ def _unigram_pieces(counts: Counter[str], num_pieces: int) -> list[tuple[str, fl
     """
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-    words = sorted(counts, key=lambda word: (-counts[word], word))[:_MAX_WORDS]
+    words = _most_frequent(counts, _MAX_WORDS)
     trained = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "words.tsv"
@@ -225,14 +225,13 @@ def _in_alphabet(counts: Counter[str]) -> Counter[str]:
             characters[character] += count
     if not set(characters) - {METASPACE}:
         raise _nothing_to_train_on()
-    kept = set(sorted(characters, key=lambda character: (-characters[character], character))[:_ALPHABET_SIZE])
-    if len(kept) == len(characters):
+    rare = set(characters).difference(_most_frequent(characters, _ALPHABET_SIZE))
+    if not rare:
         return counts
-    cut: Counter[str] = Counter()
+    rare_one, cut = re.compile(f"[{re.escape(''.join(rare))}]"), Counter[str]()
     for word, count in counts.items():
-        for part in "".join(character if character in kept else "\0" for character in word).split("\0"):
-            if part:
-                cut[part] += count
+        for part in filter(None, rare_one.split(word)):
+            cut[part] += count
     return cut
 
 
@@ -260,19 +259,4 @@ def _sentence_tokenizer(tokenizer: Any) -> Any:
     )
 
 
-# -- which there are -------------------------------------------------------------------------------------------------------
-
-
-class Algorithm(NamedTuple):
-    """`suits` names the architectures of `transformers` (`model.architecture`) whose own tokenizers are of this kind."""
-
-    train: Callable[[Iterable[str], int, Counter[str]], Any]
-    special_tokens: tuple[str, ...]
-    suits: tuple[str, ...]
-
-
-ALGORITHMS = {
-    "wordpiece": Algorithm(_train_wordpiece, SPECIAL_TOKENS, ("bert", "distilbert", "electra", "mobilebert", "squeezebert")),
-    "bpe": Algorithm(_train_bpe, _SENTENCE_TOKENS, ("roberta", "longformer", "roberta-prelayernorm")),
-    "unigram": Algorithm(_train_unigram, _SENTENCE_TOKENS, ("xlm-roberta", "xlm-roberta-xl", "camembert")),
-}
+ALGORITHMS = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}

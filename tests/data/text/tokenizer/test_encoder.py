@@ -213,7 +213,7 @@ class TestPieces:
 class TestOpening:
     @on(NAMES)
     def test_a_backend_alone_gives_the_same_tokens(self, tokenizer, speeches):
-        encoder = Encoder.from_backend(tokenizer.backend_tokenizer.to_str(), np.dtype(np.uint32))
+        encoder = Encoder(tokenizer.backend_tokenizer.to_str(), np.dtype(np.uint32))
         (encoded,) = encoder.encode(speeches[:1])
         assert encoded.tokens.dtype == np.uint32
         assert encoded.tokens.flags.writeable
@@ -234,7 +234,7 @@ from pathlib import Path
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
 from mlm_lightning.data.text.tokenizer.words import spaced_words, spell
 text = Path({str(tmp_path / "tokenizer.json")!r}).read_text(encoding="utf-8")
-(encoded,) = Encoder.from_backend(text, np.dtype(np.uint16)).encode(["the states"])
+(encoded,) = Encoder(text, np.dtype(np.uint16)).encode(["the states"])
 print(encoded.tokens.tolist(), [name for name in ("torch", "transformers", "datasets", "lightning") if name in sys.modules])
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
