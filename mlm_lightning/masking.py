@@ -115,22 +115,19 @@ class Masking(ABC):
     def limit(self, progress: float) -> np.uint64 | float:
         """The highest score that is predicted; `progress` is 0 at a run's first optimizer step and 1 at its last."""
 
-    @abstractmethod
     def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
-        """The scores of all positions, (B, L). Tokens with equal scores are one word and stay together."""
+        """The scores of all positions, (B, L): 64 random bits of each position's own, unless a kind says otherwise. Tokens with
+        equal scores are one word and stay together."""
+        return randomness.random_bits_at(keys_B[:, None], randomness.position_offsets(tokens_BL.shape[1]))
 
     def frozen(self, rate: float | None = None) -> "Masking":
         """The same kind for evaluation, 100 % `[MASK]`, at another rate if one is given; a scheduled one stands at its end."""
-        masking = replace(self, mask_share=1.0, random_share=0.0)
-        if rate is None:
-            return masking
-        refuse(check("eval.mask_rates", rate, Rate))
-        return masking._at_rate(rate)
-
-    def _at_rate(self, rate: float) -> "Masking":
-        problem = f"{type(self).__name__} masks have no rate that could be {rate}"
-        remedy = "set eval.masking=bernoulli, or leave eval.mask_rates at null"
-        raise ConfigError("eval.mask_rates", NO_VALUE, problem, remedy)
+        if rate is not None:
+            refuse(check("eval.mask_rates", rate, Rate))
+            problem = f"{type(self).__name__} masks have no rate that could be {rate}"
+            remedy = "set eval.masking=bernoulli, or leave eval.mask_rates at null"
+            raise ConfigError("eval.mask_rates", NO_VALUE, problem, remedy)
+        return replace(self, mask_share=1.0, random_share=0.0)
 
     def __call__(
         self,
@@ -163,33 +160,35 @@ class Masking(ABC):
         position_N = predicted_N - row_N * tokens.shape[1]
         labels_N = tokens.reshape(-1)[predicted_N]
         offsets_N = randomness.position_offsets(tokens.shape[1])[position_N]
-        shown_N = self._shown(labels_N, replacement_keys_B[row_N], offsets_N, vocab)
 
         input_ids_BL, labels_BL = tokens.copy(), np.empty(tokens.shape, dtype=tokens.dtype)
         labels_BL.fill(IGNORE_INDEX)
-        input_ids_BL.reshape(-1)[predicted_N] = shown_N
+        input_ids_BL.reshape(-1)[predicted_N] = self._replacements(labels_N, replacement_keys_B[row_N], offsets_N, vocab)
         labels_BL.reshape(-1)[predicted_N] = labels_N
+        # ascending; the places that are left point to the first position not predicted
+        positions_BK = np.repeat(predicted_BL.argmin(axis=1)[:, None], num_places, axis=1)
+        positions_BK[np.arange(num_places, dtype=np.int32) < count_B[:, None]] = position_N
         return MLMBatch(
             input_ids_BL=torch.from_numpy(input_ids_BL),
             labels_BL=torch.from_numpy(labels_BL),
             attention_mask_BL=attention_mask_BL,
-            positions_BK=torch.from_numpy(_positions(predicted_BL, count_B, position_N, num_places)),
+            positions_BK=torch.from_numpy(positions_BK),
             row_ids_B=row_ids_B,
         )
 
-    def _shown(self, labels_N: np.ndarray, keys_N: np.ndarray, offsets_N: np.ndarray, vocab: Vocab) -> np.ndarray | int:
+    def _replacements(self, labels_N: np.ndarray, keys_N: np.ndarray, offsets_N: np.ndarray, vocab: Vocab) -> np.ndarray | int:
         """What the model sees at the predicted positions."""
         if self.mask_share == 1:
             return vocab.mask_id
         # the upper half chooses among the three, the lower half a token
         bits_N = randomness.random_bits_at(keys_N, offsets_N)
         mask_below, random_width = _shares(self.mask_share, self.random_share)
-        shown_N = labels_N.copy()
-        np.putmask(shown_N, bits_N < mask_below, vocab.mask_id)
+        input_N = labels_N.copy()
+        np.putmask(input_N, bits_N < mask_below, vocab.mask_id)
         (random_M,) = (bits_N - mask_below < random_width).nonzero()  # below mask_below the difference wraps to huge
         lower_M, regular_ids = bits_N[random_M] & _LOWER, vocab.regular_ids_array
-        shown_N[random_M] = regular_ids[(lower_M * np.uint64(len(regular_ids))) >> _HALF]
-        return shown_N
+        input_N[random_M] = regular_ids[(lower_M * np.uint64(len(regular_ids))) >> _HALF]
+        return input_N
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,14 +223,10 @@ class Bernoulli(Masking):
     def limit(self, progress: float) -> np.uint64 | float:
         return _uniform_limit(self.rate_at(progress))
 
-    def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
-        return _position_bits(keys_B, tokens_BL.shape[1])
-
     def frozen(self, rate: float | None = None) -> Masking:
-        return super().frozen(self.rate_at(1.0) if rate is None else rate)
-
-    def _at_rate(self, rate: float) -> Masking:
-        return replace(self, rate=rate)
+        if rate is not None:
+            refuse(check("eval.mask_rates", rate, Rate))
+        return replace(self, mask_share=1.0, random_share=0.0, rate=self.rate_at(1.0) if rate is None else rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +245,6 @@ class Single(Masking):
     def limit(self, progress: float) -> np.uint64:
         return np.uint64(0)
 
-    def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
-        return _position_bits(keys_B, tokens_BL.shape[1])
-
 
 @dataclass(frozen=True, kw_only=True)
 class WholeWord(Bernoulli):
@@ -268,7 +260,7 @@ class WholeWord(Bernoulli):
         return min(seq_len, max(LONGEST_WORD, 3 * _count_quantile(math.ceil(seq_len / 3), self.highest_rate, (1.0,))))
 
     def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
-        bits_BL = _position_bits(keys_B, tokens_BL.shape[1])
+        bits_BL = super().scores(keys_B, tokens_BL, maskable_BL, vocab)
         if vocab.continues_word_V is None:
             return bits_BL
         starts = _starts_word(tokens_BL, maskable_BL, vocab).ravel()
@@ -311,14 +303,26 @@ class Span(Bernoulli):
     @cached_property
     def survival(self) -> tuple[float, ...]:
         """P(length > d) for d = 0, 1, …: of a geometric distribution on 1 … max_length with the mean `mean_length`."""
-        return _geometric_survival(self.mean_length, self.max_length)
+        lengths = np.arange(1, self.max_length + 1)
+
+        def chances(ratio: float) -> np.ndarray:
+            weights = ratio ** (lengths - 1.0)
+            return weights / weights.sum()
+
+        ratio = _bisect(lambda ratio: float(chances(ratio) @ lengths), self.mean_length)
+        survival = 1 - np.concatenate([[0.0], np.cumsum(chances(ratio))[:-1]])
+        return tuple(float(chance) for chance in survival if chance > 1e-12)
 
     def limit(self, progress: float) -> float:
         return _start_chance(self.rate_at(progress), self.survival)
 
     def scores(self, keys_B: np.ndarray, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
         reach = len(self.survival) - 1
-        word_BL = self._words(tokens_BL, maskable_BL, vocab)
+        # each token's word in its row, with as many words left out at an interruption as no span can cross
+        step_BL = (maskable_BL & _starts_word(tokens_BL, maskable_BL, vocab)).astype(np.int64)
+        step_BL[:, 0] = 0
+        step_BL[:, 1:][maskable_BL[:, :-1] & ~maskable_BL[:, 1:]] = reach
+        word_BL = np.cumsum(step_BL, axis=1)
         words = int(word_BL.max(initial=0)) + 1
         counters = np.arange(-reach, words).view(np.uint64)  # from the words left of the row on
         u_BW = (randomness.random_bits_numpy(keys_B[:, None], counters) >> np.uint64(11)) * 2.0**-53
@@ -326,13 +330,6 @@ class Span(Bernoulli):
         for d in range(1, reach + 1):
             np.minimum(scores_BW, u_BW[:, reach - d : reach - d + words] / self.survival[d], out=scores_BW)
         return np.take_along_axis(scores_BW, word_BL, axis=1)
-
-    def _words(self, tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
-        """The number of each token's word in its row, with as many words left out at an interruption as no span can cross."""
-        step_BL = (maskable_BL & _starts_word(tokens_BL, maskable_BL, vocab)).astype(np.int64)
-        step_BL[:, 0] = 0
-        step_BL[:, 1:][maskable_BL[:, :-1] & ~maskable_BL[:, 1:]] = len(self.survival) - 1
-        return np.cumsum(step_BL, axis=1)
 
 
 MASKINGS: dict[str, type[Masking]] = {"bernoulli": Bernoulli, "single": Single, "span": Span, "whole_word": WholeWord}
@@ -370,10 +367,6 @@ def _stream_keys(key: int) -> np.ndarray:
     return np.array(keys).view(np.uint64)[:, None]
 
 
-def _position_bits(keys_B: np.ndarray, seq_len: int) -> np.ndarray:
-    return randomness.random_bits_at(keys_B[:, None], randomness.position_offsets(seq_len))
-
-
 def _starts_word(tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:
     """Where words start: at tokens that continue nothing, at the row's first, at and after special tokens and padding."""
     if vocab.continues_word_V is None:
@@ -392,50 +385,21 @@ def _predicted(
     predicted_BL = scores_BL <= limit
     predicted_BL &= maskable_BL
     count_B = predicted_BL.sum(axis=1, dtype=np.int32)
-    if not count_B.all():
-        _predict_lowest(predicted_BL, np.flatnonzero(count_B == 0), scores_BL, maskable_BL)
+    if not count_B.all():  # the word of the lowest score
+        rows = np.flatnonzero(count_B == 0)
+        highest = np.inf if scores_BL.dtype.kind == "f" else np.iinfo(scores_BL.dtype).max
+        scores_RL = np.where(maskable_BL[rows], scores_BL[rows], highest)
+        predicted_BL[rows] = maskable_BL[rows] & (scores_RL == scores_RL.min(axis=1, keepdims=True))
         count_B = predicted_BL.sum(axis=1, dtype=np.int32)
-    if count_B.max(initial=0) > num_places:
-        for row in np.flatnonzero(count_B > num_places):
-            _keep_lowest(predicted_BL[row], scores_BL[row], num_places)
-            count_B[row] = predicted_BL[row].sum()
+    for row in np.flatnonzero(count_B > num_places):  # without the words of the highest scores, until the rest has room
+        predicted_L, scores_L = predicted_BL[row], scores_BL[row]
+        first_out = np.partition(scores_L[predicted_L], num_places)[num_places]
+        kept_L = predicted_L & (scores_L < first_out)
+        if not kept_L.any():  # a single word is longer than `num_places`
+            kept_L[np.flatnonzero(predicted_L & (scores_L == first_out))[:num_places]] = True
+        predicted_BL[row] = kept_L
+        count_B[row] = kept_L.sum()
     return predicted_BL, count_B
-
-
-def _predict_lowest(predicted_BL: np.ndarray, rows: np.ndarray, scores_BL: np.ndarray, maskable_BL: np.ndarray) -> None:
-    """Predicts, in place, the word of the lowest score in these rows."""
-    highest = np.inf if scores_BL.dtype.kind == "f" else np.iinfo(scores_BL.dtype).max
-    scores_RL = np.where(maskable_BL[rows], scores_BL[rows], highest)
-    predicted_BL[rows] = maskable_BL[rows] & (scores_RL == scores_RL.min(axis=1, keepdims=True))
-
-
-def _keep_lowest(predicted_L: np.ndarray, scores_L: np.ndarray, num_places: int) -> None:
-    """Drops, in place, the words of the highest scores until `num_places` positions hold the rest."""
-    first_out = np.partition(scores_L[predicted_L], num_places)[num_places]
-    kept_L = predicted_L & (scores_L < first_out)
-    if not kept_L.any():  # a single word is longer than `num_places`
-        kept_L[np.flatnonzero(predicted_L & (scores_L == first_out))[:num_places]] = True
-    predicted_L[:] = kept_L
-
-
-def _positions(predicted_BL: np.ndarray, count_B: np.ndarray, position_N: np.ndarray, num_places: int) -> np.ndarray:
-    """Each row's predicted positions, ascending; the places that are left point to the first position not predicted."""
-    positions_BK = np.repeat(predicted_BL.argmin(axis=1)[:, None], num_places, axis=1)
-    positions_BK[np.arange(num_places, dtype=np.int32) < count_B[:, None]] = position_N
-    return positions_BK
-
-
-@lru_cache(maxsize=256)
-def _geometric_survival(mean: float, max_length: int) -> tuple[float, ...]:
-    lengths = np.arange(1, max_length + 1)
-
-    def chances(ratio: float) -> np.ndarray:
-        weights = ratio ** (lengths - 1.0)
-        return weights / weights.sum()
-
-    ratio = _bisect(lambda ratio: float(chances(ratio) @ lengths), mean)
-    survival = 1 - np.concatenate([[0.0], np.cumsum(chances(ratio))[:-1]])
-    return tuple(float(chance) for chance in survival if chance > 1e-12)
 
 
 @lru_cache(maxsize=256)

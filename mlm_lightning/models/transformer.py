@@ -43,13 +43,14 @@ from mlm_lightning.values import checked
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 
-_ENCODER_ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}
-_DECODER_ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "identity": lambda x: x}
-_OUTPUT_ACTIVATIONS: dict[str, Activation] = {
-    "identity": lambda x: x,
+_ACTIVATIONS: dict[str, Activation] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
     "softmax": lambda x: x.softmax(-1),
     "log_softmax": lambda x: x.log_softmax(-1),
-    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
 }
 Size = Annotated[int, Ge(1)]
 
@@ -102,7 +103,7 @@ class TransformerClassifier(nn.Module):
         self.embedding_agg = embedding_agg
         self.decoder_output_activation = decoder_output_activation
         self.embedding = nn.Embedding(vocab_size, d_model)
-        self.positional_encoding = _positional_encoding(positional_encoding or "none", seq_len, d_model)
+        self.positional_encoding = Positions(positional_encoding or "none", seq_len, d_model)
         self.dropout = Dropout(dropout)
         self.encoder = Encoder(num_layers, d_model, nhead, dim_feedforward, dropout, activation, norm_first)
         self.decoder = FFNN(
@@ -126,12 +127,10 @@ class TransformerClassifier(nn.Module):
         | last layer of the decoder          | normal, std 0.2 / sqrt(inputs): the first loss is close to log V     |
         | norms; biases                      | 1; 0                                                                |
         """
-        residual_outputs: list[Tensor] = []
-        residual_gain = (2 * len(self.encoder.layers)) ** -0.5
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=_EMBEDDING_STD)
-            elif isinstance(module, LearnedPositions):
+            elif isinstance(module, Positions) and module.kind == "learned":
                 nn.init.normal_(module.weight_LD, std=_EMBEDDING_STD)
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -143,11 +142,11 @@ class TransformerClassifier(nn.Module):
                 for weight_DD in module.in_proj_weight.chunk(3):
                     nn.init.xavier_uniform_(weight_DD)
                 nn.init.zeros_(module.in_proj_bias)
-            if isinstance(module, EncoderLayer):
-                residual_outputs += [module.self_attn.out_proj.weight, module.linear2.weight]
+        layers = [module for module in self.modules() if isinstance(module, EncoderLayer)]
         with torch.no_grad():
-            for weight in residual_outputs:
-                weight.mul_(residual_gain)
+            for layer in layers:
+                layer.self_attn.out_proj.weight.mul_((2 * len(layers)) ** -0.5)
+                layer.linear2.weight.mul_((2 * len(layers)) ** -0.5)
         head = self.decoder.head
         nn.init.normal_(head.weight, std=_LOGIT_STD / math.sqrt(head.in_features))
 
@@ -194,7 +193,7 @@ class TransformerClassifier(nn.Module):
         length = input_ids_BL.shape[1]
         if self.embedding_agg == "flatten" and length != self.seq_len:
             raise ValueError(f"model.embedding_agg=flatten needs rows of exactly {self.seq_len} positions, these have {length}")
-        if length > self.seq_len and not isinstance(self.positional_encoding, NoPositions):
+        if length > self.seq_len and self.positional_encoding.kind != "none":
             raise ValueError(f"rows of {length} positions, and the model is built for at most {self.seq_len} (its seq_len)")
         if positions_BK is not None and self.embedding_agg is not None:
             raise ValueError(f"model.embedding_agg={self.embedding_agg} has one output a sequence, none at given positions")
@@ -204,14 +203,7 @@ class Encoder(nn.Module):
     """`nn.TransformerEncoder`, names of weights included: its state dict loads here. Pre-norm ends with a norm, `norm`."""
 
     def __init__(
-        self,
-        num_layers: int,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int,
-        dropout: float = 0.0,
-        activation: str = "gelu",
-        norm_first: bool = True,
+        self, num_layers: int, d_model: int, nhead: int, dim_feedforward: int, dropout: float, activation: str, norm_first: bool
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -227,7 +219,12 @@ class Encoder(nn.Module):
         document_BL: Tensor | None = None,
     ) -> Tensor:
         """With `document_BL`, positions attend to those of the same number alone, and `is_token_BL` says nothing new."""
-        attendable_B1QL = _no_padding(is_token_BL) if document_BL is None else attendable(document_BL)
+        attendable_B1QL = None
+        if document_BL is not None:
+            attendable_B1QL = attendable(document_BL)
+        elif is_token_BL is not None:
+            # a row without any token (it only fills up a batch) attends everywhere: no softmax over nothing
+            attendable_B1QL = (is_token_BL | ~is_token_BL.any(1, keepdim=True)).unsqueeze(1).unsqueeze(1)
         *layers, last = self.layers
         for layer in layers:
             x_BLD = layer(x_BLD, attendable_B1QL)
@@ -250,7 +247,7 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
-        self.activation = _ENCODER_ACTIVATIONS[activation]
+        self.activation = _ACTIVATIONS[activation]
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, attendable_B1QL: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
@@ -279,21 +276,18 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
 
     def forward(self, x_BLD: Tensor, attendable_B1QL: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
-        query, key, value = (self._split_heads(x) for x in self._project(x_BLD, positions_BK))
+        query, key, value = (x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in self._project(x_BLD, positions_BK))
         if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= _SHORT:
-            attended_BHKD = self._attend_plainly(query, key, value, attendable_B1QL)
+            # the same, written out: torch's fused kernel for CPUs takes up to ten times as long in bfloat16 on short rows
+            scores_BHKL = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            if attendable_B1QL is not None:
+                scores_BHKL = scores_BHKL.masked_fill(~attendable_B1QL, float("-inf"))
+            attended_BHKD = self.dropout(scores_BHKL.softmax(-1)) @ value
         else:
             attended_BHKD = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=attendable_B1QL, dropout_p=self.dropout.p if self.training else 0.0
             )
         return self.out_proj(attended_BHKD.transpose(1, 2).flatten(2))
-
-    def _attend_plainly(self, query: Tensor, key: Tensor, value: Tensor, attendable_B1QL: Tensor | None) -> Tensor:
-        """The same, written out: torch's fused kernel for CPUs takes up to ten times as long in bfloat16 on short rows."""
-        scores_BHKL = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        if attendable_B1QL is not None:
-            scores_BHKL = scores_BHKL.masked_fill(~attendable_B1QL, float("-inf"))
-        return self.dropout(scores_BHKL.softmax(-1)) @ value
 
     def _project(self, x_BLD: Tensor, positions_BK: Tensor | None) -> tuple[Tensor, ...]:
         if positions_BK is None:
@@ -303,9 +297,6 @@ class SelfAttention(nn.Module):
         query_bias, key_value_bias = self.in_proj_bias.split([d_model, 2 * d_model])
         query_BKD = F.linear(take(x_BLD, positions_BK), query_weight, query_bias)
         return query_BKD, *F.linear(x_BLD, key_value_weight, key_value_bias).chunk(2, dim=-1)
-
-    def _split_heads(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD.unflatten(-1, (self.nhead, -1)).transpose(1, 2)
 
 
 class FFNN(nn.Module):
@@ -323,8 +314,8 @@ class FFNN(nn.Module):
         sizes = (in_features, *hidden_sizes, out_features)
         self.hidden = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes[:-1]))
         self.head = nn.Linear(sizes[-2], out_features)
-        self.activation = _DECODER_ACTIVATIONS[activation]
-        self.output_activation = _OUTPUT_ACTIVATIONS[output_activation or "identity"]
+        self.activation = _ACTIVATIONS[activation]
+        self.output_activation = _ACTIVATIONS[output_activation or "identity"]
 
     def forward(self, x: Tensor) -> Tensor:
         for linear in self.hidden:
@@ -332,38 +323,32 @@ class FFNN(nn.Module):
         return self.output_activation(self.head(x))
 
 
-class LearnedPositions(nn.Module):
-    """Adds a learned vector to each position: 0, 1, 2 … or `position_BL`."""
+class Positions(nn.Module):
+    """Adds a vector to each token, by its position: 0, 1, 2 … or `position_BL`.
 
-    def __init__(self, seq_len: int, d_model: int) -> None:
+    learned      parameters, `weight_LD`
+    sinusoidal   sines and cosines of geometrically spaced wavelengths, 2π … 10000·2π (Vaswani et al. 2017, section 3.5), scaled
+                 to the size of the token vectors at the start of training, which they would drown otherwise
+    none         nothing: tokens know their company, not their order
+    """
+
+    def __init__(self, kind: Literal["learned", "sinusoidal", "none"], seq_len: int, d_model: int) -> None:
         super().__init__()
-        self.weight_LD = nn.Parameter(torch.empty(seq_len, d_model))
+        self.kind = kind
+        if kind == "learned":
+            self.weight_LD = nn.Parameter(torch.empty(seq_len, d_model))
+        elif kind == "sinusoidal":
+            frequencies = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10_000.0) / d_model))
+            angles = torch.arange(seq_len).unsqueeze(1) * frequencies
+            # sine and cosine take turns; an odd width has one sine more
+            table_LD = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :d_model]
+            self.register_buffer("table_LD", table_LD * (_EMBEDDING_STD * math.sqrt(2)), persistent=False)
 
     def forward(self, x_BLD: Tensor, position_BL: Tensor | None = None) -> Tensor:
-        return x_BLD + _of_positions(self.weight_LD, x_BLD, position_BL)
-
-
-class SinusoidalPositions(nn.Module):
-    """Adds sines and cosines of geometrically spaced wavelengths, 2π … 10000·2π (Vaswani et al. 2017, section 3.5), scaled to
-    the size of the token vectors at the start of training, which they would drown otherwise."""
-
-    def __init__(self, seq_len: int, d_model: int) -> None:
-        super().__init__()
-        frequencies = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10_000.0) / d_model))
-        angles = torch.arange(seq_len).unsqueeze(1) * frequencies
-        # sine and cosine take turns; an odd width has one sine more
-        table_LD = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :d_model]
-        self.register_buffer("table_LD", table_LD * (_EMBEDDING_STD * math.sqrt(2)), persistent=False)
-
-    def forward(self, x_BLD: Tensor, position_BL: Tensor | None = None) -> Tensor:
-        return x_BLD + _of_positions(self.get_buffer("table_LD"), x_BLD, position_BL)
-
-
-class NoPositions(nn.Module):
-    """Tokens know their company, not their order."""
-
-    def forward(self, x_BLD: Tensor, position_BL: Tensor | None = None) -> Tensor:
-        return x_BLD
+        if self.kind == "none":
+            return x_BLD
+        vectors_LD = self.weight_LD if self.kind == "learned" else self.get_buffer("table_LD")
+        return x_BLD + (vectors_LD[: x_BLD.shape[1]] if position_BL is None else F.embedding(position_BL, vectors_LD))
 
 
 class Dropout(nn.Module):
@@ -398,22 +383,3 @@ def take(x_BLD: Tensor, positions_BK: Tensor | None) -> Tensor:
     if positions_BK is None:
         return x_BLD
     return x_BLD.gather(1, positions_BK.unsqueeze(-1).expand(-1, -1, x_BLD.shape[-1]))
-
-
-def _no_padding(is_token_BL: Tensor | None) -> Tensor | None:
-    if is_token_BL is None:
-        return None
-    # a row without any token (it only fills up a batch) attends everywhere: no softmax over nothing
-    return (is_token_BL | ~is_token_BL.any(1, keepdim=True)).unsqueeze(1).unsqueeze(1)
-
-
-def _of_positions(vectors_LD: Tensor, x_BLD: Tensor, position_BL: Tensor | None) -> Tensor:
-    return vectors_LD[: x_BLD.shape[1]] if position_BL is None else F.embedding(position_BL, vectors_LD)
-
-
-def _positional_encoding(kind: str, seq_len: int, d_model: int) -> nn.Module:
-    if kind == "learned":
-        return LearnedPositions(seq_len, d_model)
-    if kind == "sinusoidal":
-        return SinusoidalPositions(seq_len, d_model)
-    return NoPositions()

@@ -1,6 +1,5 @@
 import inspect
 import math
-import time
 from pathlib import Path
 
 import pytest
@@ -241,14 +240,12 @@ def test_first_loss_is_log_v(options, vocab_size):
     assert abs(loss.item() / math.log(vocab_size) - 1) < 0.05
 
 
-def test_builds_on_meta_in_no_time():
-    start = time.perf_counter()
+def test_builds_on_meta():
     with torch.device("meta"):
         model = TransformerClassifier(30_522, 512, d_model=768, num_layers=12, nhead=12, dim_feedforward=3072)
         logits = model(torch.zeros(2, 512, dtype=torch.long), None, torch.zeros(2, 3, dtype=torch.long))
     assert logits.shape == (2, 3, 30_522)
     assert all(p.is_meta for p in model.parameters())
-    assert time.perf_counter() - start < 2
 
 
 CONF = Path(__file__).parents[2] / "conf/model"
