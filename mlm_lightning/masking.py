@@ -176,13 +176,19 @@ class Masking(ABC):
             row_ids_B=row_ids_B,
         )
 
+    @cached_property
+    def _shares(self) -> tuple[np.uint64, ...]:
+        """The two shares of 64 bits, in steps of 2^-32; all of them is one less, the highest number that there is."""
+        shares = (self.mask_share, self.random_share)
+        return tuple(np.uint64(min(round(share * 2**32) << 32, 2**64 - 1)) for share in shares)
+
     def _replacements(self, labels_N: np.ndarray, keys_N: np.ndarray, offsets_N: np.ndarray, vocab: Vocab) -> np.ndarray | int:
         """What the model sees at the predicted positions."""
         if self.mask_share == 1:
             return vocab.mask_id
         # the upper half chooses among the three, the lower half a token
         bits_N = randomness.random_bits_at(keys_N, offsets_N)
-        mask_below, random_width = _shares(self.mask_share, self.random_share)
+        mask_below, random_width = self._shares
         input_N = labels_N.copy()
         np.putmask(input_N, bits_N < mask_below, vocab.mask_id)
         (random_M,) = (bits_N - mask_below < random_width).nonzero()  # below mask_below the difference wraps to huge
@@ -221,7 +227,8 @@ class Bernoulli(Masking):
         return _count_quantile(seq_len, self.highest_rate, (1.0,))
 
     def limit(self, progress: float) -> np.uint64 | float:
-        return _uniform_limit(self.rate_at(progress))
+        # the highest 64 bits whose u is below the rate: u = (bits >> 11) / 2**53, without leaving the integers
+        return np.uint64((math.ceil(self.rate_at(progress) * 2**53) << 11) - 1)
 
     def frozen(self, rate: float | None = None) -> Masking:
         if rate is not None:
@@ -336,35 +343,21 @@ MASKINGS: dict[str, type[Masking]] = {"bernoulli": Bernoulli, "single": Single, 
 """The kinds by their names in a config."""
 
 
-@lru_cache(maxsize=256)
-def _shares(*shares: float) -> list[np.uint64]:
-    """Shares of 64 bits, in steps of 2^-32; all of them is one less, the highest number that there is."""
-    return [np.uint64(min(round(share * 2**32) << 32, 2**64 - 1)) for share in shares]
-
-
-@lru_cache(maxsize=256)
-def _uniform_limit(rate: float) -> np.uint64:
-    """The highest 64 bits whose u is below the rate: u = (bits >> 11) / 2**53, without leaving the integers."""
-    return np.uint64((math.ceil(rate * 2**53) << 11) - 1)
-
-
 def _row_keys(key: int, epochs_B: np.ndarray | None, row_ids_B: np.ndarray) -> np.ndarray:
     """The rows' keys for their masks and for their replacements, (2, B)."""
     epoch = 0 if epochs_B is None or not len(epochs_B) else int(epochs_B[0])
     ids_B = row_ids_B.view(np.uint64)
     if epochs_B is None or (epochs_B == epoch).all():  # all but the batches between two epochs
-        return randomness.row_keys_numpy(_epoch_keys(key, epoch), ids_B)
+        return randomness.row_keys_numpy(_stream_keys(key, epoch), ids_B)
     return randomness.row_keys_numpy(_stream_keys(key), epochs_B.view(np.uint64), ids_B)
 
 
 @lru_cache(maxsize=64)
-def _epoch_keys(key: int, epoch: int) -> np.ndarray:
-    return randomness.row_keys_numpy(_stream_keys(key), np.array([epoch]).view(np.uint64))
-
-
-def _stream_keys(key: int) -> np.ndarray:
+def _stream_keys(key: int, *epoch: int) -> np.ndarray:
+    """Those of masks and of replacements, hashed with the epoch if one is given, (2, 1)."""
     keys = [randomness.key(key, Stream.MASK), randomness.key(key, Stream.REPLACEMENT)]
-    return np.array(keys).view(np.uint64)[:, None]
+    words = (np.array([each]).view(np.uint64) for each in epoch)
+    return randomness.row_keys_numpy(np.array(keys).view(np.uint64)[:, None], *words)
 
 
 def _starts_word(tokens_BL: np.ndarray, maskable_BL: np.ndarray, vocab: Vocab) -> np.ndarray:

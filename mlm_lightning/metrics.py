@@ -16,9 +16,8 @@ from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch
 
 def masked_cross_entropy(logits_BKV: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of -log p(label) over the predicted positions, in float32, and their number (both 0-dimensional)."""
-    loss_sum = F.cross_entropy(
-        logits_BKV.flatten(0, 1).float(), labels_BK.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+    logits, labels = logits_BKV.flatten(0, 1).float(), labels_BK.flatten()
+    loss_sum = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return loss_sum, (labels_BK != IGNORE_INDEX).sum()
 
 
@@ -75,13 +74,12 @@ class MetricSums:
     def compute(self, with_oracle: bool) -> dict[str, float]:
         """The token-weighted means; NaN where nothing was predicted at all."""
         s = dict(zip(self.NAMES, self.vector.tolist(), strict=True))
-        tokens = s["tokens"] or math.nan
+        tokens, rows = s["tokens"] or math.nan, s["rows"]
         loss = s["loss"] / tokens
         metrics = {"loss": loss, "perplexity": perplexity(loss), "accuracy": s["correct"] / tokens}
         if with_oracle:
             excess = (s["loss"] - s["oracle_loss"]) / tokens
             squares = s["dd"] - 2 * excess * s["dn"] + excess**2 * s["nn"]
-            rows = s["rows"]
             metrics |= {
                 "oracle_loss": s["oracle_loss"] / tokens,
                 "excess_loss": excess,

@@ -45,7 +45,7 @@ def key(*words: int) -> int:
     state = 0
     for word in words:
         state = _mix64_int((state + _GAMMA) ^ _mix64_int(int(word) & _UINT64))
-    return _to_signed(state)
+    return state - (1 << 64) if state >= 1 << 63 else state
 
 
 def row_keys(seed_key: int, *ids_B: Tensor) -> Tensor:
@@ -106,10 +106,6 @@ def seed_torch(*words: int) -> None:
     """Seeds torch's global generators with the hash of `words`: before layers of a library draw from them (dropout,
     initialisation), never anywhere else."""
     torch.manual_seed(key(*words))
-
-
-def _to_signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _mix64_int(z: int) -> int:

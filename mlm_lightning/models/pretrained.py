@@ -79,8 +79,7 @@ class PretrainedMLM(nn.Module):
         super().__init__()
         self.seq_len = seq_len
         self.separate_documents = separate_documents
-        settings = dict(config or {})
-        self.hf_model = build(checkpoint, revision, architecture, settings, vocab_size, seq_len, pad_token_id)
+        self.hf_model = build(checkpoint, revision, architecture, dict(config or {}), vocab_size, seq_len, pad_token_id)
         hf_config, encoder = self.hf_model.config, cast(Any, self.hf_model.base_model)
         has_plain_attention = hf_config._attn_implementation in ("sdpa", "eager")
         if separate_documents and not (hf_config.model_type in SEPARATE_DOCUMENTS and has_plain_attention):
@@ -177,11 +176,7 @@ class _DistilBertLastBlock(TransformerBlock):
         return super().__call__(*args, positions_BK=self.predicted.positions_BK, **kwargs)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        positions_BK: Tensor | None = None,
-        **kwargs: Any,
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, positions_BK: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         if positions_BK is None:
             return super().forward(hidden_states, attention_mask, **kwargs)

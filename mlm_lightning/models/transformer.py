@@ -30,7 +30,7 @@ attend to: K, or 1 where all may attend to the same positions.
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +41,7 @@ from mlm_lightning.errors import ConfigError
 from mlm_lightning.models.packing import attendable, positions_within
 from mlm_lightning.values import checked
 
-Activation: TypeAlias = Callable[[Tensor], Tensor]
-
-_ACTIVATIONS: dict[str, Activation] = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "tanh": torch.tanh,
@@ -106,13 +104,9 @@ class TransformerClassifier(nn.Module):
         self.positional_encoding = Positions(positional_encoding or "none", seq_len, d_model)
         self.dropout = Dropout(dropout)
         self.encoder = Encoder(num_layers, d_model, nhead, dim_feedforward, dropout, activation, norm_first)
-        self.decoder = FFNN(
-            d_model * seq_len if embedding_agg == "flatten" else d_model,
-            decoder_hidden_sizes,
-            vocab_size if num_classes is None else num_classes,
-            decoder_activation,
-            decoder_output_activation,
-        )
+        in_size = d_model * seq_len if embedding_agg == "flatten" else d_model
+        out_size = vocab_size if num_classes is None else num_classes
+        self.decoder = FFNN(in_size, decoder_hidden_sizes, out_size, decoder_activation, decoder_output_activation)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -303,17 +297,12 @@ class FFNN(nn.Module):
     """A feed-forward network on the last dimension: linear layers with an activation between them and one after the last."""
 
     def __init__(
-        self,
-        in_features: int,
-        hidden_sizes: Sequence[int],
-        out_features: int,
-        activation: str = "relu",
-        output_activation: str | None = None,
+        self, in_size: int, hidden_sizes: Sequence[int], out_size: int, activation: str, output_activation: str | None = None
     ) -> None:
         super().__init__()
-        sizes = (in_features, *hidden_sizes, out_features)
+        sizes = (in_size, *hidden_sizes, out_size)
         self.hidden = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes[:-1]))
-        self.head = nn.Linear(sizes[-2], out_features)
+        self.head = nn.Linear(sizes[-2], out_size)
         self.activation = _ACTIVATIONS[activation]
         self.output_activation = _ACTIVATIONS[output_activation or "identity"]
 

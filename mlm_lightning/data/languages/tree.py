@@ -148,8 +148,7 @@ class TreeSource(SyntheticSource):
         return 2**self.depth
 
     def draw(self, keys_B: Tensor) -> Tensor:
-        chunks = keys_B.split(max(1, _CHUNK >> self.depth))
-        return torch.cat([self._draw_chunk(chunk_B) for chunk_B in chunks])
+        return torch.cat([self._draw_chunk(chunk_B) for chunk_B in keys_B.split(max(1, _CHUNK >> self.depth))])
 
     def _draw_chunk(self, keys_B: Tensor) -> Tensor:
         """Position 0 of a row's random numbers is the root's symbol; position v the rule of the inner node v, in the numbering
@@ -177,5 +176,4 @@ class TreeSource(SyntheticSource):
         return AliasTable(probs_RQ, torch.arange(self.num_symbols).expand(len(probs_RQ), -1))
 
     def oracle(self) -> TreeOracle:
-        star_NQQ = self.grammar.marginals_NQQ(self.filter_level)
-        return TreeOracle(self.grammar.M, star_NQQ, self.depth, self.filter_level)
+        return TreeOracle(self.grammar.M, self.grammar.marginals_NQQ(self.filter_level), self.depth, self.filter_level)
