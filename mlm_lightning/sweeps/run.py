@@ -161,8 +161,9 @@ def _task(config: DictConfig) -> float | None:
     """A job in the process of one of Hydra's launchers. Returns its validation loss."""
     from hydra.core.hydra_config import HydraConfig
 
-    config_dir = next((path.removeprefix("file://") for path in config.hydra.searchpath), None)
-    settings = parse(Composed(to_plain(config), tuple(HydraConfig.get().overrides.task), config_dir))
+    job_config = HydraConfig.get()
+    config_dir = next((path.removeprefix("file://") for path in job_config.searchpath), None)
+    settings = parse(Composed(to_plain(config), tuple(job_config.overrides.task), config_dir))
     expected = json.loads((Path(settings.output_dir) / settings.name / "sweep.json").read_text())
     job = Job.of(settings, expected["swept"])
     try:
