@@ -53,8 +53,8 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.data.text.tokenizer.load import TRAIN, keys_of
     from mlm_lightning.runs.load import load_run, locate
+    from mlm_lightning.training.fit import build_trainer, quiet
     from mlm_lightning.training.module import MLMModule
-    from mlm_lightning.training.trainer import build_trainer, quiet
 
     quiet()
     folder = locate(run)[0]

@@ -1,4 +1,4 @@
-"""A checkpoint file: written whole, sealed by a digest, read without executing anything.
+"""A checkpoint file: written whole, sealed by a digest, read without executing anything; and where it says that a run stands.
 
     ┌ torch's zip ──────────────────────────────────────────────────────────────┐┌ the zip's comment ────┐
     │ weights, optimizer, schedule, loops, callbacks; our record of the run     ││ sha256 of all before  │
@@ -10,13 +10,17 @@ wrong weight; the seal covers every byte.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from mlm_lightning.errors import one_line
+from mlm_lightning.config.settings import Settings
+from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.files import write_atomically
+from mlm_lightning.runs.identity import deciding
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -116,6 +120,50 @@ def _parts(file: BinaryIO, size: int) -> Iterator[bytes]:
         part = file.read(min(size, 2**22))
         size -= len(part)
         yield part
+
+
+@dataclass
+class Position:
+    """A checkpoint file and the optimizer step that it was written after."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    """Our own entries: the record of what is computed, and where it stands."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Position":
+        """Raises DamagedCheckpointError, and UserError for a checkpoint of a version that can't be continued."""
+        checkpoint = read_checkpoint(path, sealed=True)
+        state = checkpoint.get(STATE, {})
+        written = state.get("record", {}).get("format")
+        if written != FORMAT:
+            raise UserError(
+                f"{path}: is a checkpoint of format {written}, and this version continues format {FORMAT}. Continue it with "
+                f"the version that wrote it ({state.get('record', {}).get('version', 'unknown')}), or start again: resume=never"
+            )
+        return cls(path, checkpoint["global_step"], state)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.state["record"]
+
+    def changes(self, record: dict[str, Any]) -> list[str]:
+        """What differs from a run with this record: `key: before → now`."""
+        before, now = ({"data files": each["data"]} | deciding(each["config"]) for each in (self.record, record))
+        return differences(before, now)
+
+
+def record_of(settings: Settings, fingerprint: str | None) -> dict[str, Any]:
+    """What a run's checkpoints say about what it computes."""
+    return {
+        "format": FORMAT,
+        "version": metadata.version("mlm-lightning"),
+        "config": deciding(settings.composed.config),
+        "data": fingerprint,
+        "world_size": settings.trainer.world_size(),
+        "rows_per_step": settings.rows_per_step,
+    }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -6,8 +6,11 @@
         checkpoints/  tensorboard/  metrics.csv
         summary.json                      written last
         error.json, pruned.json           why it failed, or why a search gave it up
+        .lock                             locked by the operating system while a process works in the folder, until it
+                                          ends, however it ends; holds the id of that process
 
-The same command finds the same folder, so it continues what it left, or says that it is done.
+The same command finds the same folder, so it continues what it left, or says that it is done. `filelock` closes the lock's file
+in forked children: a data worker that outlives its killed parent doesn't hold the lock.
 """
 
 import contextlib
@@ -19,39 +22,32 @@ import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
 
 from mlm_lightning.config.compose import config_yaml
 from mlm_lightning.config.settings import Settings
-from mlm_lightning.errors import UserError
+from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import write_atomically
-from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, differences, flat
+from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, Position, differences, flat
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
-from mlm_lightning.runs.lock import is_locked, locked
-from mlm_lightning.runs.position import Position
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = (LAST, PREVIOUS)
 
 _PACKAGES = (
-    "mlm-lightning",
-    "torch",
-    "lightning",
-    "hydra-core",
-    "omegaconf",
-    "numpy",
-    "transformers",
-    "tokenizers",
-    "datasets",
+    *("mlm-lightning", "torch", "lightning", "hydra-core", "omegaconf"),
+    *("numpy", "transformers", "tokenizers", "datasets"),
 )
+_LOCK = ".lock"
+_PATIENCE = 2.0  # seconds: a process that was just killed may still be ending
 
 Status = Literal["complete", "running", "failed", "pruned", "interrupted", "missing"]
 
@@ -87,7 +83,7 @@ class Run:
         """Where the run stands. `interrupted`: stopped or killed, and continued by the same command."""
         if (self.folder / "summary.json").is_file():
             return "complete"
-        if is_locked(self.folder):
+        if self.is_locked:
             return "running"
         for name, status in (("error.json", "failed"), ("pruned.json", "pruned")):
             if (self.folder / name).is_file():
@@ -102,9 +98,43 @@ class Run:
                 return str(content.get("message", ""))
         return ""
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Creates the folder and holds its lock; BusyError if another process holds it."""
-        return locked(self.folder)
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Creates the folder and holds its lock; raises BusyError where another process holds it. Of a run that never started
+        nothing is left: no lock, no empty folder."""
+        folder, path = self.folder, self.folder / _LOCK
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir={folder.parent.parent}: {folder} cannot be made there: {error.strerror}") from error
+        try:
+            lock = FileLock(path, timeout=_PATIENCE, on_acquired=_write_process_id).acquire()
+        except Timeout as error:
+            process = path.read_text().strip() or "?"
+            raise BusyError(f"{folder}: process {process} is working in this run; wait for it, or stop it first") from error
+        with lock:
+            try:
+                yield
+            finally:
+                if folder.is_dir() and [each.name for each in folder.iterdir()] == [_LOCK]:
+                    path.unlink()
+                    for each in (folder, folder.parent, folder.parent.parent):
+                        with contextlib.suppress(OSError):  # others are in it
+                            each.rmdir()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process is working in the folder. Creates nothing, and only reads: it may belong to another user."""
+        import fcntl
+
+        try:
+            with (self.folder / _LOCK).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who looks at the same time is not a holder
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
     def move_aside(self) -> Path:
         """Moves the folder to `<name>/.old/`; never deletes."""
@@ -146,7 +176,7 @@ class Run:
     def write_json(self, name: str, content: Any) -> None:
         write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
-    def last_checkpoint(self) -> "Position | None":
+    def last_checkpoint(self) -> Position | None:
         """The newest checkpoint that is what was written; says which ones are not."""
         damaged = []
         for path in (self.checkpoints / name for name in CHECKPOINTS):
@@ -179,6 +209,11 @@ class Run:
                     step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
                     found += [(step, manifest.parent)] if step < below else []
         return (max(found)[1], max(found)[0]) if found else None
+
+
+def _write_process_id(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

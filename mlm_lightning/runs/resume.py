@@ -16,11 +16,10 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
 from mlm_lightning.data.source import Source
 from mlm_lightning.errors import ConfigError, UserError
-from mlm_lightning.runs.checkpoint import DamagedCheckpointError, differences, flat
+from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences, flat, record_of
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import deciding
 from mlm_lightning.runs.load import locate
-from mlm_lightning.runs.position import Position, record_of
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ def main(folder: Path, checkpoint: Path | None) -> int:
     from mlm_lightning.config.parse import parse
     from mlm_lightning.errors import FAILURE, MISTAKE, Interrupted, UserError
     from mlm_lightning.messages import report
+    from mlm_lightning.runs.checkpoint import Position
     from mlm_lightning.runs.folder import Run
-    from mlm_lightning.runs.position import Position
     from mlm_lightning.training.fit import fit
 
     run = Run(folder)

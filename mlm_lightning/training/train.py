@@ -21,7 +21,6 @@ from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.load import locate
 from mlm_lightning.runs.resume import begin, parent_of
 from mlm_lightning.training import ranks
-from mlm_lightning.training.rendezvous import Nodes, node_rank
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +33,8 @@ def train(settings: Settings, naming: Sequence[str] | None = None) -> dict[str, 
     """
     speak()
     check_start(settings)
-    run, nodes = Run.find(settings, naming), Nodes(settings)
-    if settings.trainer.num_nodes > 1 and node_rank() > 0:
+    run, nodes = Run.find(settings, naming), ranks.Nodes(settings)
+    if settings.trainer.num_nodes > 1 and ranks.node_rank() > 0:
         return ranks.follow(settings.trainer, nodes)
     try:
         with nodes.leading():
@@ -53,7 +52,7 @@ def check_start(settings: Settings) -> None:
         locate(settings.resume, "resume")
 
 
-def _train(run: Run, settings: Settings, nodes: Nodes) -> dict[str, Any]:
+def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
     parent = parent_of(settings)
     again = settings.resume == "never"
     conditions = _prepared(settings) if again or run.summary is None else None

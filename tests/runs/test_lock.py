@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from mlm_lightning.errors import BusyError, UserError
-from mlm_lightning.runs.lock import is_locked, locked
+from mlm_lightning.runs.folder import Run
 
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from mlm_lightning.runs.lock import locked
-with locked(Path(sys.argv[1])):
+from mlm_lightning.runs.folder import Run
+with Run(Path(sys.argv[1])).locked():
     worker = os.fork()
     if worker:
         print(worker, flush=True)
@@ -38,10 +38,10 @@ def test_another_process_is_told_who_holds_it(folder: Path, holder: "subprocess.
     assert holder.stdout is not None
     worker = int(holder.stdout.readline())
     try:
-        assert is_locked(folder)
-        with pytest.raises(BusyError, match=rf"process {holder.pid} is working in this run; wait for it"), locked(folder):
+        assert Run(folder).is_locked
+        with pytest.raises(BusyError, match=rf"process {holder.pid} is working in this run; wait for it"), Run(folder).locked():
             pass
-        assert is_locked(folder)
+        assert Run(folder).is_locked
     finally:
         holder.kill()
         os.kill(worker, signal.SIGKILL)
@@ -55,8 +55,8 @@ def test_a_killed_process_s_lock_is_free_while_its_forked_worker_lives(folder: P
     holder.wait()
     try:
         os.kill(worker, 0)
-        assert not is_locked(folder)
-        with locked(folder):
+        assert not Run(folder).is_locked
+        with Run(folder).locked():
             assert (folder / ".lock").read_text() == str(os.getpid())
         os.kill(worker, 0)
     finally:
@@ -64,46 +64,49 @@ def test_a_killed_process_s_lock_is_free_while_its_forked_worker_lives(folder: P
 
 
 def test_a_forked_child_that_ends_leaves_its_parent_s_lock(folder: Path) -> None:
-    with locked(folder):
+    with Run(folder).locked():
         if (child := os.fork()) == 0:
             os._exit(0)
         os.waitpid(child, 0)
-        assert is_locked(folder)
-        with pytest.raises(BusyError, match=f"process {os.getpid()} "), locked(folder):
+        assert Run(folder).is_locked
+        with pytest.raises(BusyError, match=f"process {os.getpid()} "), Run(folder).locked():
             pass
 
 
 def test_looking_creates_nothing(folder: Path) -> None:
-    assert not is_locked(folder)
+    assert not Run(folder).is_locked
     assert not folder.exists()
     folder.mkdir(parents=True)
-    assert not is_locked(folder)
+    assert not Run(folder).is_locked
     assert list(folder.iterdir()) == []
 
 
 def test_nothing_is_left_of_a_run_that_never_started(folder: Path, tmp_path: Path) -> None:
-    with locked(folder):
-        assert is_locked(folder)
+    with Run(folder).locked():
+        assert Run(folder).is_locked
     assert list(tmp_path.iterdir()) == []
-    with locked(folder):
+    with Run(folder).locked():
         (folder / "config.yaml").touch()
     assert {path.name for path in folder.iterdir()} == {".lock", "config.yaml"}
-    assert not is_locked(folder)
-    with locked(folder.with_name("other")):
+    assert not Run(folder).is_locked
+    with Run(folder.with_name("other")).locked():
         pass
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
 
 def test_a_folder_that_is_moved_aside_under_its_lock_stays_as_it_is(folder: Path) -> None:
-    with locked(folder):
+    with Run(folder).locked():
         folder.rename(folder.with_name("old"))
     assert not folder.exists()
     assert (folder.with_name("old") / ".lock").exists()
-    with locked(folder):
-        assert is_locked(folder)
+    with Run(folder).locked():
+        assert Run(folder).is_locked
 
 
 def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("a file")
-    with pytest.raises(UserError, match=r"output_dir=.*outputs: .* cannot be made there: "), locked(tmp_path / "outputs/a/b"):
+    with (
+        pytest.raises(UserError, match=r"output_dir=.*outputs: .* cannot be made there: "),
+        Run(tmp_path / "outputs/a/b").locked(),
+    ):
         pass

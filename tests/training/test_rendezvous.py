@@ -9,8 +9,8 @@ import pytest
 from helpers import settings_of
 
 from mlm_lightning.errors import UserError
-from mlm_lightning.training import rendezvous
-from mlm_lightning.training.rendezvous import Nodes
+from mlm_lightning.training import ranks
+from mlm_lightning.training.ranks import Nodes
 
 Machine = Callable[..., Nodes]
 
@@ -76,7 +76,7 @@ def test_a_machine_of_another_job_hears_nothing_until_its_own_job_has_the_port(
         first.tell({"folder": "first"})
         assert hearing(others, machine(seed=0)).result(60) == {"folder": "first"}
         with monkeypatch.context() as patch:
-            patch.setattr(rendezvous, "_PATIENCE", 1.0)  # some questions
+            patch.setattr(ranks, "_PATIENCE", 1.0)  # some questions
             with pytest.raises(UserError, match=r"no word from the first machine, 127\.0\.0\.1:\d+"):
                 machine(seed=1).hear()
         assert not foreign.done()
@@ -91,4 +91,4 @@ def test_one_machine_opens_no_port(machine: Machine) -> None:
     with nodes.leading():
         nodes.tell({"folder": "here"})
         with pytest.raises(OSError, match="refused"):
-            socket.create_connection(rendezvous.rendezvous_address(), timeout=5)
+            socket.create_connection(ranks.rendezvous_address(), timeout=5)

@@ -1,4 +1,4 @@
-"""Checkpoints, and the signals that end a run after one.
+"""Checkpoints, and what ends a run after one: a signal, or a search that gives it up.
 
 step ─ … ─ step ─ validation ─ step          a checkpoint is written between two optimizer steps,
      │          │            │               after the validation where one is due
@@ -19,11 +19,14 @@ import lightning as L
 import torch
 from annotated_types import Ge, Gt
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
-from mlm_lightning.errors import Interrupted
+from mlm_lightning.config.settings import SweepSettings
+from mlm_lightning.errors import Interrupted, PrunedError
 from mlm_lightning.files import sync_folder
 from mlm_lightning.runs.checkpoint import BEST, LAST, PREVIOUS, write_checkpoint
+from mlm_lightning.runs.study import open_study
 from mlm_lightning.training.module import MLMModule, TrainingDivergedError
 from mlm_lightning.values import checked
 
@@ -229,6 +232,35 @@ class Checkpoint(LightningCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+
+
+class Pruning(Callback):
+    """Reports each validation to the search, and ends a run that falls behind once its checkpoint is written."""
+
+    def __init__(self, folder: Path, settings: SweepSettings) -> None:
+        assert settings.trial is not None
+        self._folder, self._settings, self._trial = folder, settings, settings.trial
+        self._message = ""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        assert isinstance(pl_module, MLMModule)
+        if trainer.state.fn != "fit" or trainer.global_step >= pl_module.plan.total_steps:
+            return
+        message = ""
+        if trainer.is_global_zero:
+            from optuna.trial import Trial
+
+            study = open_study(self._folder, self._settings)
+            trial = Trial(study, study.trials[self._trial]._trial_id)
+            name, step = self._settings.objective, trainer.global_step
+            trial.report(pl_module.last_metrics[name], step)
+            if trial.should_prune():
+                message = f"given up after step {step}: {name} {pl_module.last_metrics[name]:.4g} is worse than the median"
+        self._message = trainer.strategy.broadcast(message)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._message:
+            raise PrunedError(self._message)
 
 
 def _link(source: Path, target: Path) -> None:
