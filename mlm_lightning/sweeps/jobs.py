@@ -3,19 +3,31 @@
     outputs/<name>/sweep.json        what is expected, written before the first run starts
                    <run>/ <run>/ …   each like a single run's folder, found by the same identity
 
-A grid knows all its runs beforehand; a search (`search.py`) makes the next one from the results so far.
+A grid knows all its runs beforehand. In a search Optuna proposes the next one from the results so far, and gives up on runs
+that fall behind:
+
+    choices, ranges, intervals ─► ask ─► a run ─► its objective ─► tell ─┐
+                                   ▲                                     │   outputs/<name>/search.log holds every trial:
+                                   └─────────────────────────────────────┘   the same command goes on where it was
+
+What is proposed is a function of (sweep.seed, number of the trial, results before it). Hydra's own plugin for Optuna is bound
+to version 2.10 of it and cannot prune, so we ask and tell ourselves.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlm_lightning.config.settings import Settings, SweepSettings
+from mlm_lightning.errors import ConfigError
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs.folder import Run
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +65,9 @@ def swept_overrides(overrides: Sequence[str], keys: Sequence[str]) -> tuple[str,
 
 
 class JobSource(Protocol):
-    """Where the next jobs come from."""
+    """Where the next jobs come from; `jobs` are all that are known so far."""
+
+    jobs: list[Job]
 
     def next(self) -> Job | None:
         """The job to start now; None if there is none at the moment."""
@@ -61,22 +75,14 @@ class JobSource(Protocol):
     def ended(self, job: Job) -> None:
         """Takes note of a job that has ended, in whatever way."""
 
-    @property
-    def jobs(self) -> list[Job]:
-        """All jobs that are known so far."""
-
 
 class Grid:
     """Jobs that are all known: those that are not done, and failing ones again, at most `retries` times."""
 
     def __init__(self, jobs: Sequence[Job], retries: int = 0) -> None:
-        self._jobs, self._retries = list(jobs), retries
+        self.jobs, self._retries = list(jobs), retries
         self._waiting = [job for job in jobs if job.settings.resume == "never" or not job.is_done]
         self._failures: Counter[Job] = Counter()
-
-    @property
-    def jobs(self) -> list[Job]:
-        return self._jobs
 
     def next(self) -> Job | None:
         return self._waiting.pop(0) if self._waiting else None
@@ -86,6 +92,73 @@ class Grid:
             self._failures[job] += 1
             if self._failures[job] <= self._retries:
                 self._waiting.append(job)
+
+
+def distribution(override: Any) -> "optuna.distributions.BaseDistribution":
+    """Of a parsed override: a choice, a range, or an interval, which is logarithmic with `tag(log, …)`."""
+    import optuna
+
+    sweep = override.value()
+    if override.is_range_sweep():
+        values = [float(value) for value in sweep.range()]
+        low, high, step = min(values), max(values), abs(float(sweep.step))
+        if all(value.is_integer() for value in (low, high, step)):
+            return optuna.distributions.IntDistribution(int(low), int(high), step=int(step))
+        return optuna.distributions.FloatDistribution(low, high, step=step)
+    if override.is_interval_sweep():
+        log = "log" in sweep.tags
+        if "int" in sweep.tags or isinstance(sweep.start, int):  # int(interval(1, 8)); Hydra reads plain ends as floats
+            return optuna.distributions.IntDistribution(int(sweep.start), int(sweep.end), log=log)
+        return optuna.distributions.FloatDistribution(float(sweep.start), float(sweep.end), log=log)
+    return optuna.distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+class Search:
+    """Jobs that Optuna proposes: `settings.trials` of them in all, those included that an earlier command has made.
+
+    `make(values, trial)` composes the job of some overrides.
+    """
+
+    def __init__(self, study: "optuna.Study", choices: list[Any], settings: SweepSettings, make: Callable[..., Job]) -> None:
+        import optuna
+
+        self._study, self._settings, self._make = study, settings, make
+        self._space = {override.get_key_element(): distribution(override) for override in choices}
+        state = optuna.trial.TrialState
+        begun = [trial for trial in study.trials if trial.state != state.WAITING]
+        self.jobs = [self._job(trial) for trial in begun]
+        self._again = [job for job, trial in zip(self.jobs, begun, strict=True) if trial.state == state.RUNNING]
+
+    def next(self) -> Job | None:
+        if self._again:  # a command that was stopped left them behind
+            return self._again.pop(0)
+        if len(self.jobs) >= (self._settings.trials or 0):
+            return None
+        import optuna
+
+        # a function of the trials so far, and not of how often the search was stopped
+        self._study.sampler = optuna.samplers.TPESampler(seed=self._settings.seed + len(self.jobs))
+        job = self._job(self._study.ask(self._space))
+        self.jobs.append(job)
+        return job
+
+    def ended(self, job: Job) -> None:
+        import optuna
+
+        trial = job.settings.sweep.trial if job.settings.sweep else None
+        assert trial is not None
+        status, state = job.run.status, optuna.trial.TrialState
+        if status == "complete":
+            summary, objective = job.run.summary or {}, self._settings.objective
+            if objective not in summary:
+                there = ", ".join(name for name in summary if "/" in name)
+                raise ConfigError("sweep.objective", objective, f"is none of the results, which are {there}")
+            self._study.tell(trial, summary[objective], skip_if_finished=True)
+        elif status in ("failed", "pruned"):
+            self._study.tell(trial, state=state.FAIL if status == "failed" else state.PRUNED, skip_if_finished=True)
+
+    def _job(self, trial: Any) -> Job:
+        return self._make([f"{key}={value}" for key, value in trial.params.items()], trial.number)
 
 
 @dataclass

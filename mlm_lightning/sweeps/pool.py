@@ -80,7 +80,10 @@ def run_all(source: JobSource, free: list[Slot], started: Callable[[Job], None],
                 process, job, slot = running.pop(sentinel)
                 process.join()
                 free.append(slot)
-                _record_death(process, job)
+                # a run whose process was killed could not say so itself
+                if (code := process.exitcode or 0) < 0 and job.run.status not in ("complete", "pruned"):
+                    hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
+                    job.run.fail(RuntimeError(f"its process was ended by {signal.Signals(-code).name}{hint}"))
                 source.ended(job)
                 ended(job)
     except (Interrupted, KeyboardInterrupt) as error:
@@ -100,15 +103,6 @@ def _stop(processes: list[BaseProcess], signum: int) -> None:
     with contextlib.suppress(KeyboardInterrupt, Interrupted):  # again: at once
         for process in processes:
             process.join()
-
-
-def _record_death(process: BaseProcess, job: Job) -> None:
-    """A run whose process was killed could not say so itself."""
-    code = process.exitcode or 0
-    if code < 0 and job.run.status not in ("complete", "pruned"):
-        name = signal.Signals(-code).name
-        hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
-        job.run.fail(RuntimeError(f"its process was ended by {name}{hint}"))
 
 
 def _work(job: Job, slot: Slot, output: Path | None) -> None:

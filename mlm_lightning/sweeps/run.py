@@ -20,8 +20,7 @@ from mlm_lightning.messages import print_table, speak
 from mlm_lightning.processes import num_cores
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
-from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Sweep, swept_overrides
-from mlm_lightning.sweeps.search import Search
+from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, swept_overrides
 from mlm_lightning.training.train import check_start
 
 log = logging.getLogger(__name__)
@@ -40,8 +39,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     composed = hydra.with_origin(master, overrides)
     for key in swept:
         if key in ("name", "output_dir", "resume") or key.partition(".")[0] in ("sweep", "hydra"):
-            problem = "can't be swept over; the runs of a sweep lie side by side in one folder"
-            raise ConfigError(key, NO_VALUE, problem)
+            raise ConfigError(key, NO_VALUE, "can't be swept over; the runs of a sweep lie side by side in one folder")
     trials = composed.get("sweep.trials")
     if trials is not None and not swept:
         raise ConfigError("sweep.trials", trials, "there is nothing to search in", "give a key several values, or an interval")
@@ -49,15 +47,12 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     jobs = _grid(hydra, hydra.jobs(overrides) if trials is None else _ends(hydra, choices, overrides), swept)
     folder, settings = jobs[0].run.folder.parent, jobs[0].settings.sweep
     assert settings is not None
-    source: JobSource
-    if settings.trials is None:
-        source = Grid(jobs, settings.retries)
-    else:
-        fixed = _fixed(hydra, overrides)
 
-        def make(values: list[str], trial: int) -> Job:
-            return _job(hydra, [*fixed, *values, f"++sweep.trial={trial}"], swept)
+    def make(values: list[str], trial: int) -> Job:
+        return _job(hydra, [*_fixed(hydra, overrides), *values, f"++sweep.trial={trial}"], swept)
 
+    source: JobSource = Grid(jobs, settings.retries)
+    if settings.trials is not None:
         source = Search(open_study(folder, settings), choices, settings, make)
     sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings)
     sweep.write(source.jobs)
@@ -80,16 +75,13 @@ def _grid(hydra: Composer, jobs: list[list[str]], swept: list[str]) -> list[Job]
         except UserError as error:
             for each in error.errors if isinstance(error, InvalidConfigError) else (error,):
                 where.setdefault(str(each), []).append(" ".join(swept_overrides(overrides, swept)))
-    if where:
-        raise UserError("\n".join(_of_jobs(problem, names, len(jobs)) for problem, names in where.items()))
+    problems = []
+    for problem, names in where.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        problems.append(problem if len(names) == len(jobs) else f"{problem} (with {names[0]}{more})")
+    if problems:
+        raise UserError("\n".join(problems))
     return list(made.values())
-
-
-def _of_jobs(problem: str, where: list[str], jobs: int) -> str:
-    if len(where) == jobs:
-        return problem
-    more = f" and {len(where) - 1} more" if len(where) > 1 else ""
-    return f"{problem} (with {where[0]}{more})"
 
 
 def _job(hydra: Composer, overrides: Sequence[str], swept: list[str]) -> Job:

@@ -25,10 +25,9 @@ class CSVLogger(Logger):
     def __init__(self, save_dir: str, purge_step: int | None = None) -> None:
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
-        self._columns: list[str] = ["step"]
+        self._columns: list[str] = []  # those of the file, once it is opened
         self._line: dict[str, Any] = {}
         self._purge_step = purge_step
-        self._opened = False
         self._last_step: int | None = None  # in the file when it was opened
 
     @property
@@ -52,8 +51,13 @@ class CSVLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Writes the line at hand. Called with every new step and with every checkpoint."""
-        if not self._opened:
-            self._open()
+        if not self._columns:
+            lines = read_metrics(self.path) if self.path.exists() else []
+            if self._purge_step is not None:
+                lines = [line for line in lines if int(line["step"]) < self._purge_step]
+            filled = (name for line in lines for name, value in line.items() if value and name != "step")
+            self._rewrite(["step", *dict.fromkeys(filled)], lines)
+            self._last_step = int(lines[-1]["step"]) if lines else None
         if not self._line:
             return
         begun = self._last_step == self._line["step"]  # by an interrupted run: this is the rest of its last line
@@ -72,15 +76,6 @@ class CSVLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
-
-    def _open(self) -> None:
-        lines = read_metrics(self.path) if self.path.exists() else []
-        if self._purge_step is not None:
-            lines = [line for line in lines if int(line["step"]) < self._purge_step]
-        columns = ["step", *dict.fromkeys(name for line in lines for name, value in line.items() if value and name != "step")]
-        self._rewrite(columns, lines)
-        self._opened = True
-        self._last_step = int(lines[-1]["step"]) if lines else None
 
     def _rewrite(self, columns: list[str], lines: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")

@@ -133,7 +133,12 @@ class MLMModule(L.LightningModule):
         logging = step % self.plan.log_every_n_steps == 0
         # reading a value waits for an accelerator, so those are read when logged; on a CPU there is nothing to wait for
         if (logging or self.device.type == "cpu") and not math.isfinite(loss_sum := self._running[0].item()):
-            raise TrainingDivergedError(self._diverged(f"train/loss is {loss_sum}", step))
+            lr = optimizer.param_groups[0]["lr"]
+            raise TrainingDivergedError(
+                f"train/loss is {loss_sum} at step {step}, with a learning rate of {lr:.3g}. Lower optim.lr, lengthen "
+                "schedule.warmup_steps, set trainer.gradient_clip_val, or try trainer.precision=32-true. The checkpoints from "
+                "before are kept."
+            )
         clipping = self.trainer.gradient_clip_val is not None
         self._gradient_norm = get_total_norm(gradients) if logging or clipping else None
         if logging:
@@ -177,35 +182,11 @@ class MLMModule(L.LightningModule):
 
     def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
-        self._eval_sums[dataloader_idx].update(
-            self(batch), batch, self.oracle_probs(batch, self.conditions[dataloader_idx].oracle)
-        )
+        oracle = self.conditions[dataloader_idx].oracle
+        self._eval_sums[dataloader_idx].update(self(batch), batch, self.oracle_probs(batch, oracle))
 
     def on_validation_epoch_end(self) -> None:
-        self._finish_evaluation("val")
-
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.validation_step(batch, batch_idx, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self._finish_evaluation("test")
-
-    def oracle_probs(self, batch: MLMBatch, oracle: Oracle | None) -> Tensor | None:
-        """The oracle's posterior at the predicted positions: exact where each of them holds [MASK], as frozen masks do."""
-        if oracle is None:
-            return None
-        labels_BL = batch.labels_BL.cpu()
-        observed_BL = labels_BL == IGNORE_INDEX
-        tokens_BL = torch.where(observed_BL, batch.input_ids_BL.cpu(), labels_BL)
-        probs_BLV = oracle.posterior(tokens_BL, observed_BL)
-        positions_BK1 = batch.positions_BK.cpu().unsqueeze(-1)
-        return probs_BLV.gather(1, positions_BK1.expand(-1, -1, probs_BLV.shape[-1])).to(self.device)
-
-    def _finish_evaluation(self, stage: str) -> None:
-        self.last_metrics = {}
+        stage, self.last_metrics = "test" if self.trainer.testing else "val", {}
         for sums, condition in zip(self._eval_sums, self.conditions, strict=True):
             reduced = self.trainer.strategy.reduce(sums.vector, reduce_op="sum")
             assert isinstance(reduced, Tensor)
@@ -219,6 +200,19 @@ class MLMModule(L.LightningModule):
         self.log_dict(self.last_metrics, logger=False)
         if self.trainer.state.fn == "fit":
             self.log_scalars(self.last_metrics, self.trainer.global_step)
+
+    on_test_epoch_start, test_step, on_test_epoch_end = on_validation_epoch_start, validation_step, on_validation_epoch_end
+
+    def oracle_probs(self, batch: MLMBatch, oracle: Oracle | None) -> Tensor | None:
+        """The oracle's posterior at the predicted positions: exact where each of them holds [MASK], as frozen masks do."""
+        if oracle is None:
+            return None
+        labels_BL = batch.labels_BL.cpu()
+        observed_BL = labels_BL == IGNORE_INDEX
+        tokens_BL = torch.where(observed_BL, batch.input_ids_BL.cpu(), labels_BL)
+        probs_BLV = oracle.posterior(tokens_BL, observed_BL)
+        positions_BK1 = batch.positions_BK.cpu().unsqueeze(-1)
+        return probs_BLV.gather(1, positions_BK1.expand(-1, -1, probs_BLV.shape[-1])).to(self.device)
 
     # logs and state
 
@@ -245,13 +239,6 @@ class MLMModule(L.LightningModule):
             metrics["train/mask_rate"] = self._mask_rate(self.plan.progress(step - 1))
         self.log_scalars(metrics, step)
         show_in_progress_bar(self.trainer, "train/loss", loss)
-
-    def _diverged(self, what: str, step: int) -> str:
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        return (
-            f"{what} at step {step}, with a learning rate of {lr:.3g}. Lower optim.lr, lengthen schedule.warmup_steps, set "
-            "trainer.gradient_clip_val, or try trainer.precision=32-true. The checkpoints from before are kept."
-        )
 
     def _zeros(self) -> Tensor:
         # float64 counts tokens exactly; MPS has none

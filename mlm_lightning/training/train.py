@@ -14,7 +14,6 @@ from typing import Any
 
 from mlm_lightning.config.build import prepare
 from mlm_lightning.config.settings import Settings
-from mlm_lightning.data.condition import Condition
 from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes
 from mlm_lightning.messages import speak
 from mlm_lightning.runs.folder import Run
@@ -55,7 +54,13 @@ def check_start(settings: Settings) -> None:
 def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
     parent = parent_of(settings)
     again = settings.resume == "never"
-    conditions = _prepared(settings) if again or run.summary is None else None
+    conditions = None
+    if (
+        again or run.summary is None
+    ):  # downloads, builds caches, and finds what is wrong with the data, before there is a folder
+        with mistakes():
+            conditions = prepare(settings, evaluated="val")
+            conditions[0].source.rows("train")
     if again and run.folder.exists():
         with run.locked():
             aside = run.move_aside()
@@ -75,14 +80,6 @@ def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
             if not isinstance(error, UserError | PrunedError):
                 run.fail(error)
             raise
-
-
-def _prepared(settings: Settings) -> list[Condition]:
-    """Downloads and builds caches, and finds what is wrong with the data, before a run has a folder."""
-    with mistakes():
-        conditions = prepare(settings, evaluated="val")
-        conditions[0].source.rows("train")
-    return conditions
 
 
 def _requeue() -> None:

@@ -16,7 +16,7 @@ from mlm_lightning.config.compose import composer
 from mlm_lightning.config.settings import SweepSettings
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.study import open_study
-from mlm_lightning.sweeps.search import distribution
+from mlm_lightning.sweeps.jobs import distribution
 
 SPACE = ("optim.lr=tag(log, interval(1e-4, 1e-1))", "model.num_layers=choice(1,2)")
 SETTINGS = SweepSettings(jobs=1, retries=0, objective="val/loss", direction="minimize", trials=1, prune=True, seed=0)

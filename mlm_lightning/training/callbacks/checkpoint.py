@@ -94,7 +94,7 @@ class Checkpoint(LightningCheckpoint):
 
     # signals
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.world_size > 1:
             # of the CPUs: asking an accelerator at every step would wait for it at every step
@@ -107,7 +107,7 @@ class Checkpoint(LightningCheckpoint):
                 if signum := getattr(signal, name, None):
                     self._handlers[signum] = signal.signal(signum, self._remember)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
@@ -121,15 +121,12 @@ class Checkpoint(LightningCheckpoint):
         if signum == signal.SIGINT:
             log.info("\nCtrl-C: finishing this step and saving (once more: stop at once)")
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._before_first_batch = None
 
     # saving
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, MLMModule)
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, last = trainer.global_step, trainer.global_step >= pl_module.plan.total_steps
         if not pl_module.at_step_boundary(batch_idx) or (trainer.enable_validation and pl_module.plan.validation_due(step)):
             return  # where a validation is due, the checkpoint is written after it
@@ -140,21 +137,19 @@ class Checkpoint(LightningCheckpoint):
             raise Interrupted(signum, step)
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        assert isinstance(pl_module, MLMModule)
         (signum,) = self._agree(self._signum)
         if signum:
             pl_module.validation_pending = True
             self._save(trainer, pl_module, must=True)
             raise Interrupted(signum, trainer.global_step)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        assert isinstance(pl_module, MLMModule)
         if self.monitor not in pl_module.last_metrics:
             names = ", ".join(pl_module.last_metrics)
             raise ValueError(f"callbacks.checkpoint.monitor={self.monitor}: is none of the metrics, which are {names}")
@@ -243,7 +238,6 @@ class Pruning(Callback):
         self._message = ""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        assert isinstance(pl_module, MLMModule)
         if trainer.state.fn != "fit" or trainer.global_step >= pl_module.plan.total_steps:
             return
         message = ""

@@ -8,7 +8,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from mlm_lightning.training.lightning_internals import shown_in_progress_bar
-from mlm_lightning.training.module import MLMModule
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +19,7 @@ class ProgressReport(Callback):
         self.refresh_per_second = refresh_per_second
         self._bar: Any = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, MLMModule)
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -43,9 +41,7 @@ class ProgressReport(Callback):
         self._bar.start()
         self._task = self._bar.add_task("", total=pl_module.plan.total_steps, completed=trainer.global_step, loss="", rate="")
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._bar is None:
             return
         metrics = shown_in_progress_bar(trainer)
@@ -53,8 +49,7 @@ class ProgressReport(Callback):
         rate = f"{metrics['tokens/s']:,.0f} tokens/s" if "tokens/s" in metrics else ""
         self._bar.update(self._task, completed=trainer.global_step, loss=loss, rate=rate)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, MLMModule)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         names = ("val/loss", "val/perplexity", "val/accuracy", "val/excess_loss")
@@ -65,13 +60,10 @@ class ProgressReport(Callback):
         else:
             log.info(line)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)

@@ -7,7 +7,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from mlm_lightning.training.lightning_internals import show_in_progress_bar
-from mlm_lightning.training.module import MLMModule
 
 
 class Throughput(Callback):
@@ -21,15 +20,12 @@ class Throughput(Callback):
         self._tokens_before: float | None = None
         self._logged = (0, 0.0, 0.0)  # step, train_seconds, train_tokens
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._clock = time.monotonic()
         self._tokens_before = None
         self._logged = (trainer.global_step, self.train_seconds, self.train_tokens)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, MLMModule)
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         if not pl_module.at_step_boundary(batch_idx):
             return
@@ -42,8 +38,8 @@ class Throughput(Callback):
                 self.train_tokens += tokens - self._tokens_before
             self._tokens_before, self._mark = tokens, now
         if step % pl_module.plan.log_every_n_steps == 0 and step > self._logged[0]:
-            logged_step, seconds, tokens_then = self._logged
-            elapsed = self.train_seconds - seconds
+            logged_step, seconds_then, tokens_then = self._logged
+            elapsed = self.train_seconds - seconds_then
             if elapsed > 0 and self.train_tokens > tokens_then:
                 rate = (self.train_tokens - tokens_then) / elapsed
                 metrics = {"perf/tokens_per_second": rate, "perf/step_seconds": elapsed / (step - logged_step)}
@@ -51,7 +47,7 @@ class Throughput(Callback):
                 show_in_progress_bar(trainer, "tokens/s", rate)
             self._logged = (step, self.train_seconds, self.train_tokens)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and self._tokens_before is not None:
             self._mark = time.monotonic()
 
@@ -65,8 +61,5 @@ class Throughput(Callback):
         return {"seconds": self.seconds, "train_seconds": self.train_seconds, "train_tokens": self.train_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.train_seconds, self.train_tokens = (
-            state_dict["seconds"],
-            state_dict["train_seconds"],
-            state_dict["train_tokens"],
-        )
+        self.seconds = state_dict["seconds"]
+        self.train_seconds, self.train_tokens = state_dict["train_seconds"], state_dict["train_tokens"]
