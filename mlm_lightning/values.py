@@ -20,7 +20,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
 
@@ -37,14 +37,7 @@ def checked(group: str) -> Callable[[Init], Init]:
 
         @functools.wraps(init)
         def checking(self: Any, *args: Any, **kwargs: Any) -> None:
-            bound = signature.bind(self, *args, **kwargs).arguments
-            hints = _hints(init)
-            refuse(
-                error
-                for name, value in bound.items()
-                if name in hints
-                for error in check(f"{group}.{name}", value, hints[name])
-            )
+            _refuse_wrong(group, signature.bind(self, *args, **kwargs).arguments, init)
             init(self, *args, **kwargs)
 
         return typing.cast(Init, checking)
@@ -54,12 +47,12 @@ def checked(group: str) -> Callable[[Init], Init]:
 
 def check_fields(settings: Any, group: str) -> None:
     """The same for a dataclass, from its `__post_init__`."""
-    hints = _hints(type(settings))
-    refuse(
-        error
-        for field in fields(settings)
-        for error in check(f"{group}.{field.name}", getattr(settings, field.name), hints[field.name])
-    )
+    _refuse_wrong(group, {field.name: getattr(settings, field.name) for field in fields(settings)}, type(settings))
+
+
+def _refuse_wrong(group: str, values: Mapping[str, Any], target: Any) -> None:
+    hints = _hints(target)
+    refuse(error for name, value in values.items() if name in hints for error in check(f"{group}.{name}", value, hints[name]))
 
 
 def check(key: str, value: Any, hint: Any) -> list[ConfigError]:
@@ -115,70 +108,59 @@ def suggestion(word: str, candidates: Sequence[str]) -> str:
 
 def matches(value: Any, hint: Any) -> bool:
     """Whether a plain value of a config has the type that a signature asks for; its range is another matter."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any or hint is inspect.Parameter.empty:
-        return True
-    if hint is None or hint is type(None):
-        return value is None
-    if origin in (Union, types.UnionType):
-        return any(matches(value, each) for each in arguments)
-    if origin is Literal:
-        return value in arguments
-    if origin is typing.Annotated:
-        return matches(value, arguments[0])
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is str or hint is Path:
-        return isinstance(value, str | Path)
-    if _is_tensor(hint):  # torch's optimizers take `float | Tensor`; a config holds none
-        return False
-    if is_dataclass(hint):
-        return isinstance(value, dict | typing.cast(type, hint))
-    container = origin or hint
-    if isinstance(container, type) and issubclass(container, dict | typing.Mapping):
-        return isinstance(value, dict)
-    if isinstance(container, type) and issubclass(container, Sequence):
-        if not isinstance(value, list | tuple):
-            return False
-        if (length := _tuple_length(hint)) is not None:
-            return len(value) == length and all(map(matches, value, arguments))
-        element = arguments[0] if arguments else Any
-        return all(matches(each, element) for each in value)
-    return True
+    return _type(hint)[1](value)
 
 
 def describe(hint: Any) -> str:
     """A type in words."""
-    names: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        type(None): "null",
-        None: "null",
-    }
-    names |= {dict: "a group of keys", Path: "a path"}
-    if hint in names:
-        return names[hint]
-    if get_origin(hint) is typing.Annotated:
-        return describe(get_args(hint)[0])
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(each) for each in get_args(hint) if not _is_tensor(each)))
+    return _type(hint)[0]
+
+
+_GROUP = "a group of keys"
+_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str | Path)),
+    Path: ("a path", lambda value: isinstance(value, str | Path)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    **dict.fromkeys((None, type(None)), ("null", lambda value: value is None)),
+}
+
+
+def _type(hint: Any) -> tuple[str, Callable[[Any], bool]]:
+    """A type in words, and its test of a plain value."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    if origin in (Union, types.UnionType):
+        members = [_type(each) for each in arguments if not _is_tensor(each)]
+        return " or ".join(dict.fromkeys(words for words, _ in members)), lambda value: any(test(value) for _, test in members)
+    if origin is Literal:
+        return " or ".join(map(str, arguments)), lambda value: value in arguments
+    if hint in _TYPES:
+        return _TYPES[hint]
     if is_dataclass(hint):
-        return f"{names[dict]} ({', '.join(field.name for field in fields(hint))})"
-    if get_origin(hint) is Literal:
-        return " or ".join(str(each) for each in get_args(hint))
-    container = get_origin(hint) or hint
+        kinds = dict | typing.cast(type, hint)
+        return f"{_GROUP} ({', '.join(field.name for field in fields(hint))})", lambda value: isinstance(value, kinds)
+    container = origin or hint
     if isinstance(container, type) and issubclass(container, dict | typing.Mapping):
-        return names[dict]
+        return _GROUP, lambda value: isinstance(value, dict)
     if isinstance(container, type) and issubclass(container, Sequence):
-        length = _tuple_length(hint)
-        return "a list" if length is None else f"a list of {length} values"
-    return getattr(hint, "__name__", str(hint))
+        if origin is tuple and Ellipsis not in arguments:  # tuple[float, float]
+            words = f"a list of {len(arguments)} values"
+            return words, lambda value: _is_list(value) and len(value) == len(arguments) and all(map(matches, value, arguments))
+        element = arguments[0] if arguments else Any
+        return "a list", lambda value: _is_list(value) and all(matches(each, element) for each in value)
+    return getattr(hint, "__name__", str(hint)), lambda value: not _is_tensor(hint)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_tensor(hint: Any) -> bool:
+    """torch's optimizers take `float | Tensor`; a config holds none."""
+    return getattr(hint, "__module__", None) == "torch" and hint.__name__ == "Tensor"
 
 
 def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigError]:
@@ -187,14 +169,16 @@ def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigErro
     inner = member
     if get_origin(member) is typing.Annotated:
         inner, *metadata = get_args(member)
-        bounds = [bound for each in metadata for bound in _bounds(each)]
-        if not all(_BOUNDS[type(bound)][0](value, _limit(bound)) for bound in bounds):  # a comparison with nan does not hold
-            must_be = f"must be {_range(bounds)}"
-            if value is whole:
-                yield ConfigError(key, value, must_be, _remedy(member))
-            else:  # an element of a list
-                yield ConfigError(key, NO_VALUE, f"{value} {must_be}", _remedy(member))
-    if isinstance(value, list | tuple) and (elements := get_args(inner)):
+        bounds = [bound for each in metadata for bound in (each if isinstance(each, GroupedMetadata) else [each])]
+        limits = {type(each): getattr(each, type(each).__match_args__[0]) for each in bounds if type(each) in _BOUNDS}
+        if not all(_BOUNDS[kind][0](value, limit) for kind, limit in limits.items()):  # a comparison with nan does not hold
+            must_be = " and ".join(f"{_BOUNDS[kind][1]} {limit:g}" for kind, limit in limits.items())
+            if set(limits) == {Ge, Le}:
+                must_be = f"from {limits[Ge]:g} to {limits[Le]:g}"
+            is_element = value is not whole  # of a list
+            problem = f"{value} must be {must_be}" if is_element else f"must be {must_be}"
+            yield ConfigError(key, NO_VALUE if is_element else value, problem, _remedy(member))
+    if _is_list(value) and (elements := get_args(inner)):
         for each in value:
             yield from _outside(key, each, elements[0], whole)
 
@@ -210,34 +194,9 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _bounds(metadata: Any) -> list[Any]:
-    return list(metadata) if isinstance(metadata, GroupedMetadata) else [metadata] if isinstance(metadata, BaseMetadata) else []
-
-
-def _range(bounds: list[Any]) -> str:
-    limits = {type(bound): _limit(bound) for bound in bounds}
-    if set(limits) == {Ge, Le}:
-        return f"from {limits[Ge]:g} to {limits[Le]:g}"
-    return " and ".join(f"{_BOUNDS[kind][1]} {limit:g}" for kind, limit in limits.items())
-
-
-def _limit(bound: Any) -> Any:
-    return getattr(bound, type(bound).__match_args__[0])
-
-
 def _hints(target: Any) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) and "__init__" in vars(target) else target
     try:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):
         return {}
-
-
-def _is_tensor(hint: Any) -> bool:
-    return getattr(hint, "__module__", None) == "torch" and hint.__name__ == "Tensor"
-
-
-def _tuple_length(hint: Any) -> int | None:
-    """2 for `tuple[float, float]`; None where a hint fixes no length."""
-    arguments = get_args(hint)
-    return len(arguments) if get_origin(hint) is tuple and Ellipsis not in arguments else None

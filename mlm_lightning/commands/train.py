@@ -33,11 +33,11 @@ def main(arguments: list[str]) -> int:
     from mlm_lightning.config.parse import parse
 
     see_own_packages()
-    flags = hydra_flags(arguments, "mlm train")
+    flags = hydra_flags(arguments)
     with composer(flags.config_dir, flags.config_name) as hydra:
         overrides = hydra.plain(flags.overrides)
         if is_for_hydra(flags):
-            answer_by_hydra("mlm train", arguments, flags, overrides)
+            answer_by_hydra(arguments, flags, overrides)
             return 0
         several = any(override.is_sweep_override() for override in hydra.choices(overrides))
         config = hydra.master(overrides) if several else hydra.compose(overrides)

@@ -51,7 +51,8 @@ class Composer:
     def __init__(self, config_dir: str | None, config_name: str) -> None:
         from hydra.core.global_hydra import GlobalHydra
 
-        self.loader = GlobalHydra.instance().config_loader()
+        self.hydra: Any = GlobalHydra.instance().hydra
+        self.loader = self.hydra.config_loader
         self.config_dir, self.config_name = config_dir, config_name
         self.search_path = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
 
@@ -72,7 +73,6 @@ class Composer:
         return self.with_origin(self.compose(overrides), overrides)
 
     def with_origin(self, config: DictConfig, overrides: Sequence[str]) -> Composed:
-        """A composed config in plain dicts."""
         name = None if self.config_name == CONFIG_NAME else self.config_name
         return Composed(to_plain(config), tuple(overrides), self.config_dir, name)
 
@@ -96,13 +96,10 @@ class Composer:
 
     def master(self, overrides: Sequence[str]) -> DictConfig:
         """The config of a sweep as a whole, with Hydra's own part: without the values that are swept over."""
-        from hydra.core.global_hydra import GlobalHydra
         from hydra.types import RunMode
 
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
         with self._explaining():
-            return hydra.compose_config(self.config_name, [*self.search_path, *overrides], run_mode=RunMode.MULTIRUN)
+            return self.hydra.compose_config(self.config_name, [*self.search_path, *overrides], run_mode=RunMode.MULTIRUN)
 
     def with_params(self, overrides: Sequence[str], master: DictConfig) -> list[str]:
         """The overrides, and before them those that the config itself sweeps over (`hydra.sweeper.params`)."""
@@ -140,16 +137,13 @@ class Composer:
         """The overrides of each job of a sweep, as Hydra's basic sweeper would run them: the product of all choices."""
         choices: list[list[str]] = []
         for override in self.choices(overrides):
-            if not override.is_sweep_override():
-                choices.append([override.input_line or ""])
-            elif override.is_interval_sweep():
-                key = override.get_key_element().lstrip("+")
-                raise UserError(
-                    f"{key}={override.value()}: an interval has no end of values; give sweep.trials=N to search in it"
-                )
-            else:
-                key = override.get_key_element()
-                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            key = override.get_key_element()
+            if override.is_interval_sweep():
+                problem = "an interval has no end of values; give sweep.trials=N to search in it"
+                raise UserError(f"{key.lstrip('+')}={override.value()}: {problem}")
+            swept = override.is_sweep_override()
+            values = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [override.input_line or ""]
+            choices.append(values)
         return [list(job) for job in itertools.product(*choices)]
 
     def _plain(self, override: str) -> str:
@@ -221,15 +215,13 @@ def read_config(folder: Path) -> Composed:
 
 # what `mlm` does not answer itself, and configs of runs that are changed
 
-_ANSWERED_BY_HYDRA = ("cfg", "info", "hydra_help", "shell_completion", "version")
 
-
-def hydra_flags(arguments: list[str], command: str) -> argparse.Namespace:
+def hydra_flags(arguments: list[str]) -> argparse.Namespace:
     """Hydra's flags, with the overrides as `overrides`."""
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{command}: {message}; {command} --help shows how to call it")
+        raise UserError(f"mlm train: {message}; mlm train --help shows how to call it")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -238,17 +230,17 @@ def hydra_flags(arguments: list[str], command: str) -> argparse.Namespace:
 
 def is_for_hydra(flags: argparse.Namespace) -> bool:
     """Whether Hydra itself answers: --cfg, --info, shell completion."""
-    return any(getattr(flags, name, None) for name in _ANSWERED_BY_HYDRA)
+    return any(getattr(flags, name, None) for name in ("cfg", "info", "hydra_help", "shell_completion", "version"))
 
 
-def answer_by_hydra(command: str, arguments: list[str], flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+def answer_by_hydra(arguments: list[str], flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Hydra's answer to a command line whose overrides are replaced by `overrides`."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
     flags_only = [argument for argument in arguments if argument not in flags.overrides]
     GlobalHydra.instance().clear()
-    sys.argv = [command, *flags_only, *overrides]
+    sys.argv = ["mlm train", *flags_only, *overrides]
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)(lambda config: None)()
 
 
@@ -279,5 +271,4 @@ def changed(composed: Composed, overrides: Sequence[str]) -> Composed:
                     OmegaConf.update(result, key, value, merge=True, force_add=True)
                 except OmegaConfBaseException as error:
                     raise ConfigError(key, NO_VALUE, one_line(error)) from error
-    plain: Any = OmegaConf.to_container(result, resolve=True)
-    return Composed(plain)
+    return Composed(OmegaConf.to_container(result, resolve=True))  # type: ignore[arg-type]
