@@ -14,9 +14,9 @@ Tensor names carry their shape:
     L  positions of a row   N  rows of a split                   D  width of the model
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,6 +78,15 @@ class Vocab:
     @cached_property
     def continues_word_V(self) -> Tensor | None:
         return None if self.continues_word is None else torch.tensor(self.continues_word, dtype=torch.bool)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Vocab":
+        """That of `to_json`, which JSON has made lists of the tuples of."""
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**(values | tuples))
 
     def has_tokens_of(self, other: "Vocab") -> bool:
         """Whether ids mean the same in both."""

@@ -4,7 +4,7 @@ model.json   the model's class and all its arguments        vocab.json   tokeniz
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,7 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         arguments = json.loads((folder / "model.json").read_text())
         target = arguments.pop("_target_")
-        content: dict[str, Any] = json.loads((folder / "vocab.json").read_text())
-        vocab = Vocab(**(content | {name: tuple(value) for name, value in content.items() if isinstance(value, list)}))
+        vocab = Vocab.from_json(json.loads((folder / "vocab.json").read_text()))
     except Exception as error:
         raise UserError(f"{checkpoint}: cannot be read: {one_line(error)}") from error
     if arguments.pop("separates_documents", False) or separate_documents:  # the key of versions up to 0.1
@@ -103,4 +102,4 @@ def describe_model(run: Run, settings: Settings, model: nn.Module, conditions: l
         description |= {"vocab_size": source.vocab.size, "seq_len": source.seq_len}
         description |= {"separate_documents": True} if packs_documents(conditions) else {}
     run.write_json("model.json", description)
-    run.write_json("vocab.json", asdict(source.vocab))
+    run.write_json("vocab.json", source.vocab.to_json())

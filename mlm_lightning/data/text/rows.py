@@ -18,6 +18,7 @@ Shapes: B rows of a batch, L positions of a row, N documents, M of them too long
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,22 +33,33 @@ _BLOCK = 2**18
 """Documents whose lengths are in memory at a time."""
 
 
-class ChunkRows:
+class FromFiles:
+    """A dataclass that travels to a loader's worker as its settings: names of files, not what is in them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+
+
+@dataclass(eq=False)
+class ChunkRows(FromFiles):
     """Row i is `tokens[i * stride : i * stride + chunk_size]`, whatever documents it crosses: `rows[index_B] -> tokens_BL`.
 
     With `stride` = `chunk_size` each token is in one row, below it in several, above it in one or none. Tokens at the end that
     fill no row are dropped.
     """
 
+    tokens_file: Path
+    dtype: np.dtype
+    chunk_size: int
+    stride: int
+    num_tokens: int
     num_truncated = 0  # documents: what does not fit in a row goes on in the next
 
-    def __init__(self, tokens_file: Path, dtype: np.dtype, chunk_size: int, stride: int, num_tokens: int) -> None:
-        self._arguments = (tokens_file, dtype, chunk_size, stride, num_tokens)
-        tokens = _mapped(tokens_file, dtype, num_tokens)
-        num_rows = max(0, (num_tokens - chunk_size) // stride + 1)
-        self._tokens_RL = np.lib.stride_tricks.as_strided(
-            tokens, (num_rows, chunk_size), (stride * dtype.itemsize, dtype.itemsize), writeable=False
-        )
+    def __post_init__(self) -> None:
+        tokens = _mapped(self.tokens_file, self.dtype, self.num_tokens)
+        shape = max(0, (self.num_tokens - self.chunk_size) // self.stride + 1), self.chunk_size
+        steps = self.stride * self.dtype.itemsize, self.dtype.itemsize
+        self._tokens_RL = np.lib.stride_tricks.as_strided(tokens, shape, steps, writeable=False)
 
     def __len__(self) -> int:
         return len(self._tokens_RL)
@@ -55,44 +67,36 @@ class ChunkRows:
     def __getitem__(self, index_B: Tensor) -> Tensor:
         return torch.from_numpy(self._tokens_RL[index_B.numpy()].astype(np.int64))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
-
     @property
     def num_cut_tokens(self) -> int:
         """The number of tokens that are in no row."""
-        _, _, chunk_size, stride, num_tokens = self._arguments
-        return num_tokens - (chunk_size + (len(self) - 1) * min(stride, chunk_size) if len(self) else 0)
+        further = (len(self) - 1) * min(self.stride, self.chunk_size)
+        return self.num_tokens - (self.chunk_size + further if len(self) else 0)
 
 
-class _PaddedRows(ABC):
+@dataclass(eq=False)
+class _PaddedRows(FromFiles, ABC):
     """Rows that begin where a document does, or a window of one: `rows[index_B] -> (tokens_BL, attention_mask_BL)`.
 
     `suffix`, shorter than a row, are the ids that documents end in and that a truncated one keeps. No document is empty.
     """
 
-    def __init__(
-        self,
-        tokens_file: Path,
-        ends_file: Path,
-        dtype: np.dtype,
-        chunk_size: int,
-        pad_id: int,
-        suffix: Sequence[int] = (),
-    ) -> None:
-        assert len(suffix) < chunk_size
-        self._arguments: tuple[Any, ...] = (tokens_file, ends_file, dtype, chunk_size, pad_id, tuple(suffix))
-        self._tokens, self._ends_N = _mapped(tokens_file, dtype), _mapped(ends_file, ENDS_DTYPE)
-        self.chunk_size, self.pad_id, self.suffix = chunk_size, pad_id, tuple(suffix)
+    tokens_file: Path
+    ends_file: Path
+    dtype: np.dtype
+    chunk_size: int
+    pad_id: int
+    suffix: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.suffix) < self.chunk_size
+        self._tokens, self._ends_N = _mapped(self.tokens_file, self.dtype), _mapped(self.ends_file, ENDS_DTYPE)
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index_B: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
 
     @property
     def num_truncated(self) -> int:
@@ -132,27 +136,19 @@ class _PaddedRows(ABC):
         return tokens_BL, is_token_BL
 
 
+@dataclass(eq=False)
 class DocumentRows(_PaddedRows):
     """A document a row, 1 in its mask. One that is too long is truncated or, with a `stride` of at most a row, gives a row for
     each of its windows, which start `stride` tokens apart until one reaches its end; nothing is cut then."""
 
-    def __init__(
-        self,
-        tokens_file: Path,
-        ends_file: Path,
-        dtype: np.dtype,
-        chunk_size: int,
-        pad_id: int,
-        suffix: Sequence[int] = (),
-        stride: int | None = None,
-    ) -> None:
-        super().__init__(tokens_file, ends_file, dtype, chunk_size, pad_id, suffix)
-        assert stride is None or 1 <= stride <= chunk_size
-        self._arguments += (stride,)
-        self.stride = stride
-        if stride is not None:
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride is not None:
+            assert 1 <= self.stride <= self.chunk_size
             self._truncated = 0, 0
-            self._long_M, self._first_row_M = self._long_documents(stride)
+            self._long_M, self._first_row_M = self._long_documents(self.stride)
 
     def __len__(self) -> int:
         return len(self._ends_N) if self.stride is None else int(self._first_row_M[-1])

@@ -8,12 +8,13 @@ Bad input is either an error that names what to do, or a problem: counted, with 
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from mlm_lightning.data.splits import Split
+from mlm_lightning.errors import ConfigError
 
 SHARD_BYTES = 4_000_000
 UNUSED = 255
@@ -57,6 +58,11 @@ class Problems:
             more = f" and {count - _NAMED:,} more" if count > _NAMED else ""
             messages.append(f"{count:,} {what}: {places}{more}")
         return messages
+
+
+def missing_column(column: str, name: str, columns: Iterable[str]) -> ConfigError:
+    """Of the file or dataset `name`, which has other columns."""
+    return ConfigError("data.text_column", column, f"{name} has no such column", f"it has {', '.join(map(repr, columns))}")
 
 
 class Documents(ABC):

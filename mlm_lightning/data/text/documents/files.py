@@ -29,7 +29,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import EMPTY, UNUSED, Documents, Problems
+from mlm_lightning.data.text.documents.base import EMPTY, UNUSED, Documents, Problems, missing_column
 from mlm_lightning.data.text.documents.find import file_errors, suffixes
 from mlm_lightning.errors import NO_VALUE, ConfigError
 
@@ -120,7 +120,7 @@ class FileDocuments(Documents):
     def check(self, problems: Problems) -> None:
         for file, columns in problems.columns.items():
             if columns is not None:
-                raise self._missing_column(file, columns)
+                raise missing_column(self.text_column, file, columns)
 
     def _read_txt(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         if self.txt_documents == "line":
@@ -162,7 +162,7 @@ class FileDocuments(Documents):
         if header is None:
             return
         if self.text_column not in header:
-            raise self._missing_column(file, header)
+            raise missing_column(self.text_column, file, header)
         column = header.index(self.text_column)
         while True:
             try:
@@ -184,7 +184,7 @@ class FileDocuments(Documents):
         file = str(segment.file)
         with pq.ParquetFile(stream) as table:
             if self.text_column not in table.schema_arrow.names:
-                raise self._missing_column(file, table.schema_arrow.names)
+                raise missing_column(self.text_column, file, table.schema_arrow.names)
             type_ = table.schema_arrow.field(self.text_column).type
             value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
             if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or value_type == pa.string_view()):
@@ -201,10 +201,6 @@ class FileDocuments(Documents):
             yield value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
         else:
             problems.add(EMPTY if value is None or isinstance(value, str) else NOT_TEXT, *where)
-
-    def _missing_column(self, file: str, columns: Iterable[str]) -> ConfigError:
-        names = ", ".join(map(repr, columns))
-        return ConfigError("data.text_column", self.text_column, f"{file} has no such column", f"it has {names}")
 
     def _decoded(self, lines: Iterable[bytes], segment: Segment, problems: Problems) -> Iterator[str]:
         """The lines without their ends (\\n or \\r\\n), the byte-order mark removed. Lines end at \\n alone, unlike with

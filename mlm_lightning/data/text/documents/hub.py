@@ -19,7 +19,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import Documents, Problems
+from mlm_lightning.data.text.documents.base import Documents, Problems, missing_column
 from mlm_lightning.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ def open_hub(name: str, config: str | None, revision: str | None, streaming: boo
 def _column_error(column: str, name: str, types: Mapping[str, Any], allowed: tuple[str, ...]) -> ConfigError | None:
     """What is wrong with the column that should hold the documents of a dataset with columns of these types."""
     if column not in types:
-        names = ", ".join(map(repr, types))
-        return ConfigError("data.text_column", column, f"{name} has no such column", f"it has {names}")
+        return missing_column(column, name, types)
     if types[column] not in allowed:
         return ConfigError("data.text_column", column, f"the column of {name} holds {types[column]}, not strings")
     return None

@@ -25,7 +25,6 @@ import numpy as np
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE
-from mlm_lightning.data.text.tokenizer.load import load_vocab
 from mlm_lightning.files import sync_folder
 
 log = logging.getLogger(__name__)
@@ -46,8 +45,8 @@ class TokenCache:
     def open(folder: Path) -> "TokenCache | None":
         """None where it is missing, or damaged."""
         try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            cache = TokenCache(folder, meta, load_vocab(folder / "vocab.json"))
+            meta, vocab = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("meta.json", "vocab.json"))
+            cache = TokenCache(folder, meta, Vocab.from_json(vocab))
             whole = (folder / "tokenizer" / "tokenizer.json").stat().st_size > 0
             for split, counts in cache.splits.items():
                 tokens_file, ends_file = cache.files(split)

@@ -21,14 +21,12 @@ _BUCKET = 500_000
 """Hashes that are compared at once, about."""
 
 
+Size = int | float | None
+"""A number of documents, a share of them, or what is said where it is used."""
+
+
 def choose_documents(
-    num_documents: int,
-    *,
-    train_size: int | float | None,
-    val_size: int | float | None,
-    test_size: int | float | None,
-    seed: int,
-    origin: str = "data.path",
+    num_documents: int, *, train_size: Size, val_size: Size, test_size: Size, seed: int, origin: str = "data.path"
 ) -> dict[Split, np.ndarray]:
     """Which documents are for training, validation and test, as `datasets`' `train_test_split(train_size, test_size=val_size,
     seed=seed)` chooses them; ours for the test come between the two.
@@ -60,15 +58,17 @@ def choose_documents(
     return {split: numbers for split, numbers in chosen.items() if len(numbers)}
 
 
-def choose_held_out(split: Split, size: int | float | None, num_documents: int, seed: int) -> np.ndarray:
+def choose_held_out(split: Split, size: Size, num_documents: int, seed: int) -> np.ndarray:
     """Which documents of files that are for this split alone."""
     number = _number(size, num_documents, math.ceil)
-    if number is None or number == num_documents:
-        return _all(num_documents)
-    if number > num_documents:
+    if number is not None and number > num_documents:
         problem = f"more than the {num_documents:,} documents that there are"
         raise ConfigError(f"data.{split}_size", size, problem, "lower it (null: all)")
-    return _permutation(num_documents, seed)[:number]
+    return _all(num_documents) if number in (None, num_documents) else _permutation(num_documents, seed)[:number]
+
+
+def _all(num_documents: int) -> np.ndarray:
+    return np.arange(num_documents, dtype=np.uint32 if num_documents < 1 << 32 else np.int64)
 
 
 def _permutation(num_documents: int, seed: int) -> np.ndarray:
@@ -78,11 +78,7 @@ def _permutation(num_documents: int, seed: int) -> np.ndarray:
     return numbers
 
 
-def _all(num_documents: int) -> np.ndarray:
-    return np.arange(num_documents, dtype=np.uint32 if num_documents < 1 << 32 else np.int64)
-
-
-def _number(size: int | float | None, num_documents: int, rounded: Callable[[float], int]) -> int | None:
+def _number(size: Size, num_documents: int, rounded: Callable[[float], int]) -> int | None:
     return rounded(size * num_documents) if isinstance(size, float) else size
 
 

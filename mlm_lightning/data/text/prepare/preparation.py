@@ -46,7 +46,6 @@ from mlm_lightning.data.text.tokenizer.load import (
     load_tokenizer,
     open_tokenizer,
     read_vocab,
-    save_vocab,
     vocabulary_file,
 )
 from mlm_lightning.data.text.tokenizer.training import train_tokenizer
@@ -90,12 +89,16 @@ class Preparation:
         tokenizer = None if self.settings.tokenizer == TRAIN else open_tokenizer(self.settings.tokenizer)
         counts = self._count()
         numbers, copies = self._choose(counts)
-        tasks = self._tasks(numbers, counts)
+        # together they hold all that is wanted, in the order in which their parts are joined
+        tasks: list[Task] = []
+        for origin in self.origins:
+            for shard, split_N in self.documents[origin].chosen(numbers[origin], counts[origin]):
+                tasks.append(Task(origin, shard, self.work / "tokens" / f"{len(tasks):06}", split_N))
         if tokenizer is None:
             tokenizer = self._trained_tokenizer(tasks)
         _save(tokenizer, self.work / "tokenizer")
         vocab = read_vocab(tokenizer)
-        save_vocab(vocab, self.work / "vocab.json")
+        (self.work / "vocab.json").write_text(json.dumps(vocab.to_json()), encoding="utf-8")
         is_bare = self.settings.tokenizer != TRAIN and vocabulary_file(self.settings.tokenizer) is not None
         if is_bare and (cased := cased_tokens(vocab)):
             self.warnings.append(
@@ -189,14 +192,6 @@ class Preparation:
             size = None if settings.streaming else getattr(settings, f"{origin}_size")
             chosen = {origin: choose_held_out(origin, size, number, settings.seed)}
         return {split: numbers if kept is None else kept[numbers] for split, numbers in chosen.items()}
-
-    def _tasks(self, numbers: dict[Split, dict[Split, np.ndarray]], counts: dict[Split, list[int]]) -> list[Task]:
-        """Those that together hold all that is wanted, in the order in which their parts are joined."""
-        tasks: list[Task] = []
-        for origin in self.origins:
-            for shard, split_N in self.documents[origin].chosen(numbers[origin], counts[origin]):
-                tasks.append(Task(origin, shard, self.work / "tokens" / f"{len(tasks):06}", split_N))
-        return tasks
 
     # -- the tokenizer ---------------------------------------------------------------------------------------------------
 

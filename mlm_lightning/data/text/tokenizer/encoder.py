@@ -46,7 +46,10 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._dtype = np.dtype(dtype)
-        self.prefix, self.suffix = self._special_tokens()
+        bare, framed = (self._backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        start = next((i for i in range(len(framed) + 1) if framed[i : i + len(bare)] == bare), None)
+        assert start is not None, "the tokenizer changes a text's tokens when it adds special ones"
+        self.prefix, self.suffix = framed[:start], framed[start + len(bare) :]
         kind = kind_of(self._backend)
         self._words = None if kind is None else Words(kind, self._backend, self._dtype)
         added = "".join(token.content for token in self._backend.get_added_tokens_decoder().values())
@@ -118,14 +121,6 @@ class Encoder:
                 if whole == of_left + of_right:
                     return place
         return None
-
-    def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after a text: [CLS] and [SEP]."""
-        bare, framed = (self._backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-        for start in range(len(framed) - len(bare) + 1):
-            if framed[start : start + len(bare)] == bare:
-                return framed[:start], framed[start + len(bare) :]
-        raise AssertionError("the tokenizer changes a text's tokens when it adds special ones")
 
 
 def cut_for_wordpiece(text: str, signs: str = _SIGNS) -> Iterator[str]:

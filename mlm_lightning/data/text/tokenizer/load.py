@@ -9,7 +9,6 @@ train            ┘                        ─►  Vocab:  special ids, "##" �
 import json
 import os
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +130,6 @@ def read_vocab(tokenizer: Any) -> Vocab:
         tokens=tokens,
         continues_word=continues and tuple(each and number not in special_ids for number, each in enumerate(continues)),
     )
-
-
-def save_vocab(vocab: Vocab, file: Path) -> None:
-    file.write_text(json.dumps(asdict(vocab)), encoding="utf-8")
-
-
-def load_vocab(file: Path) -> Vocab:
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    values.update({name: tuple(value) for name, value in values.items() if isinstance(value, list)})
-    return Vocab(**values)
 
 
 def _continues_word(tokens: tuple[str, ...], backend: dict) -> tuple[bool, ...] | None:

