@@ -153,11 +153,8 @@ class Run:
             half_written.unlink()
         write_atomically(self.folder / "config.yaml", config_yaml(settings.composed))
         if (composed := settings.composed).overrides is not None:  # a rank does not know its command
-            command = {
-                "overrides": composed.typed_overrides,
-                "config_dir": composed.config_dir,
-                "config_name": composed.config_name,
-            }
+            command: dict[str, Any] = {"overrides": composed.typed_overrides}
+            command |= {"config_dir": composed.config_dir, "config_name": composed.config_name}
             self.write_json("manifest.json", _read_json(self.folder / "manifest.json") | command)
 
     def describe(self, **more: Any) -> list[str]:
@@ -229,10 +226,8 @@ def describe_environment() -> dict[str, Any]:
     diff = _git("diff", "HEAD")
     versions = {}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     cuda = torch.cuda.is_available()
     return {
         "git_commit": _git("rev-parse", "HEAD"),

@@ -80,8 +80,7 @@ def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
         folder, checkpoint = path.parent.parent, path
     elif path.is_dir():
         folder = path
-        there = [path / "checkpoints" / name for name in (BEST, *CHECKPOINTS)]
-        found = [each for each in there if each.is_file()]
+        found = [each for name in (BEST, *CHECKPOINTS) if (each := path / "checkpoints" / name).is_file()]
         if not found:
             raise UserError(f"{argument}={path}: has no checkpoint; {hint}")
         checkpoint = found[0]

@@ -14,7 +14,6 @@ from pathlib import Path
 from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
-from mlm_lightning.data.source import Source
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences, flat, record_of
 from mlm_lightning.runs.folder import Run
@@ -40,7 +39,6 @@ def parent_of(settings: Settings) -> Position | None:
 def begin(run: Run, settings: Settings, parent: Position | None, conditions: Sequence[Condition]) -> Position | None:
     """Where the run begins: its own last checkpoint, that of its parent, or None. Raises UserError where that can't be."""
     record = record_of(settings, fingerprint(conditions))
-    source = conditions[0].source
     if position := run.last_checkpoint():
         if changes := position.changes(record):
             raise UserError(
@@ -50,35 +48,27 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
             )
         _check_ranks(position, settings)
         return position
+    total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
     if parent:
-        _check_parent(parent, settings, source)
+        there, here = flat(parent.record["config"]).get("optim._target_"), settings.optim.target
+        if there != here:
+            problem = f"the state of {there} can't be continued with it, and resume={settings.resume} has that"
+            raise ConfigError("optim._target_", here, problem)
+        if parent.step >= total:
+            problem = f"has {parent.step:,} steps, and this run ends after {total:,}"
+            raise ConfigError("resume", settings.resume, problem, "raise trainer.max_steps or trainer.max_epochs above that")
+        _check_ranks(parent, settings)
         log.info("starting %s after step %s of %s", run.folder, f"{parent.step:,}", parent.path)
         for each in parent.changes(record):
             log.info("  %s", each)
         return parent
-    if settings.resume == "auto" and (sibling := run.longest_sibling(settings, below=_total_steps(settings, source))):
+    if settings.resume == "auto" and (sibling := run.longest_sibling(settings, below=total)):
         folder, step = sibling
         changed = ", ".join(differences(deciding(read_config(folder).config), record["config"]))
         log.info(
             "%s differs in %s alone, and has %s steps. To go on from there, add resume=%s", folder, changed, f"{step:,}", folder
         )
     return None
-
-
-def _check_parent(parent: Position, settings: Settings, source: Source) -> None:
-    there, here = flat(parent.record["config"]).get("optim._target_"), settings.optim.target
-    if there != here:
-        problem = f"the state of {there} can't be continued with it, and resume={settings.resume} has that"
-        raise ConfigError("optim._target_", here, problem)
-    total = _total_steps(settings, source)
-    if parent.step >= total:
-        problem = f"has {parent.step:,} steps, and this run ends after {total:,}"
-        raise ConfigError("resume", settings.resume, problem, "raise trainer.max_steps or trainer.max_epochs above that")
-    _check_ranks(parent, settings)
-
-
-def _total_steps(settings: Settings, source: Source) -> int:
-    return settings.trainer.plan(source.num_rows(), settings.loader.batch_size).total_steps
 
 
 def _check_ranks(position: Position, settings: Settings) -> None:

@@ -49,11 +49,10 @@ def fit(
     _keep_freed_memory()
     if conditions is None:
         conditions = prepare(settings)
-    from_parent = position is not None and position.path.parent != run.checkpoints
-    module, datamodule = _assemble(settings, conditions, from_parent)
-    if from_parent:
-        assert position is not None
-        _check_weights(module, position)
+    parent = position if position and position.path.parent != run.checkpoints else None
+    module, datamodule = _assemble(settings, conditions, from_parent=parent is not None)
+    if parent:
+        _check_weights(module, parent)
     is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
     if settings.trainer.world_size() == 1 or is_first_rank:
         _describe(run, settings, module, conditions, position)
@@ -64,7 +63,7 @@ def fit(
     if settings.sweep and settings.sweep.trial is not None:
         callbacks.append(Pruning(run.folder.parent, settings.sweep))
     trainer = build_trainer(settings.trainer, callbacks, loggers)
-    if position and not from_parent and trainer.is_global_zero:
+    if position and not parent and trainer.is_global_zero:
         log.info("continuing %s after step %s of %s", run.folder, f"{step:,}", f"{module.plan.total_steps:,}")
     with _disk_named(run):
         try:
@@ -144,11 +143,9 @@ def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[
     origin = module.origin
     manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
-    if origin.from_parent:
-        assert position is not None
-        manifest |= {
-            "parent": {"checkpoint": str(position.path), "step": position.step, "changes": position.changes(origin.record)}
-        }
+    if position and origin.from_parent:
+        changes = position.changes(origin.record)
+        manifest |= {"parent": {"checkpoint": str(position.path), "step": position.step, "changes": changes}}
     run.open(settings)
     changed = run.describe(**manifest)
     if position and not origin.from_parent and changed:

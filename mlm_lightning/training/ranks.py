@@ -160,13 +160,9 @@ def follow(settings: TrainerSettings, nodes: Nodes) -> dict[str, Any]:
 def _train_ranks(settings: TrainerSettings, message: dict[str, Any]) -> None:
     """Starts this machine's ranks and waits for them; raises what ended them."""
     count = settings.num_processes()
-    threads = max(1, (os.cpu_count() or 1) // count)
-    shared = {
-        "MASTER_ADDR": message["address"],
-        "MASTER_PORT": str(message["port"]),
-        "NODE_RANK": str(node_rank() if settings.num_nodes > 1 else 0),
-    }
-    shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    shared = {"MASTER_ADDR": message["address"], "MASTER_PORT": str(message["port"]), "OMP_NUM_THREADS": threads}
+    shared["NODE_RANK"] = str(node_rank() if settings.num_nodes > 1 else 0)
     command = [sys.executable, "-m", "mlm_lightning.training.rank", str(os.getpid()), message["folder"]]
     command += [message["checkpoint"]] if message["checkpoint"] else []
     ranks: list[subprocess.Popen[bytes]] = []
