@@ -101,10 +101,8 @@ class Interrupted(BaseException):
     """A signal stopped the command; everything that was computed up to optimizer step `step` is saved (None: nothing was)."""
 
     def __init__(self, signum: int, step: int | None = None) -> None:
-        name = signal.Signals(signum).name
-        super().__init__(
-            f"stopped by {name} after step {step}; everything is saved" if step is not None else f"stopped by {name}"
-        )
+        stopped = f"stopped by {signal.Signals(signum).name}"
+        super().__init__(stopped if step is None else f"{stopped} after step {step}; everything is saved")
         self.signum, self.step = signum, step
 
     @property

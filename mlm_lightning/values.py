@@ -169,7 +169,7 @@ def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigErro
     inner = member
     if get_origin(member) is typing.Annotated:
         inner, *metadata = get_args(member)
-        bounds = [bound for each in metadata for bound in (each if isinstance(each, GroupedMetadata) else [each])]
+        bounds: list[Any] = [bound for each in metadata for bound in (each if isinstance(each, GroupedMetadata) else [each])]
         limits = {type(each): getattr(each, type(each).__match_args__[0]) for each in bounds if type(each) in _BOUNDS}
         if not all(_BOUNDS[kind][0](value, limit) for kind, limit in limits.items()):  # a comparison with nan does not hold
             must_be = " and ".join(f"{_BOUNDS[kind][1]} {limit:g}" for kind, limit in limits.items())

@@ -9,8 +9,7 @@ from mlm_lightning.errors import NO_VALUE, ConfigError, mistakes, one_line
 from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
-    from mlm_lightning.data.source import Source, Split
-    from mlm_lightning.runs.load import LoadedRun
+    from mlm_lightning.data.splits import Split
 
 HELP = """\
 mlm evaluate RUN [OVERRIDE…] [--split val|test] [--json] [--trust]
@@ -46,6 +45,8 @@ def main(arguments: list[str]) -> int:
 
 def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
     """The metrics of a run on a split, by name (`val/loss` …)."""
+    import torch
+
     from mlm_lightning.config.build import prepare
     from mlm_lightning.config.compose import changed, read_config
     from mlm_lightning.config.parse import parse
@@ -70,39 +71,23 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     if not source.vocab.has_tokens_of(loaded.vocab):
         trained = settings.data.arguments.get("tokenizer") == TRAIN
         problem = f"its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with"
-        remedy = f"evaluate on data of the same vocabulary{_CHANGED if trained else ''}"
+        remedy = "evaluate on data of the same vocabulary"
+        if trained:
+            remedy += ". Its files have changed since: name them, also by the same data.path=…, and they are read with the "
+            remedy += "tokenizer of the run"
         raise ConfigError("data", NO_VALUE, f"{problem} ({loaded.vocab.size} tokens)", remedy)
-    _check_length(loaded, source)
+    try:
+        with torch.inference_mode():
+            loaded.model(torch.full((1, source.seq_len), loaded.vocab.mask_id))
+    except (ValueError, IndexError, RuntimeError) as error:
+        problem = f"its rows have {source.seq_len} tokens, and the run's model can't read them ({one_line(error)})"
+        raise ConfigError("data", NO_VALUE, problem, "evaluate on rows as long as the run's") from error
     if packs_documents(conditions):  # the rows that it was trained on may not
         with mistakes():
             loaded = load_run(run, trust, separate_documents=True)
     trainer = build_trainer(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto"), [], [])
     module = MLMModule(loaded.model, conditions)
-    datamodule = MLMDataModule(
-        source,
-        settings.masking.instance,
-        conditions,
-        batch_size=settings.loader.batch_size,
-        seed=settings.seed,
-        eval_seed=settings.eval.seed,
-    )
+    batch_size, eval_seed = settings.loader.batch_size, settings.eval.seed
+    datamodule = MLMDataModule(source, settings.masking.instance, conditions, batch_size=batch_size, eval_seed=eval_seed)
     (trainer.validate if split == "val" else trainer.test)(module, datamodule, verbose=False)
     return {"checkpoint": str(loaded.checkpoint), "step": loaded.step, **module.last_metrics}
-
-
-_CHANGED = (
-    ". Its files have changed since: name them, also by the same data.path=…, and they are read with the tokenizer of the run"
-)
-
-
-def _check_length(loaded: "LoadedRun", source: "Source") -> None:
-    """Raises UserError where the model can't read rows as long as the source's."""
-    import torch
-
-    row_1L = torch.full((1, source.seq_len), loaded.vocab.mask_id)
-    try:
-        with torch.inference_mode():
-            loaded.model(row_1L)
-    except (ValueError, IndexError, RuntimeError) as error:
-        problem = f"its rows have {source.seq_len} tokens, and the run's model can't read them ({one_line(error)})"
-        raise ConfigError("data", NO_VALUE, problem, "evaluate on rows as long as the run's") from error

@@ -56,23 +56,14 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
             logits_1KV = loaded.model(
                 torch.tensor([text.input_ids]), torch.ones(1, len(text.input_ids), dtype=torch.long), torch.tensor([text.masks])
             )
-        probs_KV = logits_1KV[0].float().softmax(-1)
-        best = probs_KV.topk(top_k)
-        tokens = [[text.name(token_id) for token_id in ids] for ids in best.indices.tolist()]
-        filled = text.fill([names[0] for names in tokens])
-        answers.append(
-            [
-                {
-                    "position": position,
-                    "predictions": [
-                        {"token": token, "probability": probability}
-                        for token, probability in zip(names, probabilities, strict=True)
-                    ],
-                    "text": filled,
-                }
-                for position, names, probabilities in zip(text.masks, tokens, best.values.tolist(), strict=True)
-            ]
-        )
+        best = logits_1KV[0].float().softmax(-1).topk(top_k)
+        names = [[text.name(token_id) for token_id in ids] for ids in best.indices.tolist()]
+        filled, answer = text.fill([tokens[0] for tokens in names]), []
+        for position, tokens, probabilities in zip(text.masks, names, best.values.tolist(), strict=True):
+            pairs = zip(tokens, probabilities, strict=True)
+            predictions = [{"token": token, "probability": probability} for token, probability in pairs]
+            answer.append({"position": position, "predictions": predictions, "text": filled})
+        answers.append(answer)
     return answers
 
 

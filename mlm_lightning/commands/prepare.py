@@ -1,6 +1,6 @@
 """`mlm prepare`: builds the token cache of the chosen data, nothing else."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlm_lightning.commands.arguments import Parser, see_own_packages
 from mlm_lightning.errors import mistakes
@@ -44,33 +44,31 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+_QUANTITIES = (
+    ("documents", "documents", "{:,}"),
+    ("copies dropped", "duplicates", "{:,}"),
+    ("tokens", "tokens", "{:,}"),
+    ("tokens a document", "tokens_per_document", "{:,.1f}"),
+    ("unknown tokens", "unknown_share", "{:.2%}"),
+    ("rows", "rows", "{:,}"),
+    ("documents truncated", "truncated", "{:,}"),
+    ("tokens in no row", "dropped_tokens", "{:,}"),
+    ("size", "megabytes", "{:,.2f} MB"),
+)
+
+
 def _show(source: "Source") -> None:
     rows = source.summary()
     if rows is None:
         print(f"{type(source).__name__} makes its rows as they are asked for: nothing to prepare")
     elif rows:
-        _show_table(rows)
+        # one column a split: three of them fit 80 characters, nine quantities would not
+        rows = [row | {"megabytes": row["bytes"] / 1e6} for row in rows]
+        cells = [
+            [name, *(form.format(row[key]) for row in rows)]
+            for name, key, form in _QUANTITIES
+            if key not in ("duplicates", "truncated") or any(row[key] for row in rows)
+        ]
+        print_table(cells, ("", *(row["split"] for row in rows)), right=range(1, len(rows) + 1))
     if source.endless:
         print("Rows for training are read as they are asked for.")
-
-
-def _show_table(rows: list[dict[str, Any]]) -> None:
-    """One column a split: three of them fit 80 characters, nine quantities would not."""
-    quantities = {
-        "documents": ("documents", "{:,}"),
-        "copies dropped": ("duplicates", "{:,}"),
-        "tokens": ("tokens", "{:,}"),
-        "tokens a document": ("tokens_per_document", "{:,.1f}"),
-        "unknown tokens": ("unknown_share", "{:.2%}"),
-        "rows": ("rows", "{:,}"),
-        "documents truncated": ("truncated", "{:,}"),
-        "tokens in no row": ("dropped_tokens", "{:,}"),
-        "size": ("megabytes", "{:,.2f} MB"),
-    }
-    rows = [row | {"megabytes": row["bytes"] / 1e6} for row in rows]
-    cells = [
-        [name, *(form.format(row[key]) for row in rows)]
-        for name, (key, form) in quantities.items()
-        if key not in ("duplicates", "truncated") or any(row[key] for row in rows)
-    ]
-    print_table(cells, ("", *(row["split"] for row in rows)), right=range(1, len(rows) + 1))

@@ -26,12 +26,8 @@ def evaluated_sources(data: Node, further: Mapping[str, Mapping[str, Any]]) -> d
     nodes = {"": data}
     for name, keys in further.items():
         arguments = {key: value for key, value in keys.items() if key != "_target_"}
-        whole = "_target_" in keys
-        nodes[name] = replace(
-            data,
-            target=keys["_target_"] if whole else data.target,
-            arguments=arguments if whole else data.arguments | arguments,
-        )
+        shared = {} if "_target_" in keys else data.arguments
+        nodes[name] = Node(keys.get("_target_", data.target), shared | arguments, data.trusted)
     alike: dict[str, list[str]] = {}
     for name, node in nodes.items():
         alike.setdefault(json.dumps([node.target, node.arguments], sort_keys=True), []).append(name)
@@ -90,11 +86,8 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
         check_same_rows(names, source, train_source, prepared=True)
     by_name = {name: source for names, source in sources.items() for name in names}
     oracles = {source: source.oracle() for source in sources.values()}
-    found = []
-    for names, masking in settings.maskings.items():
-        source = by_name.get(names[0], train_source)
-        found.append(Condition(names, masking, source, oracles[source]))
-    return found
+    pairs = [(names, masking, by_name.get(names[0], train_source)) for names, masking in settings.maskings.items()]
+    return [Condition(names, masking, source, oracles[source]) for names, masking, source in pairs]
 
 
 def check_same_rows(names: Sequence[str], source: Source, train_source: Source, prepared: bool) -> None:
@@ -135,10 +128,8 @@ def model_for(model: Node, seq_len: int, separate_documents: bool, **arguments: 
     if separate_documents:
         arguments["separate_documents"] = True
         if not model.takes("separate_documents"):
-            problem = (
-                f"the model {model.callable.__name__} cannot keep documents apart: its constructor has no separate_documents"
-            )
-            remedy = "choose data.packing=chunk or document, or model=transformer"
+            name, remedy = model.callable.__name__, "choose data.packing=chunk or document, or model=transformer"
+            problem = f"the model {name} cannot keep documents apart: its constructor has no separate_documents"
             raise ConfigError("data.packing", "sentence_pack", problem, remedy)
     return model.build(seq_len=seq_len, **arguments)
 

@@ -44,15 +44,12 @@ def composer(config_dir: str | None = None, config_name: str | None = None) -> I
         raise UserError(f"--config-dir {config_dir}: no such folder")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="mlm"):
-        yield Composer(config_dir, config_name or CONFIG_NAME)
+        yield Composer(GlobalHydra.instance().hydra, config_dir, config_name or CONFIG_NAME)
 
 
 class Composer:
-    def __init__(self, config_dir: str | None, config_name: str) -> None:
-        from hydra.core.global_hydra import GlobalHydra
-
-        self.hydra: Any = GlobalHydra.instance().hydra
-        self.loader = self.hydra.config_loader
+    def __init__(self, hydra: Any, config_dir: str | None, config_name: str) -> None:
+        self.hydra, self.loader = hydra, hydra.config_loader
         self.config_dir, self.config_name = config_dir, config_name
         self.search_path = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
 

@@ -5,6 +5,8 @@ Settings(seed=0, data=Node("…TreeSource", {"depth": 4}), loader=Loader(batch_s
 """
 
 import inspect
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +16,9 @@ from annotated_types import Ge, Interval
 
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
-from mlm_lightning.masking import Masking
-from mlm_lightning.values import check_fields
+from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
+from mlm_lightning.masking import MASKINGS, Masking
+from mlm_lightning.values import check, check_fields, describe, not_one_of
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,25 @@ class Eval:
     mask_rates: list[Annotated[float, Interval(gt=0, le=1), "give masking rates, e.g. [0.15, 0.3]"]] | None
     masking: str | None
     data: dict[str, Any] | None = None  # runs of earlier versions have none
+
+    def __post_init__(self) -> None:
+        kinds = [] if self.masking in (None, *MASKINGS) else [not_one_of("eval.masking", self.masking, tuple(MASKINGS))]
+        data = (_name_errors(name) or check(f"eval.data.{name}", keys, dict) for name, keys in (self.data or {}).items())
+        refuse([*kinds, *itertools.chain.from_iterable(data)])
+
+
+def _name_errors(name: object) -> list[ConfigError]:
+    """A name of further data ends those of metrics: k0 gives val/loss_k0."""
+    key = f"eval.data.{name}"
+    if not isinstance(name, str):  # a YAML key without quotes
+        return [ConfigError(key, NO_VALUE, f"is {describe(type(name))}, not a name; give one such as k{name}")]
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        remedy = "it ends those of metrics (val/loss_k0): use letters, digits, '_', '.' and '-'"
+        return [ConfigError(key, NO_VALUE, "is no name", remedy)]
+    if re.match(r"(se|rate)(_|$)", name):
+        taken = "val/excess_loss_se" if name.startswith("se") else "val/loss_rate_0.30"
+        return [ConfigError(key, NO_VALUE, f"other metrics end like that ({taken})", "choose another name")]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)

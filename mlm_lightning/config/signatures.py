@@ -82,13 +82,10 @@ def check_node(key: str, node: Mapping[str, Any], base: Any, trusted: bool, also
         wanted = base if isinstance(base, str) else base.__name__
         return [ConfigError(f"{key}._target_", node["_target_"], f"is no subclass of {wanted}")]
     group = key.partition(".")[0]
-    provided = PROVIDED.get(group, ())
-    arguments = {name: value for name, value in node.items() if name != "_target_"}
-    source = _COMES_FROM.get(group)
-    taken = [name for name in arguments if source and name in provided]
-    problem = f"is not set in a config; it comes from the {source}"
-    found = [ConfigError(f"{key}.{name}", NO_VALUE, problem) for name in taken]
-    arguments = {name: value for name, value in arguments.items() if name not in taken}
+    provided, source = PROVIDED.get(group, ()), _COMES_FROM.get(group)
+    taken = [name for name in node if source and name in provided]
+    found = [ConfigError(f"{key}.{name}", NO_VALUE, f"is not set in a config; it comes from the {source}") for name in taken]
+    arguments = {name: value for name, value in node.items() if name not in ("_target_", *taken)}
     return found + check_arguments(key, arguments, target, provided, also)
 
 

@@ -19,7 +19,6 @@ no end, blocks of `shuffle_buffer` consecutive rows take the place of the epochs
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,8 +70,7 @@ class TrainBatches(Dataset[MLMBatch]):
         # what is shuffled at a time, an epoch's rows or a block, and how many of them are then taken
         self.rows_per_order = rows.shuffle_buffer if isinstance(rows, EndlessRows) else len(rows)
         self.taken_per_order = plan.rows_per_epoch or self.rows_per_order
-        # the two newest orders: a batch spans two epochs at most, unless the epoch is shorter than a batch
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._orders: dict[int, Tensor] = {}
 
     def __getitem__(self, index: int) -> MLMBatch:
         row_ids_B, epochs_B = self.row_ids(index)
@@ -98,16 +96,15 @@ class TrainBatches(Dataset[MLMBatch]):
             return row_ids_B + orders_B * self.rows_per_order, torch.zeros_like(orders_B)
         return row_ids_B, orders_B
 
-    def _shuffled(self, number: int) -> Tensor:
-        order = torch.randperm(self.rows_per_order, generator=generator(self.seed, Stream.ORDER, number))
-        return order[: self.taken_per_order]
+    def _order(self, number: int) -> Tensor:
+        """The two newest are kept: a batch spans two epochs at most, unless the epoch is shorter than a batch."""
+        if number not in self._orders:
+            order = torch.randperm(self.rows_per_order, generator=generator(self.seed, Stream.ORDER, number))
+            self._orders = dict(list(self._orders.items())[-1:]) | {number: order[: self.taken_per_order]}
+        return self._orders[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_order"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        return self.__dict__ | {"_orders": {}}
 
 
 class EvalBatches(Dataset[MLMBatch]):

@@ -64,10 +64,8 @@ class MLMDataModule(L.LightningDataModule):
         batches = self.train_batches(self.trainer.global_rank, self.trainer.world_size)
         sampler = BatchRange(start, self.plan.total_steps * self.plan.accumulate_grad_batches)
         if self.source.endless and self.num_workers > 1:
-            log.warning(
-                "data.num_workers=%d: each worker reads and tokenises the whole stream, for the same rows; 1 is enough",
-                self.num_workers,
-            )
+            why = "each worker reads and tokenises the whole stream, for the same rows; 1 is enough"
+            log.warning("data.num_workers=%d: %s", self.num_workers, why)
         return _loader(batches, sampler, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[MLMBatch]]:

@@ -3,15 +3,12 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlm_lightning.report import style
 from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, interval, label
 from mlm_lightning.report.study import Axis, Study, as_text, canonical
 from mlm_lightning.report.style import LIMIT, LIMIT_COLOUR, WIDTH, Picture
-
-if TYPE_CHECKING:
-    pass
 
 MAX_COLOURS, MAX_CELLS, MAX_PAIRS, MAX_CURVES = 10, 20, 6, 10
 """Lines of a panel, rows or columns of a heat map, heat maps of pairs, groups with learning curves."""

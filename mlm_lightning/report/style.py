@@ -91,9 +91,8 @@ def add_legend(figure: "Figure", panels: Sequence["Axes"], title: str = "") -> N
     columns = max(1, min(len(unique), 5, 100 // (6 + max(map(len, unique), default=0))))
     rows = math.ceil(len(unique) / columns) + bool(title)
     figure.set_figheight(figure.get_figheight() + 0.2 * rows)
-    figure.legend(
-        unique.values(), unique.keys(), title=title or None, loc="outside lower center", ncols=columns, alignment="center"
-    )
+    look: Any = {"loc": "outside lower center", "ncols": columns, "alignment": "center"}
+    figure.legend(unique.values(), unique.keys(), title=title or None, **look)
 
 
 def on_two_lines(text: str) -> str:
