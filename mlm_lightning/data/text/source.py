@@ -85,14 +85,9 @@ class TextSource(TextSettings, Source):
 
     def _stream_rows(self, folder: Path, dtype: np.dtype) -> StreamRows:
         """The rows for training, with the tokenizer and the index of a cache folder."""
-        return StreamRows(
-            self._streamed("train"),
-            Encoder((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"), dtype),
-            chunk_size=self.chunk_size,
-            shuffle_buffer=self.shuffle_buffer,
-            held_out=self.num_held_out,
-            folder=folder / "stream",
-        )
+        encoder = Encoder((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"), dtype)
+        documents, index = self._streamed("train"), folder / "stream"
+        return StreamRows(documents, encoder, self.chunk_size, self.shuffle_buffer, self.num_held_out, index)
 
     def _open_rows(self, cache: TokenCache, split: Split) -> CachedRows:
         (tokens_file, ends_file), pad_id = cache.files(split), cache.vocab.pad_id

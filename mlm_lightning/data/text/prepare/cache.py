@@ -82,7 +82,11 @@ def building(folder: Path) -> Iterator[Path]:
         except Timeout:
             log.info("another process is preparing the same data; waiting for it (%s)", lock.lock_file)
             lock.acquire()
-        _delete_stale(folder.parent)
+        for unfinished in folder.parent.glob(".*.work"):
+            with suppress(OSError):
+                newest = max(path.stat().st_mtime for path in [unfinished, *unfinished.iterdir()])
+                if time.time() - newest > _STALE_DAYS * 86_400:
+                    shutil.rmtree(unfinished, ignore_errors=True)
     except NotImplementedError:  # a file system without locks: each builds for itself, and the first to rename wins
         work = work.with_suffix(f".{os.uname().nodename}-{os.getpid()}.work")
     try:
@@ -109,11 +113,3 @@ def publish(work: Path, folder: Path) -> None:
             raise
         shutil.rmtree(work)
     sync_folder(folder.parent)
-
-
-def _delete_stale(cache_dir: Path) -> None:
-    for work in cache_dir.glob(".*.work"):
-        with suppress(OSError):
-            newest = max(path.stat().st_mtime for path in [work, *work.iterdir()])
-            if time.time() - newest > _STALE_DAYS * 86_400:
-                shutil.rmtree(work, ignore_errors=True)

@@ -40,14 +40,7 @@ from mlm_lightning.data.text.prepare.shards import (
 )
 from mlm_lightning.data.text.settings import TextSettings
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
-from mlm_lightning.data.text.tokenizer.load import (
-    TRAIN,
-    cased_tokens,
-    load_tokenizer,
-    open_tokenizer,
-    read_vocab,
-    vocabulary_file,
-)
+from mlm_lightning.data.text.tokenizer.load import TRAIN, load_tokenizer, open_tokenizer, read_vocab, vocabulary_file
 from mlm_lightning.data.text.tokenizer.training import train_tokenizer
 from mlm_lightning.errors import ConfigError, as_typed
 from mlm_lightning.files import write_atomically
@@ -100,7 +93,8 @@ class Preparation:
         vocab = read_vocab(tokenizer)
         (self.work / "vocab.json").write_text(json.dumps(vocab.to_json()), encoding="utf-8")
         is_bare = self.settings.tokenizer != TRAIN and vocabulary_file(self.settings.tokenizer) is not None
-        if is_bare and (cased := cased_tokens(vocab)):
+        regular = (token for token in vocab.tokens or () if not re.fullmatch(r"\[.*\]|<.*>", token))
+        if is_bare and (cased := sum(token != token.lower() for token in regular)):  # never produced by an uncased tokenizer
             self.warnings.append(
                 f"data.tokenizer={self.settings.tokenizer}: {cased:,} tokens of the vocabulary have capital letters, but a "
                 "bare vocab.txt is read as uncased; give the folder of a cased tokenizer instead"

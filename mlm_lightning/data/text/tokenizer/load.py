@@ -8,7 +8,6 @@ train            ┘                        ─►  Vocab:  special ids, "##" �
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +103,6 @@ def bert_tokenizer(vocabulary: dict[str, int]) -> Any:
 
     # `vocab_file=` would be ignored without a message
     return BertTokenizerFast(vocab=vocabulary, model_max_length=DEFAULT_MAX_LENGTH)
-
-
-def cased_tokens(vocab: Vocab) -> int:
-    """How many regular tokens have capital letters, which an uncased tokenizer can never produce."""
-    bracketed = re.compile(r"\[.*\]|<.*>")
-    return sum(token != token.lower() and not bracketed.fullmatch(token) for token in vocab.tokens or ())
 
 
 # -- the vocabulary --------------------------------------------------------------------------------------------------------
