@@ -55,10 +55,8 @@ def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
     parent = parent_of(settings)
     again = settings.resume == "never"
     conditions = None
-    if (
-        again or run.summary is None
-    ):  # downloads, builds caches, and finds what is wrong with the data, before there is a folder
-        with mistakes():
+    if again or run.summary is None:
+        with mistakes():  # downloads, builds caches, and finds what is wrong with the data, before there is a folder
             conditions = prepare(settings, evaluated="val")
             conditions[0].source.rows("train")
     if again and run.folder.exists():
