@@ -108,6 +108,11 @@ class Source(ABC):
         """Identifies the content of the data beyond the config, for a run's manifest; None where the config says it all."""
         return None
 
+    def expected_fingerprint(self) -> str | None:
+        """What `fingerprint` begins with, as far as it is known without preparing anything. Raises as `prepare` does where
+        files are gone."""
+        return None
+
     def summary(self) -> list[dict[str, Any]] | None:
         """What was prepared, a dict a split, for `mlm prepare` to show; None where there is nothing to prepare."""
         return None

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from mlm_lightning.config.compose import composer, read_config, to_plain
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs.checkpoint import flat
-from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.folder import Run, processes_of
 from mlm_lightning.runs.identity import deciding, identity
 from mlm_lightning.training.loggers import read_metrics
 
@@ -163,18 +163,18 @@ def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
     settings = dict(map(setting, job_overrides or ()))
     result = Result(folder, folder.resolve().name, "missing", settings=settings, job_overrides=job_overrides)
     has_config = (folder / "config.yaml").is_file()
+    with contextlib.suppress(*_UNREADABLE):
+        result.manifest = _read_dict(folder / "manifest.json") if has_config else {}
     with _reading("config.yaml", result, "damaged"):
         if has_config:
             result.config = dict(read_config(folder).config)
-            result.settings = flat(deciding(result.config))
+            result.settings = flat(deciding(result.config, processes_of(result.manifest, result.config)))
     if result.status == "damaged":
         return result
     run = Run(folder)
     result.status, result.reason = run.status, " ".join(run.reason.split())
     if not has_config:  # a process that has only just begun holds its run's lock already
         return result
-    with contextlib.suppress(*_UNREADABLE):
-        result.manifest = _read_dict(folder / "manifest.json")
     with _reading("metrics.csv", result):  # whatever was written there: a report shows the rest
         curves: dict[str, list[tuple[int, float]]] = {}
         for line in read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else []:

@@ -15,7 +15,7 @@ from mlm_lightning.runs.checkpoint import flat
 
 _MAIN_METRICS = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy")
 # They name a run, or follow from its config.
-_NOT_COMPARED = ("kinship", "parent", "num_parameters", "overrides", "config_dir", "config_name")
+_NOT_COMPARED = ("kinship", "on_one_process", "processes", "parent", "num_parameters", "overrides", "config_dir", "config_name")
 
 
 class Table(NamedTuple):

@@ -9,6 +9,7 @@ wrong weight; the seal covers every byte.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -150,7 +151,13 @@ class Position:
 
     def changes(self, record: dict[str, Any]) -> list[str]:
         """What differs from a run with this record: `key: before → now`."""
-        before, now = ({"data files": each["data"]} | deciding(each["config"]) for each in (self.record, record))
+        there, data = self.record, record["data"]
+        if data and ":" not in (there["data"] or ""):  # an earlier version's, which did not count what a hub sent
+            data = re.sub(r":\w+", "", data)
+        before = deciding(there["config"], there["world_size"]) | {"data files": there["data"]}
+        now = deciding(record["config"], record["world_size"]) | {"data files": data}
+        if "precision" in there and before["trainer"]["precision"] == now["trainer"]["precision"] == "auto":
+            before["trainer.precision=auto"], now["trainer.precision=auto"] = there["precision"], record["precision"]
         return differences(before, now)
 
 
@@ -160,6 +167,7 @@ def record_of(settings: Settings, fingerprint: str | None) -> dict[str, Any]:
         "format": FORMAT,
         "version": metadata.version("mlm-lightning"),
         "config": deciding(settings.composed.config),
+        "precision": str(settings.trainer.resolved_precision()),
         "data": fingerprint,
         "world_size": settings.trainer.world_size(),
         "rows_per_step": settings.rows_per_step,

@@ -63,7 +63,7 @@ class Run:
         """The folder of these settings: the one that is there, else a new name, of the overrides `naming` (None: of all, in
         their order); creates nothing."""
         parent = Path(settings.output_dir) / settings.name
-        hash8 = identity(settings.composed.config)
+        hash8 = identity(settings.composed.config, settings.trainer.world_size())
         there = sorted(parent.glob(f"*-{hash8}")) if parent.is_dir() else []
         words = (settings.composed.overrides or ()) if naming is None else naming
         return cls(there[0] if there else parent / f"{slug(words)}-{hash8}")
@@ -97,6 +97,10 @@ class Run:
             if content := _read_json(self.folder / name):
                 return str(content.get("message", ""))
         return ""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return _read_json(self.folder / "manifest.json")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -195,17 +199,19 @@ class Run:
         values = flat(config)
         return {key: values.get(key, value) for key, value in typed.items() if key in content["swept"]}
 
-    def longest_sibling(self, settings: Settings, below: int) -> tuple[Path, int] | None:
-        """The folder and the step of another run that this one could go on from: the longest of those that differ in their
-        length alone, with less than `below` steps."""
-        found, wanted = [], sibling_hash(settings)
-        for manifest in self.folder.parent.glob("*/manifest.json"):
-            last = manifest.parent / "checkpoints" / LAST
-            if manifest.parent != self.folder and _read_json(manifest).get("kinship") == wanted and last.exists():
+    def longest_sibling(self, settings: Settings, below: int) -> Position | None:
+        """Another run that this one could go on from: the longest of those that differ in their length alone, or in their
+        number of processes and how these divide the rows of a step, with less than `below` steps."""
+        found, kinship = [], sibling_hash(settings)
+        alone = identity(settings.composed.config)  # what it would be on one process
+        for each in map(Run, self.folder.parent.iterdir() if self.folder.parent.is_dir() else ()):
+            manifest, last = each.manifest, each.checkpoints / LAST
+            is_sibling = manifest.get("kinship") == kinship or manifest.get("on_one_process", each.folder.name[-8:]) == alone
+            if each.folder != self.folder and manifest and is_sibling and last.exists():
                 with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
                     step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-                    found += [(step, manifest.parent)] if step < below else []
-        return (max(found)[1], max(found)[0]) if found else None
+                    found += [(step, last)] if step < below else []
+        return Position.read(max(found)[1]) if found else None
 
 
 def _write_process_id(descriptor: int) -> None:
@@ -219,6 +225,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def processes_of(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """How many processes trained a run; where an earlier version did not note it, as its config says."""
+    if "processes" in manifest:
+        return int(manifest["processes"])
+    trainer = config.get("trainer") or {}
+    devices = trainer.get("devices", 1)
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    return count * trainer.get("num_nodes", 1)
 
 
 def describe_environment() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What a run computes, as eight hex digits: the same command finds the same folder.
 
-    config ─► deciding(config)  the part that decides the result  ─► sha256 ─► 1a2b3c4d
+    config, number of processes ─► deciding(…)  the part that decides the result  ─► sha256 ─► 1a2b3c4d
+
+Where the run computes is no part of it, but for the number of processes: it divides the rows of a step, and seeds dropout.
 
 Finished runs must be found again by later versions, so three rules hold: a key that a later version adds is left out while it
 holds the value that means the old behaviour (LATER_KEYS); a class that has moved is known by its first name; and a test pins
@@ -27,13 +29,14 @@ _NOT_IDENTITY = frozenset(
         *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.auto_requeue"),
     }
 )
+_NOT_IN_NAMES = _NOT_IDENTITY - {"trainer.devices", "trainer.num_nodes"}
 # They may differ where one run goes on from another as if it were the same: its length, and the parts of its batches.
 _NOT_OF_SIBLINGS = frozenset({"trainer.max_steps", "trainer.max_epochs", "data.batch_size", "trainer.accumulate_grad_batches"})
 _FIRST_NAMES = {now: before for before, now in MOVED.items()}
 
 
-def deciding(config: Mapping[str, Any], without: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The part of a config that decides the result."""
+def deciding(config: Mapping[str, Any], processes: int = 1, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The part of a config that decides the result, and the number of processes where it is not 1."""
 
     def decides(key: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -46,16 +49,16 @@ def deciding(config: Mapping[str, Any], without: frozenset[str] = frozenset()) -
             if path not in _NOT_IDENTITY | without and not (path in LATER_KEYS and value[name] == LATER_KEYS[path])
         }
 
-    return decides("", config)
+    return decides("", config) | ({"processes": processes} if processes != 1 else {})
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """Of everything in a config that decides the result."""
-    return _hash8(deciding(config))
+def identity(config: Mapping[str, Any], processes: int = 1) -> str:
+    """Of everything that decides the result."""
+    return _hash8(deciding(config, processes))
 
 
 def sibling_hash(settings: Settings) -> str:
-    """What runs share that differ in their length alone, or in the parts that their batches are made of."""
+    """What runs share that differ in their length alone, or in how the rows of a step are divided."""
     return _hash8([deciding(settings.composed.config, without=_NOT_OF_SIBLINGS), settings.rows_per_step])
 
 
@@ -64,7 +67,7 @@ def slug(overrides: Sequence[str]) -> str:
     words = []
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-        if key not in _NOT_IDENTITY and key.partition(".")[0] not in _NOT_IDENTITY:
+        if key not in _NOT_IN_NAMES and key.partition(".")[0] not in _NOT_IN_NAMES:
             words.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", override.lstrip("+~")).strip("-"))
     return ",".join(filter(None, words))[:80].strip("-,.") or "default"
 

@@ -9,15 +9,16 @@ a run that differs in its length alone?  ─► named, with the command that goe
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from mlm_lightning.config.build import eval_data_key
 from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
 from mlm_lightning.errors import ConfigError, UserError
-from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences, flat, record_of
-from mlm_lightning.runs.folder import Run
-from mlm_lightning.runs.identity import deciding
+from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, flat, record_of
+from mlm_lightning.runs.folder import Run, processes_of
 from mlm_lightning.runs.load import locate
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,6 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
                 + "".join(f"  {each}\n" for each in changes)
                 + f"resume=never starts the run again and moves {run.folder} aside"
             )
-        _check_ranks(position, settings)
         return position
     total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
     if parent:
@@ -63,12 +63,33 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
             log.info("  %s", each)
         return parent
     if settings.resume == "auto" and (sibling := run.longest_sibling(settings, below=total)):
-        folder, step = sibling
-        changed = ", ".join(differences(deciding(read_config(folder).config), record["config"]))
-        log.info(
-            "%s differs in %s alone, and has %s steps. To go on from there, add resume=%s", folder, changed, f"{step:,}", folder
-        )
+        changed, ways = ", ".join(sibling.changes(record)), _ways_on(sibling, settings)
+        if ways:
+            log.info(
+                "%s differs in %s alone, and has %s steps. To go on from there, add %s",
+                *(sibling.path.parent.parent, changed, f"{sibling.step:,}", " or ".join(ways)),
+            )
     return None
+
+
+def check_complete(run: Run, settings: Settings) -> None:
+    """Raises UserError where a complete run is of other data than the files that are there now, or of another number of
+    processes (an earlier version took no notice of it). Of files that can't be read it says nothing."""
+    again = "resume=never trains it again, and moves this one aside"
+    processes, there = settings.trainer.world_size(), processes_of(run.manifest, read_config(run.folder).config)
+    if there != processes:
+        raise UserError(f"{run.folder}: is complete, but it was trained on {there} process(es), not on {processes}; {again}")
+    trained_on = {each.partition(":")[0] for each in (run.manifest.get("data") or "").split("+")}
+    for names, node in settings.sources.items():
+        try:
+            if node is not settings.data and node.arguments.get("tokenizer") == "train":  # as `prepare` reads it
+                node = replace(node, arguments=node.arguments | settings.data.instance.tokenizer_keys())
+            now = node.instance.expected_fingerprint()
+        except (ValueError, OSError, RuntimeError):  # RuntimeError: the cache with the tokenizer is gone
+            continue
+        if now is not None and trained_on != {""} and now not in trained_on:
+            key = "data" if node is settings.data else eval_data_key(names)
+            raise UserError(f"{run.folder}: is complete, but the files of {key} have changed since; {again}")
 
 
 def _check_ranks(position: Position, settings: Settings) -> None:
@@ -78,15 +99,24 @@ def _check_ranks(position: Position, settings: Settings) -> None:
     if before_ranks == ranks or rows == rows_now:
         return
     batch_size, accumulation = settings.loader.batch_size, settings.trainer.accumulate_grad_batches
-    folder = position.path.parent.parent
-    ways = []
-    if rows % (ranks * accumulation) == 0:
-        ways.append(f"data.batch_size={rows // (ranks * accumulation)} resume={folder}")
-    if rows % (ranks * batch_size) == 0:
-        ways.append(f"trainer.accumulate_grad_batches={rows // (ranks * batch_size)} resume={folder}")
-    ways.append(f"{before_ranks} process(es) again")
     problem = (
         f"with {ranks} process(es) x {batch_size} rows x {accumulation} a step would have {rows_now} rows, and those of "
-        f"{folder} have {rows}, on {before_ranks} process(es)"
+        f"{position.path.parent.parent} have {rows}, on {before_ranks} process(es)"
     )
+    ways = [*_ways_on(position, settings), f"{before_ranks} process(es) again"]
     raise ConfigError("trainer.devices", settings.trainer.devices, f"{problem}. It goes on with {', or '.join(ways)}")
+
+
+def _ways_on(position: Position, settings: Settings) -> list[str]:
+    """The overrides with which this command goes on from another run: a step keeps its rows, whoever shares them."""
+    rows, processes = position.record["rows_per_step"], settings.trainer.world_size()
+    batch_size, accumulation = settings.loader.batch_size, settings.trainer.accumulate_grad_batches
+    resume = f"resume={position.path.parent.parent}"
+    if rows == settings.rows_per_step:
+        return [resume]
+    ways = []
+    if rows % (processes * accumulation) == 0:
+        ways.append(f"data.batch_size={rows // (processes * accumulation)} {resume}")
+    if rows % (processes * batch_size) == 0:
+        ways.append(f"trainer.accumulate_grad_batches={rows // (processes * batch_size)} {resume}")
+    return ways

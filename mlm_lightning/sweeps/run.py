@@ -47,6 +47,10 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     jobs = _grid(hydra, hydra.jobs(overrides) if trials is None else _ends(hydra, choices, overrides), swept)
     folder, settings = jobs[0].run.folder.parent, jobs[0].settings.sweep
     assert settings is not None
+    devices = jobs[0].settings.trainer.devices
+    if "BasicLauncher" not in master.hydra.launcher._target_ and str(devices) in ("auto", "-1"):
+        problem = "its machines may have another number of devices than this one, and the number decides which run it is"
+        raise ConfigError("trainer.devices", devices, problem, "give a number")
 
     def make(values: list[str], trial: int) -> Job:
         return _job(hydra, [*_fixed(hydra, overrides), *values, f"++sweep.trial={trial}"], swept)

@@ -29,7 +29,7 @@ from mlm_lightning.files import UNWRITABLE
 from mlm_lightning.messages import speak
 from mlm_lightning.runs.checkpoint import Position, differences, flat, read_checkpoint, record_of
 from mlm_lightning.runs.folder import Run
-from mlm_lightning.runs.identity import deciding, sibling_hash
+from mlm_lightning.runs.identity import deciding, identity, sibling_hash
 from mlm_lightning.runs.load import describe_model
 from mlm_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError, Pruning
 from mlm_lightning.training.callbacks.progress import ProgressReport
@@ -142,6 +142,8 @@ def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[
     """Writes all of the run's folder that is known before training."""
     origin = module.origin
     manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
+    manifest |= {"on_one_process": identity(settings.composed.config), "processes": settings.trainer.world_size()}
+    manifest |= {"precision": settings.trainer.resolved_precision()}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
     if position and origin.from_parent:
         changes = position.changes(origin.record)
@@ -171,7 +173,7 @@ def _log_hyperparameters(loggers: list[Any], run: Run, settings: Settings, summa
     from torch.utils.tensorboard.summary import hparams
 
     config = settings.composed.config
-    values = run.swept_values(config) or flat(deciding(config, without=frozenset({"callbacks"})))
+    values = run.swept_values(config) or flat(deciding(config, settings.trainer.world_size(), without=frozenset({"callbacks"})))
     plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in values.items()}
     metrics = {name: value for name, value in summary.items() if name.startswith("val/")}
     for logger in loggers:

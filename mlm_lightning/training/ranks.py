@@ -78,7 +78,8 @@ class Nodes:
     """What the first machine tells the others about a run; with one machine, nothing."""
 
     def __init__(self, settings: Settings) -> None:
-        self._key, self._others = identity(settings.composed.config).encode(), settings.trainer.num_nodes - 1
+        self._key = identity(settings.composed.config, settings.trainer.world_size()).encode()
+        self._others = settings.trainer.num_nodes - 1
         self._message: Future[bytes] = Future()
         self._heard = Semaphore(0)
 

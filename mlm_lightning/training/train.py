@@ -18,7 +18,7 @@ from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes
 from mlm_lightning.messages import speak
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.load import locate
-from mlm_lightning.runs.resume import begin, parent_of
+from mlm_lightning.runs.resume import begin, check_complete, parent_of
 from mlm_lightning.training import ranks
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,11 @@ def train(settings: Settings, naming: Sequence[str] | None = None) -> dict[str, 
 
 
 def check_start(settings: Settings) -> None:
-    """Raises UserError where the environment, or the run to resume from, can't be; creates nothing."""
+    """Raises UserError where the environment or the run to resume from can't be, or a complete run is not this one; creates
+    nothing."""
     ranks.check_environment(settings.trainer)
+    if settings.resume != "never" and (run := Run.find(settings)).summary is not None:
+        check_complete(run, settings)
     if settings.resume not in ("auto", "never"):
         locate(settings.resume, "resume")
 

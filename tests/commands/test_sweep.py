@@ -12,6 +12,7 @@ from helpers import assert_equal_results, failing, run_of, runs_in, start_sweep,
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.runs.folder import Run
 from mlm_lightning.sweeps.pool import Slot, slots
 
 SEEDS = "seed=0,1,2,3"
@@ -145,11 +146,20 @@ def test_two_commands_share_the_work_of_one_sweep(tmp_path: Path) -> None:
     assert steps_of(marker) == Counter({str(seed): 300 for seed in range(4)})
 
 
-def test_several_ranks_in_a_sweep(tmp_path: Path) -> None:
-    assert sweep(tmp_path, "seed=0,1", "trainer.devices=2", "trainer.strategy=ddp") == 0
-    folders = [path for path in (tmp_path / "default").iterdir() if path.is_dir()]
-    assert len(folders) == 2
-    assert [run.status for run in runs_in(tmp_path).values()] == ["complete"] * 2
+def test_a_sweep_over_the_number_of_devices_has_a_run_and_a_result_for_each(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "trainer.devices=1,2", "trainer.strategy=auto", "model.dropout=0.1") == 0
+    runs = [Run(path) for path in (tmp_path / "default").iterdir() if path.is_dir()]
+    results = {run.manifest["processes"]: run.summary or {} for run in runs}
+    assert results.keys() == {1, 2}
+    assert results[2]["tokens"] == 2 * results[1]["tokens"]  # a step has the rows of both
+    assert results[2]["val/loss"] != results[1]["val/loss"]
+
+
+def test_a_launcher_s_machines_may_have_other_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arguments = [*TOY, f"output_dir={tmp_path}", "seed=0,1", "launcher=joblib", "trainer.devices=auto"]
+    assert main(["train", "-m", *arguments]) == 2
+    assert "trainer.devices=auto: its machines may have another number of devices" in capsys.readouterr().err
 
 
 def test_runs_at_the_same_time_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,18 @@ def test_further_documents_are_read_with_the_runs_own_tokens(transformer: TextRu
         assert summary[f"{name}_other"] == pytest.approx(alone[name], abs=1e-6)
     assert evaluate(last, [further])["val/loss_other"] == alone["val/loss"]
 
-    other.write_text(other.read_text() + "something else .\n")
+    assert train(config) == summary
+    other.write_text((before := other.read_text()) + "something else .\n")
+    with pytest.raises(UserError, match=r"is complete, but the files of eval\.data\.other have changed since; resume=never"):
+        train(config)
+    corpus = Path(transformer.corpus)
+    own, changed = corpus.read_text(), other.read_text()
+    other.write_text(before)
+    corpus.write_text("something else .\n" * 1000)
+    with pytest.raises(UserError, match=r"is complete, but the files of data have changed since"):
+        train(config)
+    corpus.write_text(own)
+    other.write_text(changed)
     (run_of(config).folder / "summary.json").unlink()
     with pytest.raises(UserError, match=r"data files: .*→"):
         train(config)

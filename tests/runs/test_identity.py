@@ -7,7 +7,7 @@ import pytest
 from mlm_lightning.config.compose import composer, to_plain
 from mlm_lightning.config.signatures import MOVED, resolve_target
 from mlm_lightning.runs import identity as identity_module
-from mlm_lightning.runs.identity import identity
+from mlm_lightning.runs.identity import deciding, identity
 
 
 def config_of(*overrides: str) -> dict[str, Any]:
@@ -36,6 +36,14 @@ def test_a_later_key_is_left_out_while_it_means_the_old_behaviour(monkeypatch):
     assert identity(config) == identity(before)
     assert identity(config_of("model.norm=rms")) != identity(before)
     assert identity(config | {"task": {"label": "root"}}) != identity(before)
+
+
+def test_the_number_of_processes_counts_where_it_is_not_one():
+    config = config_of()
+    assert deciding(config, 1) == deciding(config)
+    assert deciding(config, 4) == deciding(config) | {"processes": 4}
+    assert len({identity(config, processes) for processes in (1, 2, 4)}) == 3
+    assert identity(config_of("trainer.devices=2"), 2) == identity(config_of("trainer.num_nodes=2"), 2)
 
 
 def test_a_class_that_has_moved_is_known_by_its_first_name():

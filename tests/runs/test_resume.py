@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import TOY
-from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_without_times, run_of, train
+from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_without_times, run_of, settings_of, train
 
+from mlm_lightning.config.build import prepare
+from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.datamodule import TrainBatches
 from mlm_lightning.errors import Interrupted, UserError
 from mlm_lightning.runs.checkpoint import STATE, write_checkpoint
+from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.resume import begin
 from mlm_lightning.training.callbacks.checkpoint import CheckpointError
 
 Toy = Callable[..., dict[str, Any]]
@@ -286,6 +290,53 @@ def test_a_run_that_differs_in_its_length_alone_is_pointed_out(toy: Toy, capsys:
     folder = run_of(short).folder
     assert f"{folder} differs in trainer.max_steps: 8 → 16 alone, and has 8 steps" in (hint := capsys.readouterr().err)
     assert f"resume={folder}" in hint
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (("data.batch_size=8",), "add resume={}"),  # the same rows
+        ((), "add data.batch_size=8 resume={}"),
+        (("trainer.max_steps=4",), None),  # it has all these steps
+    ],
+)
+def test_a_run_on_another_number_of_processes_is_pointed_out(
+    toy: Toy, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], remedy: str | None
+) -> None:
+    one = toy(f"callbacks.at._target_={AT}")
+    At.set(("train", 5, 0), send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(one)
+    run, two = run_of(one), settings_of(toy(f"callbacks.at._target_={AT}", "trainer.devices=2", *options))
+    assert Run.find(two).folder != run.folder
+    assert begin(Run.find(two), two, None, prepare(two)) is None
+    message = capsys.readouterr().err
+    assert ("processes: not set → 2" in message) == (remedy is not None)
+    if remedy:
+        assert remedy.format(run.folder) in message
+
+
+def test_a_complete_run_of_an_earlier_version_on_two_processes_is_not_taken_for_one_on_one(toy: Toy) -> None:
+    """Its folder's hash did not tell them apart."""
+    train(config := toy())
+    run = run_of(config)
+    run.write_json("manifest.json", {key: value for key, value in run.manifest.items() if key != "processes"})
+    assert train(config) == run.summary
+    file = run.folder / "config.yaml"
+    file.write_text(file.read_text().replace("  devices: 1\n", "  devices: 2\n"))
+    with pytest.raises(UserError, match=r"trained on 2 process\(es\), not on 1; resume=never"):
+        train(config)
+
+
+def test_automatic_precision_is_kept_throughout_a_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy("trainer.precision=auto", f"callbacks.at._target_={AT}")
+    monkeypatch.setattr(TrainerSettings, "resolved_precision", lambda self: "32-true")
+    At.set(("train", 5, 0), send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(config)
+    monkeypatch.setattr(TrainerSettings, "resolved_precision", lambda self: "bf16-mixed")  # on another machine
+    with pytest.raises(UserError, match=r"trainer\.precision=auto: 32-true → bf16-mixed"):
+        train(config)
 
 
 def test_another_division_of_the_same_rows_goes_on_from_a_parent(toy: Toy, tmp_path: Path) -> None:

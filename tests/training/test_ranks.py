@@ -161,7 +161,7 @@ def test_another_number_of_ranks_is_refused_with_the_values_that_fit_and_these_c
         train(one)
     folder = run_of(one).folder
     with pytest.raises(UserError) as error:
-        train(toy(*options, "trainer.devices=2", "trainer.strategy=ddp"))
+        train(toy(*options, "trainer.devices=2", "trainer.strategy=ddp", f"resume={folder}"))
     for part in ("have 16", "would have 32", f"data.batch_size=8 resume={folder}", "1 process(es) again"):
         assert part in str(error.value)
     with pytest.raises(UserError, match=r"trainer\.accumulate_grad_batches=1 resume=") as error:

@@ -143,7 +143,15 @@ class TextSource(TextSettings, Source):
             log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in cache.meta["warnings"]))
 
     def fingerprint(self) -> str:
-        return self._opened().folder.name
+        """The name of its cache folder. A name on the hub, without a revision, may stand for other documents tomorrow: then
+        their numbers belong to it."""
+        cache = self._opened()
+        if self.dataset is None or self.revision is not None or Path(self.dataset).expanduser().is_dir():
+            return cache.folder.name
+        return f"{cache.folder.name}:{fingerprint_of(cache.splits)[:8]}"
+
+    def expected_fingerprint(self) -> str:
+        return fingerprint_of(self.request())
 
     # -- what `mlm prepare` and a run need besides -----------------------------------------------------------------------
 

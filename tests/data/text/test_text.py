@@ -358,6 +358,20 @@ class TestDatasets:
         assert prepared(dataset="someone/scripted", chunk_size=16).summary()[0]["documents"] == 47
         assert asked == [None, "refs/convert/parquet"]
 
+    def test_a_name_without_a_revision_may_stand_for_other_documents_tomorrow(self, monkeypatch, tmp_path):
+        import datasets
+
+        def prints(count, folder, **config):
+            rows = datasets.Dataset.from_dict({"text": ["a document of ten words and a few more"] * count})
+            monkeypatch.setattr(datasets, "load_dataset", lambda *args, **keys: datasets.DatasetDict(train=rows))
+            source = prepared(dataset="someone/data", chunk_size=16, cache_dir=str(tmp_path / folder), **config)
+            assert source.fingerprint().startswith(source.expected_fingerprint())
+            return source.fingerprint()
+
+        assert prints(50, "today") == prints(50, "again") != prints(51, "tomorrow")
+        assert prints(50, "pinned", revision="abc") == prints(50, "pinned", revision="abc")
+        assert ":" not in prints(50, "pinned", revision="abc")
+
     def test_no_connection(self, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(ValueError, match=r"data\.dataset=nobody/nothing: cannot be opened"):
