@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlm_lightning.commands.evaluate import evaluate
     from mlm_lightning.config.parse import settings
+    from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.runs.load import load_run
+    from mlm_lightning.training.module import MLMModule
     from mlm_lightning.training.train import train
 
-__all__ = ["evaluate", "load_run", "settings", "train"]
+    __version__: str
+
+__all__ = ["MLMDataModule", "MLMModule", "__version__", "evaluate", "load_run", "settings", "train"]
 
 _HOMES = {
+    "MLMDataModule": "mlm_lightning.data.datamodule",
+    "MLMModule": "mlm_lightning.training.module",
     "evaluate": "mlm_lightning.commands.evaluate",
     "load_run": "mlm_lightning.runs.load",
     "settings": "mlm_lightning.config.parse",
@@ -24,4 +30,8 @@ def __getattr__(name: str) -> Any:
     # they import torch, which `mlm --help` does without
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mlm-lightning")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

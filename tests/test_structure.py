@@ -142,7 +142,8 @@ FORBIDDEN = {
     r"\bhasattr\(": {"files", "processes"},  # of the operating system's constants and functions
     r"inspect\.signature\(\w+\.prepare": set(),
     r"str\(error\)\.(startswith|splitlines|split)\b": {"errors"},  # one_line
-    r"TrainerSettings\(": {"config.trainer"},  # parsed once, as every part, and then replaced or passed on
+    # parsed once, as every part, and then replaced or passed on; or read from a plain Trainer
+    r"TrainerSettings\(": {"config.trainer", "training.module"},
     r"file=sys\.stderr": {"messages"},
     r"warnings\.warn\(": set(),
     r"\bconfig\[": {"config.parse", "data.text.source"},  # where it is that of `transformers`

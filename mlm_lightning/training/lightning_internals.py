@@ -2,6 +2,7 @@
 
     Trainer.val_check_batch                    a validation where we say, after any optimizer step
     Trainer.fit_loop.epoch_loop.val_loop       a validation before the first step of a resumed run
+    Trainer._accelerator_connector             ranks that divide the rows themselves, under a plain Trainer
     checkpoint["loops"]["fit_loop"]            the counters, where Lightning would continue them wrongly
     Trainer.progress_bar_metrics               what a progress bar shows
     SummaryWriter._get_file_writer             a record that the writer has no method for
@@ -16,6 +17,27 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 NEVER = 2**62
 """As `Trainer(val_check_interval=…)`: Lightning never validates on its own."""
+
+
+def take_over_length(trainer: L.Trainer) -> dict[str, Any]:
+    """How long a plain Trainer is to train and when to validate, as TrainerSettings names it. From here on, its one "epoch" is
+    the whole run, and we say when: called in `setup`."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    taken: dict[str, Any] = {
+        "max_epochs": None if epochs == -1 or (steps != -1 and epochs is None) else epochs,
+        "max_steps": None if steps == -1 else steps,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
+        "limit_train_batches": trainer.limit_train_batches,
+        "log_every_n_steps": max(1, trainer.log_every_n_steps),  # type: ignore[attr-defined]
+    }
+    interval = trainer.val_check_interval
+    if isinstance(interval, int):  # in micro-batches
+        interval = max(1, interval // trainer.accumulate_grad_batches)
+    trainer.fit_loop.max_epochs, trainer.check_val_every_n_epoch = 1, None
+    trainer.val_check_interval, trainer.limit_train_batches = NEVER, 1.0
+    trainer._accelerator_connector.use_distributed_sampler = False
+    return taken | {"val_check_interval": interval}
 
 
 def schedule_validation(trainer: L.Trainer, due: bool) -> None:

@@ -11,6 +11,7 @@ number of tokens, so unequal mask counts weigh as in one large batch.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -20,15 +21,23 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from torch.optim import Optimizer
 
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.batches import Plan
 from mlm_lightning.data.condition import Condition
+from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import UserError
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
 from mlm_lightning.randomness import Stream, seed_torch
 from mlm_lightning.runs.checkpoint import STATE
-from mlm_lightning.training.lightning_internals import mend_counters, schedule_validation, show_in_progress_bar, validate_now
-from mlm_lightning.training.optim import parameter_groups, scheduler
+from mlm_lightning.training.lightning_internals import (
+    mend_counters,
+    schedule_validation,
+    show_in_progress_bar,
+    take_over_length,
+    validate_now,
+)
+from mlm_lightning.training.optim import Constant, parameter_groups, scheduler
 
 
 class TrainingDivergedError(RuntimeError):
@@ -49,11 +58,12 @@ class Origin:
 
 
 class MLMModule(L.LightningModule):
-    """Trains `model`, and evaluates it under `conditions`, each with a loader of its own.
+    """Trains `model`, and evaluates it under `conditions` (those of its MLMDataModule), each with a loader of its own.
 
-    `optimizer` makes the optimizer from parameter groups; `schedule(step, total_steps)` is the factor on its learning rate.
-    Validation runs where `plan` says, and after the last step. `mask_rate` gives the rate at a share of the run's progress,
-    where it changes in the run: it is logged.
+    `optimizer` makes the optimizer from parameter groups (None: AdamW with a learning rate of 1e-3);
+    `schedule(step, total_steps)` is the factor on its learning rate (None: 1). Validation runs where `plan` says, and after the
+    last step; without a plan, the arguments of the Trainer say how long the run is and when it is validated. `mask_rate` gives
+    the rate at a share of the run's progress, where it changes in the run: it is logged.
     """
 
     def __init__(
@@ -70,7 +80,9 @@ class MLMModule(L.LightningModule):
         super().__init__()
         self.model, self.conditions, self.seed = model, conditions, seed
         self.plan, self.origin = plan or Plan(total_steps=0), origin or Origin()
-        self._make_optimizer, self._schedule, self._mask_rate = optimizer, schedule, mask_rate
+        self._plain = plan is None
+        self._make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
+        self._schedule, self._mask_rate = schedule or Constant(), mask_rate
         self.last_metrics: dict[str, float] = {}
         self.validation_pending = False
         """Whether the step at hand was to be validated, and a signal came first."""
@@ -87,6 +99,14 @@ class MLMModule(L.LightningModule):
         return batch.trimmed() if self.device.type == "cpu" else batch
 
     # training
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self._plain:
+            datamodule = getattr(self.trainer, "datamodule", None)
+            if not isinstance(datamodule, MLMDataModule):
+                raise UserError("MLMModule trains on a datamodule: trainer.fit(module, datamodule=MLMDataModule(…))")
+            settings = TrainerSettings(devices=self.trainer.world_size, **take_over_length(self.trainer))
+            self.plan = datamodule.plan = settings.plan(datamodule.source.num_rows(), datamodule.batch_size)
 
     def on_train_start(self) -> None:
         self._step_sums = self._zeros()  # of the present optimizer step and rank: loss, predicted tokens, tokens
@@ -107,7 +127,6 @@ class MLMModule(L.LightningModule):
         schedule.base_lrs = [group["initial_lr"] for group in self._configured_groups]
         for group, configured in zip(optimizer.param_groups, self._configured_groups, strict=True):
             group.update(configured)
-            assert self._schedule is not None
             group["lr"] = configured["initial_lr"] * self._schedule(self.trainer.global_step, self.plan.total_steps)
 
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
@@ -168,8 +187,6 @@ class MLMModule(L.LightningModule):
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def configure_optimizers(self) -> Any:
-        assert self._make_optimizer is not None
-        assert self._schedule is not None
         optimizer = self._make_optimizer(parameter_groups(self.model))
         learning_rate = scheduler(optimizer, self._schedule, self.plan.total_steps)
         self._configured_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -197,7 +214,8 @@ class MLMModule(L.LightningModule):
                     "data, e.g. with mlm prepare"
                 )
             self.last_metrics |= condition.metrics(stage, sums.compute(with_oracle=condition.oracle is not None))
-        self.log_dict(self.last_metrics, logger=False)
+        # in training, and for what `mlm evaluate` prints, they go their own way
+        self.log_dict(self.last_metrics, logger=self._plain and self.trainer.state.fn != "fit")
         if self.trainer.state.fn == "fit":
             self.log_scalars(self.last_metrics, self.trainer.global_step)
 

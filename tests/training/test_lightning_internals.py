@@ -1,6 +1,7 @@
 """What we take from the inside of Lightning is still there, does what we take it for, and is taken in one file only."""
 
 import ast
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ ATTRIBUTES: tuple[tuple[str, str, Callable[[L.Trainer], Any], str], ...] = (
     ("restarting", "….epoch_loop.val_loop", lambda trainer: trainer.fit_loop.epoch_loop.val_loop, "validate_now"),
     ("run", "….epoch_loop.val_loop", lambda trainer: trainer.fit_loop.epoch_loop.val_loop, "validate_now"),
     ("progress_bar_metrics", "Trainer", lambda trainer: trainer, "show_in_progress_bar"),
+    ("_accelerator_connector", "Trainer", lambda trainer: trainer, "take_over_length"),
+    ("use_distributed_sampler", "….connector", lambda trainer: trainer._accelerator_connector, "take_over_length"),
     ("_get_file_writer", "torch.utils.tensorboard.SummaryWriter", lambda trainer: SummaryWriter, "add_summary"),
 )
 # of a checkpoint's entry "loops": the key, what it holds, and what that must have
@@ -158,7 +161,7 @@ def test_no_other_file_touches_them() -> None:
 
 
 def test_every_attribute_that_the_file_uses_is_named_here() -> None:
-    ordinary = {"Trainer", "experiment", "add_summary", "items"}
+    ordinary = {"Trainer", "experiment", "add_summary", "items", *inspect.signature(L.Trainer).parameters}
     named = {name for name, *_ in ATTRIBUTES}
     keys = {each for key, inner, names in KEYS for each in (key, inner, *(names or ()))}
     assert set(names_used(FILE)) - ordinary <= named | keys | {"loops", "fit_loop", "global_step"}
