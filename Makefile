@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | format
+# make demo | test | test-slow | lint | format | docs
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/docs/index.html"
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -31,11 +35,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e '.[text,sweep,report,test,lint]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[text,sweep,report,test,lint,docs]'
 	touch $(VENV)/.demo $@
 
 $(VENV)/.slow: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt -e '.[ray]'
 	touch $@
 
-.PHONY: demo test test-slow lint format
+.PHONY: demo test test-slow lint format docs

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlm_lightning.commands.evaluate import evaluate
+    from mlm_lightning.commands.predict import predict
     from mlm_lightning.config.parse import settings
     from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.runs.load import load_run
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["MLMDataModule", "MLMModule", "__version__", "evaluate", "load_run", "settings", "train"]
+__all__ = ["MLMDataModule", "MLMModule", "__version__", "evaluate", "load_run", "predict", "settings", "train"]
 
 _HOMES = {
     "MLMDataModule": "mlm_lightning.data.datamodule",
     "MLMModule": "mlm_lightning.training.module",
     "evaluate": "mlm_lightning.commands.evaluate",
     "load_run": "mlm_lightning.runs.load",
+    "predict": "mlm_lightning.commands.predict",
     "settings": "mlm_lightning.config.parse",
     "train": "mlm_lightning.training.train",
 }

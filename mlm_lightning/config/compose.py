@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,7 +89,7 @@ class Composer:
 
     def plain(self, overrides: Sequence[str]) -> list[str]:
         """The overrides with `++` before every plain `key=value` that chooses no group."""
-        return [self._plain(override) for override in overrides]
+        return [self._plain(_with_path_in_quotes(override)) for override in overrides]
 
     def master(self, overrides: Sequence[str]) -> DictConfig:
         """The config of a sweep as a whole, with Hydra's own part: without the values that are swept over."""
@@ -180,6 +180,18 @@ class Composer:
         )
 
 
+def _with_path_in_quotes(override: str) -> str:
+    """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there stands for itself,
+    though '=' and ',' mean something to Hydra: so a run's name can be typed, completed and pasted."""
+    key, _, value = override.partition("=")
+    if re.search(r"[=,:(){}\[\] ]", value):
+        with suppress(OSError, ValueError):  # too long for a path
+            if Path(value).expanduser().exists():
+                escaped = value.replace("'", "\\'")
+                return f"{key}='{escaped}'"
+    return override
+
+
 def _with_key(error: Exception) -> str:
     """The message without OmegaConf's details, but with the key that they name."""
     message, key = one_line(error), getattr(error, "full_key", None)
@@ -253,7 +265,7 @@ def changed(composed: Composed, overrides: Sequence[str]) -> Composed:
     with composer() as hydra:
         for text in overrides:
             try:
-                (parsed,) = OverridesParser.create().parse_overrides([text])
+                (parsed,) = OverridesParser.create().parse_overrides([_with_path_in_quotes(text)])
             except HydraException as error:
                 raise UserError(f"'{text}': is no KEY=VALUE") from error
             key, value = parsed.key_or_group, parsed.value()

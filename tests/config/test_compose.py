@@ -163,3 +163,14 @@ def test_a_config_folder_that_is_not_there_is_named():
 
 def test_the_shipped_configs_are_found():
     assert (config_folder() / "train.yaml").is_file()
+
+
+@pytest.mark.parametrize("name", ["rate=0.1,seed=0-1a2b3c4d", "my texts (old)", "it's, here"])
+def test_a_path_that_is_there_needs_no_quotes(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with composer() as hydra:
+        for key in ("resume", "name"):
+            config = hydra.composed(hydra.plain([f"{key}={tmp_path / name}"]))
+            assert config.get(key) == str(tmp_path / name)
+        with pytest.raises(UserError):  # what is not there has Hydra's grammar
+            hydra.composed(hydra.plain([f"resume={tmp_path / 'none'}=1,2"]))

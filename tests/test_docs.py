@@ -1,0 +1,110 @@
+"""README and docs: what they tell a user to type works, and the pages can be built without a network."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from documented import PAGES, REPOSITORY, blocks, commands, follow
+
+from mlm_lightning.__main__ import COMMANDS, main
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """By their names on the hub: a tiny checkpoint with its tokenizer, and a dataset of documents."""
+    return make_stand_ins(tmp_path_factory.mktemp("hub"))
+
+
+def make_stand_ins(folder: Path) -> dict[str, str]:
+    from transformers import BertTokenizerFast, DistilBertConfig, DistilBertForMaskedLM
+
+    words = sorted({word for line in TEXT for word in line.split()})
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    weights, dataset = folder / "distilbert", folder / "xsum"
+    tokenizer = BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)}, model_max_length=128)
+    tokenizer.save_pretrained(weights)
+    shape = {"dim": 8, "hidden_dim": 8, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 128}
+    DistilBertForMaskedLM(DistilBertConfig(vocab_size=len(tokens), **shape)).save_pretrained(weights)
+    dataset.mkdir()
+    for split in ("train", "validation", "test"):
+        lines = (json.dumps({"document": " ".join(TEXT), "summary": "one", "id": str(number)}) for number in range(40))
+        (dataset / f"{split}.jsonl").write_text("\n".join(lines))
+    return {"distilbert/distilbert-base-uncased": str(weights), "EdinburghNLP/xsum": str(dataset)}
+
+
+TEXT = [
+    f"the {noun} of the united states is {number} years old"
+    for noun in ("capital", "river", "president")
+    for number in range(9)
+]
+
+
+def write_texts(folder: Path) -> None:
+    (folder / "texts").mkdir()
+    for number in range(4):
+        (folder / "texts" / f"{number}.txt").write_text("\n".join(f"{line} in part {number}" for line in TEXT * 8))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_tells_to_type_works(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_ins: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    write_texts(tmp_path)
+
+    def run(words: list[str]) -> None:
+        assert main(words) == 0, " ".join(words)
+
+    follow(page, tmp_path, run, stand_ins)
+    for name in ("my_package", "my_model"):
+        sys.modules.pop(name, None)
+    namespace: dict[str, object] = {}
+    for block in blocks(page):
+        if block.language == "python" and block.file is None:
+            exec(compile(block.content, page, "exec"), namespace)
+
+
+def test_a_command_that_is_not_run_needs_what_a_test_has_not() -> None:
+    """The hub, a cluster, a browser: everything else belongs in an `sh` block."""
+    needs = ("launcher=", "prepare=ray", "srun", "num_nodes", "streaming", "--push")
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "text":
+                for words in commands(block):
+                    assert any(need in word for word in words for need in needs), f"{page}: mlm {' '.join(words)}"
+
+
+def test_every_command_is_in_the_docs() -> None:
+    told = {words[0] for page in PAGES for block in blocks(page) if block.language == "sh" for words in commands(block)}
+    assert set(COMMANDS) <= told
+
+
+def test_the_pages_are_built_without_a_network(tmp_path: Path) -> None:
+    # a proxy that is not there: whatever asks the network fails
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | nowhere | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "site" / "api.html").read_text()
+    for name in ("MLMDataModule", "TreeSource", "Bernoulli", "load_run"):
+        assert f'id="{name}' in api or f".{name}" in api
+    for page in (tmp_path / "site").glob("*.html"):
+        outside = [part for part in page.read_text().split('src="')[1:] if part.startswith("http")]
+        assert not outside, f"{page.name} fetches {outside[0][:80]}"
+
+
+def test_each_message_of_the_troubleshooting_page_is_one() -> None:
+    source = "".join(path.read_text() for path in sorted((REPOSITORY / "mlm_lightning").rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts over several lines
+    rows = [line for line in PAGES["troubleshooting.md"].read_text().splitlines() if line.startswith("| `")]
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    assert len(messages) > 15
+    assert [message for message in messages if message not in source] == []
