@@ -5,9 +5,10 @@ Interrupted    75    a signal stopped the command with everything saved (Ctrl-C:
 anything else   1    a failure
 """
 
+import shlex
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
@@ -47,11 +48,35 @@ class ConfigError(UserError, ValueError):
         return ConfigError(key, self.value, self.problem, self.remedy)
 
 
+class MissingPackagesError(ConfigError):
+    """Optional packages that are not installed, by their names, each as pip is asked for it; `users` need them."""
+
+    def __init__(self, users: Sequence[str], packages: Mapping[str, str]) -> None:
+        self.users, self.packages = users, packages
+        need = "need" if len(users) > 1 else "needs"
+        install = f"pip install {shlex.join(sorted(packages.values()))}"
+        super().__init__(_listed(users), NO_VALUE, f"{need} {_listed(packages)}, not installed here", install)
+        self.args = (users, packages)  # what an unpickled one is made of
+
+    def moved(self, group: str, to: str) -> "ConfigError":
+        return self
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 class InvalidConfigError(UserError, ValueError):
-    """All that is wrong with a config, a line each."""
+    """All that is wrong with a config, a line each; one line installs all that is missing."""
 
     def __init__(self, errors: Iterable[ConfigError]) -> None:
-        self.errors = tuple({str(error): error for error in errors}.values())
+        unique = list({str(error): error for error in errors}.values())
+        if len(missing := [error for error in unique if isinstance(error, MissingPackagesError)]) > 1:
+            packages = {name: asked for error in missing for name, asked in error.packages.items()}
+            together = MissingPackagesError(list(dict.fromkeys(user for error in missing for user in error.users)), packages)
+            unique = [together, *(error for error in unique if error not in missing)]
+        self.errors = tuple(unique)
         super().__init__(self.errors)
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from helpers import conditions_of, problems
 from omegaconf import OmegaConf
 
+from mlm_lightning import packages
 from mlm_lightning.config.compose import composer, config_folder, to_plain
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
@@ -21,6 +22,12 @@ EVERY_OPTION = pytest.mark.parametrize("option", OPTIONS)
 TEXT = ("data.path={corpus}", "data.tokenizer=train", "data.vocab_size=99")
 NEEDS = {"data=text": TEXT, "experiment=text_scratch": ("data.path={corpus}",)}
 NEEDS_WEIGHTS = ("model=pretrained", "experiment=xsum_distilbert")  # theirs are on the hub; a tiny folder stands in
+
+
+@pytest.fixture(autouse=True)
+def every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A YAML is right or wrong whether or not the package that it needs is installed; tests/test_packages.py is about that."""
+    monkeypatch.setattr(packages, "_is_installed", lambda package: True)
 
 
 @pytest.fixture

@@ -27,18 +27,13 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
+from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.models.packing import attendable, positions_within
+from mlm_lightning.models.pretrained_build import build, first_position, settings_of
 from mlm_lightning.models.transformer import take
 from mlm_lightning.values import checked
-
-try:
-    from transformers.models.distilbert.modeling_distilbert import TransformerBlock
-
-    from mlm_lightning.models.pretrained_build import build, first_position, settings_of
-except ImportError as error:
-    raise ImportError(f"pretrained models need transformers: pip install 'mlm-lightning[text]' ({error})") from error
 
 SEPARATE_DOCUMENTS = (
     *("albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "gte"),
