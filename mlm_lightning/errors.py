@@ -45,7 +45,11 @@ class ConfigError(UserError, ValueError):
         """The same of a group's copy elsewhere: `data.depth` as `eval.data.k0.depth`."""
         inside = self.key == group or self.key.startswith(f"{group}.")
         key = to + self.key.removeprefix(group) if inside else f"{to}.{self.key}"
-        return ConfigError(key, self.value, self.problem, self.remedy)
+        return type(self)(key, self.value, self.problem, self.remedy)
+
+
+class UntrustedError(ConfigError):
+    """A run names a class that may run any code."""
 
 
 class MissingPackagesError(ConfigError):
@@ -81,6 +85,11 @@ class InvalidConfigError(UserError, ValueError):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.errors))
+
+
+def asks_for_trust(error: BaseException) -> bool:
+    """Whether a command's --trust would help."""
+    return any(isinstance(each, UntrustedError) for each in (error, *getattr(error, "errors", ())))
 
 
 def refuse(errors: Iterable[ConfigError]) -> None:

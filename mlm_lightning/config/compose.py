@@ -149,6 +149,8 @@ class Composer:
         key, equals, value = override.partition("=")
         if not key:
             raise UserError(self._no_key_value(override))
+        if key == "resume" and "," in value and value[0] not in "'\"":  # the name of a run's folder, whose commas are no choice
+            return f'++resume="{value}"'
         if not equals or key[0] in "+~" or "@" in key or key.startswith("hydra."):
             return override
         if not key.startswith("hydra/") and key not in GROUPS and ("." in key or not self.options(key)):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -156,6 +157,7 @@ def _task(config: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     job_config = HydraConfig.get()
+    os.chdir(job_config.runtime.cwd)  # relative paths are the command's, wherever the launcher's worker started
     config_dir = next((path.removeprefix("file://") for path in job_config.searchpath), None)
     settings = parse(Composed(to_plain(config), tuple(job_config.overrides.task), config_dir))
     expected = json.loads((Path(settings.output_dir) / settings.name / "sweep.json").read_text())

@@ -23,7 +23,7 @@ from mlm_lightning.data.text.documents.find import digests, find_files, suffixes
 from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path, tokenizer_files
 from mlm_lightning.errors import NO_VALUE, ConfigError, as_typed, refuse
 from mlm_lightning.packages import missing, need
-from mlm_lightning.values import check_fields
+from mlm_lightning.values import Located, check_fields
 
 FORMAT = 2
 """Of the cache; a change makes every older cache one that is not found."""
@@ -33,6 +33,7 @@ _TRAINERS = {"unigram": "unigram (sentencepiece)"}
 
 _STREAM_VAL_SIZE = 1_000
 _VOCAB_SIZE = 8_192
+_Paths = Annotated[str | Sequence[str], Located()]
 _SIZES = "give a number of documents, a share between 0 and 1, or null"
 
 
@@ -59,11 +60,11 @@ class TextSettings:
     - `deduplicate` keeps the first of equal documents, those held out coming first.
     """
 
-    tokenizer: str
-    path: str | Sequence[str] | None = None
-    val_path: str | Sequence[str] | None = None
-    test_path: str | Sequence[str] | None = None
-    dataset: str | None = None
+    tokenizer: Annotated[str, Located(or_name=True, word=TRAIN)]
+    path: _Paths | None = None
+    val_path: _Paths | None = None
+    test_path: _Paths | None = None
+    dataset: Annotated[str, Located(or_name=True)] | None = None
     dataset_config: str | None = None
     revision: str | None = None
     streaming: bool = False
@@ -82,7 +83,7 @@ class TextSettings:
     test_size: Annotated[int, Ge(0), _SIZES] | Annotated[float, Gt(0), Lt(1), _SIZES] | None = None
     deduplicate: bool = False
     seed: Annotated[int, Ge(0), "it chooses the documents of each split"] = 0
-    cache_dir: str | None = None
+    cache_dir: Annotated[str, Located(or_name=True)] | None = None
 
     def __post_init__(self) -> None:
         self.tokenizer = os.fspath(self.tokenizer) if isinstance(self.tokenizer, os.PathLike) else self.tokenizer
