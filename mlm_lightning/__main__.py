@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt, Interrupted) as error:
-        return report(error)
+        return report(error, arguments)
 
 
 if __name__ == "__main__":

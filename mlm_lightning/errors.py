@@ -5,9 +5,10 @@ Interrupted    75    a signal stopped the command with everything saved (Ctrl-C:
 anything else   1    a failure
 """
 
+import shlex
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
@@ -44,18 +45,51 @@ class ConfigError(UserError, ValueError):
         """The same of a group's copy elsewhere: `data.depth` as `eval.data.k0.depth`."""
         inside = self.key == group or self.key.startswith(f"{group}.")
         key = to + self.key.removeprefix(group) if inside else f"{to}.{self.key}"
-        return ConfigError(key, self.value, self.problem, self.remedy)
+        return type(self)(key, self.value, self.problem, self.remedy)
+
+
+class UntrustedError(ConfigError):
+    """A run names a class that may run any code."""
+
+
+class MissingPackagesError(ConfigError):
+    """Optional packages that are not installed, by their names, each as pip is asked for it; `users` need them."""
+
+    def __init__(self, users: Sequence[str], packages: Mapping[str, str]) -> None:
+        self.users, self.packages = users, packages
+        need = "need" if len(users) > 1 else "needs"
+        install = f"pip install {shlex.join(sorted(packages.values()))}"
+        super().__init__(_listed(users), NO_VALUE, f"{need} {_listed(packages)}, not installed here", install)
+        self.args = (users, packages)  # what an unpickled one is made of
+
+    def moved(self, group: str, to: str) -> "ConfigError":
+        return self
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 class InvalidConfigError(UserError, ValueError):
-    """All that is wrong with a config, a line each."""
+    """All that is wrong with a config, a line each; one line installs all that is missing."""
 
     def __init__(self, errors: Iterable[ConfigError]) -> None:
-        self.errors = tuple({str(error): error for error in errors}.values())
+        unique = list({str(error): error for error in errors}.values())
+        if len(missing := [error for error in unique if isinstance(error, MissingPackagesError)]) > 1:
+            packages = {name: asked for error in missing for name, asked in error.packages.items()}
+            together = MissingPackagesError(list(dict.fromkeys(user for error in missing for user in error.users)), packages)
+            unique = [together, *(error for error in unique if error not in missing)]
+        self.errors = tuple(unique)
         super().__init__(self.errors)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.errors))
+
+
+def asks_for_trust(error: BaseException) -> bool:
+    """Whether a command's --trust would help."""
+    return any(isinstance(each, UntrustedError) for each in (error, *getattr(error, "errors", ())))
 
 
 def refuse(errors: Iterable[ConfigError]) -> None:

@@ -6,11 +6,12 @@ report(error) -> exit status            what ended the command, and whether the 
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Collection, Iterable, Sequence
 
-from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError
+from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError, asks_for_trust
 
 
 class _StandardError(logging.Handler):
@@ -47,8 +48,8 @@ def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
-def report(error: BaseException) -> int:
-    """Prints what went wrong and returns the exit status; `--debug` (MLM_DEBUG=1) shows the traceback."""
+def report(error: BaseException, command: Sequence[str] = ()) -> int:
+    """Prints what went wrong with `mlm COMMAND …` and returns the exit status; `--debug` (MLM_DEBUG=1) shows the traceback."""
     if os.environ.get("MLM_DEBUG"):
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
@@ -59,6 +60,8 @@ def report(error: BaseException) -> int:
         return error.exit_status
     if isinstance(error, UserError):
         _print(str(error))
+        if command and asks_for_trust(error):
+            _print(f"if you trust that code, run it: {shlex.join(['mlm', *command, '--trust'])}")
         return MISTAKE
     _print(f"{type(error).__name__}: {error}\n(--debug shows where)")
     return FAILURE

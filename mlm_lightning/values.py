@@ -16,13 +16,23 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
+
+
+@dataclass(frozen=True)
+class Located:
+    """Beside a type: the value is a path or a glob, or several. With `or_name` it may be the name of something else (on the
+    hub), unless it leads somewhere; `word` is no path in any case."""
+
+    or_name: bool = False
+    word: str | None = None
+
 
 _BOUNDS = {Ge: (operator.ge, "at least"), Gt: (operator.gt, "above"), Le: (operator.le, "at most"), Lt: (operator.lt, "below")}
 
@@ -161,6 +171,19 @@ def _is_list(value: Any) -> bool:
 def _is_tensor(hint: Any) -> bool:
     """torch's optimizers take `float | Tensor`; a config holds none."""
     return getattr(hint, "__module__", None) == "torch" and hint.__name__ == "Tensor"
+
+
+def located(target: Any) -> dict[str, Located]:
+    """Those parameters of a callable that are paths: by `Located` beside their type, or by the type `pathlib.Path`."""
+    found = {name: _located(hint) for name, hint in _hints(target).items()}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _located(hint: Any) -> Located | None:
+    if hint is Path:
+        return Located()
+    beside = (each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Located))
+    return next(beside, None) or next(filter(None, map(_located, get_args(hint))), None)
 
 
 def _outside(key: str, value: Any, hint: Any, whole: Any) -> Iterator[ConfigError]:

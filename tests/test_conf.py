@@ -9,6 +9,7 @@ import torch
 from helpers import conditions_of, problems
 from omegaconf import OmegaConf
 
+from mlm_lightning import packages
 from mlm_lightning.config.compose import composer, config_folder, to_plain
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
@@ -20,7 +21,17 @@ OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((config
 EVERY_OPTION = pytest.mark.parametrize("option", OPTIONS)
 TEXT = ("data.path={corpus}", "data.tokenizer=train", "data.vocab_size=99")
 NEEDS = {"data=text": TEXT, "experiment=text_scratch": ("data.path={corpus}",)}
-NEEDS_WEIGHTS = ("model=pretrained", "experiment=xsum_distilbert")  # theirs are on the hub; a tiny folder stands in
+NEEDS_WEIGHTS = (
+    "model=pretrained",
+    "model=distilbert_tutorial",
+    "experiment=xsum_distilbert",
+)  # theirs are on the hub; a tiny folder stands in
+
+
+@pytest.fixture(autouse=True)
+def every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A YAML is right or wrong whether or not the package that it needs is installed; tests/test_packages.py is about that."""
+    monkeypatch.setattr(packages, "_is_installed", lambda package: True)
 
 
 @pytest.fixture
@@ -105,10 +116,47 @@ def test_a_datas_yaml_lists_every_key_of_its_source(name):
 def test_a_yaml_lists_every_key_of_its_class(option):
     group, _, name = option.partition("=")
     node = OmegaConf.to_container(OmegaConf.load(config_folder() / group / f"{name}.yaml"))
+    if "defaults" in node:
+        pytest.skip("it says what differs from another one")
     node = node.get(group, node)  # some bring defaults for other groups, and so name their own
     known = set(inspect.signature(resolve_target(node["_target_"])).parameters)
     # all but the last come from the data; num_classes is for labels of whole sequences, from Python
     assert known - {"vocab_size", "seq_len", "pad_token_id", "separate_documents", "num_classes"} == set(node) - {"_target_"}
+
+
+EXPERIMENTS = [option for option in OPTIONS if option.startswith("experiment=")]
+CHOICES = [
+    *((experiment, each) for experiment in EXPERIMENTS for each in OPTIONS if each.startswith(("model=", "masking="))),
+    *(("experiment=uniform_floor", f"data={name}") for name in ("tree", "text")),
+    *(("experiment=xsum_distilbert", f"data={name}") for name in ("tree", "uniform", "text")),
+    *(("experiment=text_scratch", each) for each in ("data=xsum", "trainer=smoke")),
+    *((f"sweep={name}", "model=distilbert") for name in ("seeds", "mask_rate", "filter_levels")),
+    *((f"sweep={name}", "data=uniform") for name in ("seeds", "mask_rate", "model_size")),
+]
+
+
+@pytest.mark.parametrize(("whole", "choice"), CHOICES, ids=[" ".join(each) for each in CHOICES])
+def test_a_choice_beside_an_experiment_or_a_sweep_wins(whole, choice, corpus, checkpoint):
+    """What an experiment sets fits whatever is chosen for another group: a model brings its keys and its learning rate."""
+    needs = [each.format(corpus=corpus) for each in NEEDS.get(choice, () if choice == "data=xsum" else NEEDS.get(whole, ()))]
+    with composer() as hydra:
+        config, alone = (to_plain(hydra.compose(hydra.plain([*options, *needs]))) for options in ([whole, choice], [choice]))
+    group = choice.partition("=")[0]
+    keys = {"model": ("model", "optim"), "trainer": ("trainer",)}.get(group, ())
+    assert {key: config[key] for key in keys} == {key: alone[key] for key in keys}
+    assert config[group].get("_target_") == alone[group].get("_target_")
+    if config["model"].get("checkpoint"):
+        config["model"]["checkpoint"] = checkpoint
+    assert problems(config) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("text_scratch", "4f769461"), ("uniform_floor", "a8d62268"), ("xsum_distilbert", "2b50ed75")]
+)
+def test_an_experiment_sets_what_it_always_did(name, expected):
+    """Its identity is that of earlier versions, whichever files its keys come from."""
+    with composer() as hydra:
+        assert identity(to_plain(hydra.compose([f"experiment={name}"]))) == expected
 
 
 @pytest.mark.parametrize("sweep", [option for option in OPTIONS if option.startswith("sweep")])

@@ -50,16 +50,22 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     from mlm_lightning.config.build import prepare
     from mlm_lightning.config.compose import changed, read_config
     from mlm_lightning.config.parse import parse
+    from mlm_lightning.config.paths import resolved
     from mlm_lightning.data.condition import packs_documents
     from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.data.text.tokenizer.load import TRAIN, keys_of
-    from mlm_lightning.runs.load import load_run, locate
+    from mlm_lightning.runs.folder import Run
+    from mlm_lightning.runs.load import load_run, locate, see_packages_of
     from mlm_lightning.training.fit import build_trainer, quiet
     from mlm_lightning.training.module import MLMModule
 
     quiet()
     folder = locate(run)[0]
-    composed = changed(read_config(folder), overrides or []).changed("callbacks", None).changed("logger", None)
+    if trust:
+        see_packages_of(folder)
+    composed = resolved(changed(read_config(folder), overrides or []), Run(folder).working_directory, overrides or [], trust)
+    for unused in ("callbacks", "logger", "prepare"):
+        composed = composed.changed(unused, None)
     if (folder / "tokenizer").is_dir() and any(each.lstrip("+").startswith("data.") for each in overrides or []):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
         composed = composed.changed("data", keys_of(folder / "tokenizer"))

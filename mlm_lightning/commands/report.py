@@ -1,11 +1,11 @@
 """`mlm report`: tables and plots of a sweep, also while it runs, or of some runs side by side."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
+from mlm_lightning.packages import need
 
 HELP = """\
 mlm report PATH… [--output DIR] [--metric val/loss]
@@ -16,10 +16,8 @@ What a sweep has found so far, or how some runs compare: on the terminal, and as
   mlm report RUN RUN                              runs side by side, written to ./report
   mlm report outputs/mask_rate --metric val/accuracy --output mask_rate_report
 
-Runs that differ in a seed alone are one group: mean and 95 % interval (Student's t). Needs pip install 'mlm-lightning[report]'.
+Runs that differ in a seed alone are one group: mean and 95 % interval (Student's t). Needs matplotlib and Jinja2.
 """
-
-NEEDS = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}
 
 
 def main(arguments: list[str]) -> int:
@@ -34,8 +32,7 @@ def main(arguments: list[str]) -> int:
 
 def report(paths: list[str], output: str | None = None, metric: str | None = None) -> Path:
     """Prints and writes the report; returns the page's path. Raises UserError for a path that is no run and no sweep."""
-    if missing := [name for module, name in NEEDS.items() if find_spec(module) is None]:
-        raise UserError(f"mlm report needs {' and '.join(missing)}, not installed here: pip install 'mlm-lightning[report]'")
+    need("mlm report", "matplotlib", "Jinja2")
     from mlm_lightning.report.figures import draw
     from mlm_lightning.report.page import page, show
     from mlm_lightning.report.results import collect, recipe_of

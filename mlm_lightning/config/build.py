@@ -69,6 +69,7 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
     workers = None if settings.prepare is None else settings.prepare.instance
     train_source: Source = settings.data.instance
     train_source.prepare(workers=workers)
+    train_source.check(prepared=True)
     if evaluated is not None:
         train_source.rows(evaluated)
     sources = {}

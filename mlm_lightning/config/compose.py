@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mlm_lightning.config.settings import Composed
 from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
+from mlm_lightning.packages import need, requirements
 from mlm_lightning.values import suggestion
 
 CONFIG_NAME = "train"
@@ -58,7 +59,7 @@ class Composer:
         from hydra import compose
         from hydra.core.hydra_config import HydraConfig
 
-        with self._explaining():
+        with self._explaining(overrides):
             config = compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
             with open_dict(config.hydra):
                 config.hydra.runtime.output_dir = os.getcwd()
@@ -74,13 +75,15 @@ class Composer:
         return Composed(to_plain(config), tuple(overrides), self.config_dir, name)
 
     @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        from hydra.errors import HydraException
+    def _explaining(self, overrides: Sequence[str] = ()) -> Iterator[None]:
+        from hydra.errors import HydraException, MissingConfigException
         from yaml import YAMLError
 
         try:
             yield
         except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if isinstance(error, MissingConfigException):
+                _need_launcher(error.missing_cfg_file or "", overrides)
             raise UserError(self._explain(error)) from error
         except YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -95,7 +98,7 @@ class Composer:
         """The config of a sweep as a whole, with Hydra's own part: without the values that are swept over."""
         from hydra.types import RunMode
 
-        with self._explaining():
+        with self._explaining(overrides):
             return self.hydra.compose_config(self.config_name, [*self.search_path, *overrides], run_mode=RunMode.MULTIRUN)
 
     def with_params(self, overrides: Sequence[str], master: DictConfig) -> list[str]:
@@ -118,9 +121,8 @@ class Composer:
         try:
             launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
         except (ImportError, HydraException) as error:
-            target = str(master.hydra.launcher._target_)
-            extra = "ray" if "ray" in target else "sweep"
-            raise UserError(f"hydra/launcher: {target} is not installed; pip install 'mlm-lightning[{extra}]'") from error
+            problem = f"cannot be used: {one_line(error)}"
+            raise ConfigError("hydra.launcher._target_", master.hydra.launcher._target_, problem) from error
         launcher.launch(jobs, initial_job_idx=0)
 
     def choices(self, overrides: Sequence[str]) -> list[Any]:
@@ -147,6 +149,8 @@ class Composer:
         key, equals, value = override.partition("=")
         if not key:
             raise UserError(self._no_key_value(override))
+        if key == "resume" and "," in value and value[0] not in "'\"":  # the name of a run's folder, whose commas are no choice
+            return f'++resume="{value}"'
         if not equals or key[0] in "+~" or "@" in key or key.startswith("hydra."):
             return override
         if not key.startswith("hydra/") and key not in GROUPS and ("." in key or not self.options(key)):
@@ -190,6 +194,15 @@ def _with_path_in_quotes(override: str) -> str:
                 escaped = value.replace("'", "\\'")
                 return f"{key}='{escaped}'"
     return override
+
+
+def _need_launcher(option: str, overrides: Sequence[str]) -> None:
+    """An option of hydra/launcher comes with a plugin: `hydra/launcher/submitit_slurm` with hydra-submitit-launcher."""
+    group, _, choice = option.rpartition("/")
+    plugin = f"hydra-{choice.partition('_')[0]}-launcher"
+    if group == "hydra/launcher" and plugin in requirements():
+        typed = [each for each in overrides if each.startswith(("launcher=", f"{group}="))]
+        need(typed[-1] if typed else f"{group}={choice}", plugin)
 
 
 def _with_key(error: Exception) -> str:

@@ -156,6 +156,10 @@ def _check_together(findings: _Findings, parts: Mapping[str, Any]) -> tuple[Sour
     if data is None:
         return {}, {}
     train_source: Source = data.instance
+    before = len(findings.errors)
+    findings.attempt("data", train_source.check)
+    if len(findings.errors) > before:
+        return {}, {}
     sources = evaluated_sources(data, evaluation.data or {}) if evaluation else {}
     for names, node in list(sources.items())[1:]:
         if not _check_further(findings, names, node, train_source):

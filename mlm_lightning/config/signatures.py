@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from mlm_lightning.errors import NO_VALUE, ConfigError, one_line
+from mlm_lightning.errors import NO_VALUE, ConfigError, MissingPackagesError, UntrustedError, one_line
+from mlm_lightning.packages import OF_CLASSES, need
 from mlm_lightning.values import check_arguments
 
 _CALLBACKS, _TRAINING = "mlm_lightning.training.callbacks", "mlm_lightning.training"
@@ -52,11 +53,15 @@ _COMES_FROM = {"model": "data", "optim": "model"}
 
 
 def resolve_target(path: Any, trusted: bool = True) -> Any:
-    """The class that a `_target_` names; ConfigError where there is none, or none that is trusted."""
-    refused = ConfigError("_target_", path, "is none of this package's own classes", "--trust runs it all the same")
-    module, _, name = MOVED.get(str(path), str(path)).rpartition(".")
+    """The class that a `_target_` names; ConfigError where there is none, none that is trusted, or a package is missing."""
+    problem = "the run names a class that is not mlm_lightning's own, and whose code may do anything"
+    refused = UntrustedError("_target_", path, problem, "--trust (from Python: trust=True) runs it all the same")
+    now = MOVED.get(str(path), str(path))
+    module, _, name = now.rpartition(".")
     if not trusted and module not in TRUSTED_MODULES:
         raise refused
+    if now in OF_CLASSES:
+        need(*OF_CLASSES[now])
     try:
         target = getattr(import_module(module), name)
     except Exception as error:  # importing a user's module may raise anything
@@ -76,8 +81,10 @@ def check_node(key: str, node: Mapping[str, Any], base: Any, trusted: bool, also
         return [ConfigError(key, NO_VALUE, "has no _target_", example)]
     try:
         target = resolve_target(node["_target_"], trusted)
+    except MissingPackagesError as error:
+        return [error]
     except ConfigError as error:
-        return [ConfigError(f"{key}.{error.key}", error.value, error.problem, error.remedy)]
+        return [type(error)(f"{key}.{error.key}", error.value, error.problem, error.remedy)]
     if not _is_subclass(target, base):
         wanted = base if isinstance(base, str) else base.__name__
         return [ConfigError(f"{key}._target_", node["_target_"], f"is no subclass of {wanted}")]

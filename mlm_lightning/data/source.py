@@ -8,6 +8,7 @@ A new dataset is one subclass and one YAML whose `_target_` names it; nothing el
 """
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.splits import SPLITS, Split
+from mlm_lightning.errors import ConfigError
 from mlm_lightning.processes import Workers
 
 __all__ = ["SPLITS", "Oracle", "Rows", "Source", "Split"]
@@ -63,16 +65,31 @@ class Oracle(Protocol):
 
 class Source(ABC):
     """A dataset. The constructor takes exactly the keys of its YAML (without `batch_size` and `num_workers`, which belong to
-    the loader) and raises ValueError for values that cannot be; it reads and downloads nothing."""
+    the loader) and raises ValueError for values that cannot be; it reads and downloads nothing.
 
-    @property
-    @abstractmethod
-    def vocab(self) -> Vocab: ...
+    A subclass has `rows`, `seq_len` and `vocab`; the last two are attributes that its constructor sets (`vocab` perhaps only
+    `prepare`), attributes of the class, or properties."""
 
-    @property
-    @abstractmethod
+    # a cached property yields to all three, where a plain one could not be set, and an abstract one would ask for another one
+    @cached_property
+    def vocab(self) -> Vocab:
+        raise self._lacks("vocab", "such as self.vocab = Vocab(size=5, mask_id=4)")
+
+    @cached_property
     def seq_len(self) -> int:
         """L, the number of positions of every row."""
+        raise self._lacks("seq_len", "the number of tokens of a row, such as self.seq_len = 16")
+
+    def _lacks(self, attribute: str, example: str) -> ConfigError:
+        name, remedy = f"{type(self).__module__}.{type(self).__qualname__}", f"set it in __init__: {example}"
+        return ConfigError("data._target_", name, f"has no {attribute}", remedy)
+
+    def check(self, prepared: bool = False) -> None:
+        """Raises ConfigError where the subclass lacks `seq_len` or `vocab`, as far as that is known before it is `prepared`."""
+        if not isinstance(self.seq_len, int):
+            raise self._lacks("whole number as its seq_len", "the number of tokens of a row, such as self.seq_len = 16")
+        if (prepared or type(self).prepare is Source.prepare) and not isinstance(self.vocab, Vocab):
+            raise self._lacks("Vocab as its vocab", "such as self.vocab = Vocab(size=5, mask_id=4)")
 
     @property
     def packs_documents(self) -> bool:

@@ -27,18 +27,13 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
+from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.models.packing import attendable, positions_within
+from mlm_lightning.models.pretrained_build import build, first_position, settings_of
 from mlm_lightning.models.transformer import take
-from mlm_lightning.values import checked
-
-try:
-    from transformers.models.distilbert.modeling_distilbert import TransformerBlock
-
-    from mlm_lightning.models.pretrained_build import build, first_position, settings_of
-except ImportError as error:
-    raise ImportError(f"pretrained models need transformers: pip install 'mlm-lightning[text]' ({error})") from error
+from mlm_lightning.values import Located, checked
 
 SEPARATE_DOCUMENTS = (
     *("albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "gte"),
@@ -68,7 +63,7 @@ class PretrainedMLM(nn.Module):
         self,
         vocab_size: Annotated[int, Ge(1)],
         seq_len: Annotated[int, Ge(1)],
-        checkpoint: str | None = None,
+        checkpoint: Annotated[str, Located(or_name=True)] | None = None,
         architecture: str | None = None,
         config: Mapping[str, Any] | None = None,
         revision: str | None = None,

@@ -46,6 +46,7 @@ _PACKAGES = (
     *("mlm-lightning", "torch", "lightning", "hydra-core", "omegaconf"),
     *("numpy", "transformers", "tokenizers", "datasets"),
 )
+_COMMAND = ("overrides", "config_dir", "config_name", "working_directory")
 _LOCK = ".lock"
 _PATIENCE = 2.0  # seconds: a process that was just killed may still be ending
 
@@ -77,6 +78,12 @@ class Run:
         """The result of a complete run."""
         path = self.folder / "summary.json"
         return json.loads(path.read_text()) if path.is_file() else None
+
+    @property
+    def working_directory(self) -> Path | None:
+        """Where its command was called; None for runs of versions that did not note it."""
+        noted = _read_json(self.folder / "manifest.json").get("working_directory")
+        return Path(noted) if isinstance(noted, str) else None
 
     @property
     def status(self) -> Status:
@@ -159,12 +166,13 @@ class Run:
         if (composed := settings.composed).overrides is not None:  # a rank does not know its command
             command: dict[str, Any] = {"overrides": composed.typed_overrides}
             command |= {"config_dir": composed.config_dir, "config_name": composed.config_name}
+            command |= {"working_directory": os.getcwd()}  # that relative paths of the config start from
             self.write_json("manifest.json", _read_json(self.folder / "manifest.json") | command)
 
     def describe(self, **more: Any) -> list[str]:
         """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
         environment, before = describe_environment(), _read_json(self.folder / "manifest.json")
-        command = {name: before.get(name) for name in ("overrides", "config_dir", "config_name")}
+        command = {name: before.get(name) for name in _COMMAND}
         self.write_json("manifest.json", environment | command | more)
         return differences(of_last_digits(before), of_last_digits(environment)) if "packages" in before else []
 

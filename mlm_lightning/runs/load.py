@@ -4,6 +4,7 @@ model.json   the model's class and all its arguments        vocab.json   tokeniz
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
     if it was trained on rows of one document. Raises UserError where `path` is no run.
     """
     folder, checkpoint = locate(path)
+    if trust:
+        see_packages_of(folder)
     composed = read_config(folder)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -70,6 +73,13 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
 
         tokenizer = load_tokenizer(folder / "tokenizer")
     return LoadedRun(folder, checkpoint, state["global_step"], composed, model, vocab, seq_len, tokenizer)
+
+
+def see_packages_of(folder: Path) -> None:
+    """Classes that a trusted run names may be in the folder that it was started in."""
+    start = Run(folder).working_directory
+    if start is not None and str(start) not in sys.path:
+        sys.path.append(str(start))
 
 
 def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:

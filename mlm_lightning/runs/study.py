@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_lightning.config.settings import SweepSettings
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.packages import need
 
 if TYPE_CHECKING:
     import optuna
@@ -14,13 +14,11 @@ STORAGE = "search.log"
 
 def open_study(folder: Path, settings: SweepSettings) -> "optuna.Study":
     """The study of a sweep's folder; made if it isn't there."""
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as error:
-        remedy = "pip install 'mlm-lightning[sweep]'"
-        raise ConfigError("sweep.trials", settings.trials, "needs Optuna", remedy) from error
+    need(f"sweep.trials={settings.trials}", "optuna")
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / STORAGE)))

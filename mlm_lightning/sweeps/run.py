@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from mlm_lightning.config.parse import parse
 from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
 from mlm_lightning.messages import print_table, speak
+from mlm_lightning.packages import missing
 from mlm_lightning.processes import num_cores
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
@@ -44,7 +46,8 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     if trials is not None and not swept:
         raise ConfigError("sweep.trials", trials, "there is nothing to search in", "give a key several values, or an interval")
     # what every job of a search has in common is wrong before the first trial is on record
-    jobs = _grid(hydra, hydra.jobs(overrides) if trials is None else _ends(hydra, choices, overrides), swept)
+    lacking = [] if trials is None else missing(f"sweep.trials={trials}", "optuna")
+    jobs = _grid(hydra, hydra.jobs(overrides) if trials is None else _ends(hydra, choices, overrides), swept, lacking)
     folder, settings = jobs[0].run.folder.parent, jobs[0].settings.sweep
     assert settings is not None
     devices = jobs[0].settings.trainer.devices
@@ -68,8 +71,8 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     return 0 if all(job.is_done or job.run.status == "running" for job in source.jobs) else 1
 
 
-def _grid(hydra: Composer, jobs: list[list[str]], swept: list[str]) -> list[Job]:
-    """Composes and checks every job. Raises with all that is wrong, before anything is created."""
+def _grid(hydra: Composer, jobs: list[list[str]], swept: list[str], lacking: Sequence[UserError] = ()) -> list[Job]:
+    """Composes and checks every job. Raises with all that is wrong, and `lacking`, before anything is created."""
     where: dict[str, list[str]] = {}
     made: dict[Path, Job] = {}
     for overrides in jobs:
@@ -79,7 +82,7 @@ def _grid(hydra: Composer, jobs: list[list[str]], swept: list[str]) -> list[Job]
         except UserError as error:
             for each in error.errors if isinstance(error, InvalidConfigError) else (error,):
                 where.setdefault(str(each), []).append(" ".join(swept_overrides(overrides, swept)))
-    problems = []
+    problems = [str(error) for error in lacking]
     for problem, names in where.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         problems.append(problem if len(names) == len(jobs) else f"{problem} (with {names[0]}{more})")
@@ -158,6 +161,7 @@ def _task(config: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     job_config = HydraConfig.get()
+    os.chdir(job_config.runtime.cwd)  # relative paths are the command's, wherever the launcher's worker started
     config_dir = next((path.removeprefix("file://") for path in job_config.searchpath), None)
     settings = parse(Composed(to_plain(config), tuple(job_config.overrides.task), config_dir))
     expected = json.loads((Path(settings.output_dir) / settings.name / "sweep.json").read_text())

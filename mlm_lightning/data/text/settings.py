@@ -22,7 +22,8 @@ from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents.find import digests, find_files, suffixes
 from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path, tokenizer_files
 from mlm_lightning.errors import NO_VALUE, ConfigError, as_typed, refuse
-from mlm_lightning.values import check_fields
+from mlm_lightning.packages import missing, need
+from mlm_lightning.values import Located, check_fields
 
 FORMAT = 2
 """Of the cache; a change makes every older cache one that is not found."""
@@ -31,6 +32,8 @@ _TRAINERS = {"unigram": "unigram (sentencepiece)"}
 """Algorithms whose trainer has been replaced: tokens of the old one are not those of the new one."""
 
 _STREAM_VAL_SIZE = 1_000
+_VOCAB_SIZE = 8_192
+_Paths = Annotated[str | Sequence[str], Located()]
 _SIZES = "give a number of documents, a share between 0 and 1, or null"
 
 
@@ -46,8 +49,8 @@ class TextSettings:
       neighbours stay neighbours where a document is a line.
     - Sizes count documents: null all, a float between 0 and 1 a share, an int a number.
     - `tokenizer`: a hub name, a folder, a bare vocab.txt (uncased WordPiece) or `train`: one of `vocab_size` tokens is trained
-      on the training documents, as `tokenizer_algorithm` says: `wordpiece` (BERT's), `bpe` (RoBERTa's) or `unigram`
-      (XLM-R's), each with the special tokens of those models.
+      on the training documents (null: 8192; fewer where they have no more to offer), as `tokenizer_algorithm` says: `wordpiece`
+      (BERT's), `bpe` (RoBERTa's) or `unigram` (XLM-R's), each with the special tokens of those models.
     - `packing`: `chunk` concatenates documents and cuts, each row `stride` tokens after the one before (null: `chunk_size`);
       `document` has one a row, padded or truncated, or with a `stride` as many windows as hold all of it; `sentence_pack` puts
       whole documents into a row that do not attend to each other. A `stride` is for training: rows of validation and test do
@@ -57,11 +60,11 @@ class TextSettings:
     - `deduplicate` keeps the first of equal documents, those held out coming first.
     """
 
-    tokenizer: str
-    path: str | Sequence[str] | None = None
-    val_path: str | Sequence[str] | None = None
-    test_path: str | Sequence[str] | None = None
-    dataset: str | None = None
+    tokenizer: Annotated[str, Located(or_name=True, word=TRAIN)]
+    path: _Paths | None = None
+    val_path: _Paths | None = None
+    test_path: _Paths | None = None
+    dataset: Annotated[str, Located(or_name=True)] | None = None
     dataset_config: str | None = None
     revision: str | None = None
     streaming: bool = False
@@ -80,20 +83,26 @@ class TextSettings:
     test_size: Annotated[int, Ge(0), _SIZES] | Annotated[float, Gt(0), Lt(1), _SIZES] | None = None
     deduplicate: bool = False
     seed: Annotated[int, Ge(0), "it chooses the documents of each split"] = 0
-    cache_dir: str | None = None
+    cache_dir: Annotated[str, Located(or_name=True)] | None = None
 
     def __post_init__(self) -> None:
         self.tokenizer = os.fspath(self.tokenizer) if isinstance(self.tokenizer, os.PathLike) else self.tokenizer
         check_fields(self, "data")
-        refuse(
+        broken = [
             ConfigError(f"data.{key}", getattr(self, key, NO_VALUE), problem, remedy)
             for is_broken, key, problem, remedy in self._rules()
             if is_broken
-        )
+        ]
+        refuse([*missing("data=text", *self._packages()), *broken])
         check_tokenizer(self.tokenizer)
         self._check_documents()
 
     # -- what they say ---------------------------------------------------------------------------------------------------
+
+    @property
+    def num_trained_tokens(self) -> int | None:
+        """How many tokens a tokenizer that is trained has at most; None where none is trained."""
+        return None if self.tokenizer != TRAIN else _VOCAB_SIZE if self.vocab_size is None else self.vocab_size
 
     @property
     def cache_path(self) -> Path:
@@ -149,9 +158,16 @@ class TextSettings:
         yield self.packing == "sentence_pack" and stride > 0, "stride", "packed documents are whole", remedy
         if self.streaming:
             yield from self._rules_of_a_stream()
-        yield from self._only_with("tokenizer=train", trains, "vocab_size", "tokenizer_algorithm")
-        problem = "data.tokenizer=train needs the number of tokens"
-        yield trains and self.vocab_size is None, "vocab_size", problem, "give it, such as data.vocab_size=8192"
+        size_says_something = self.vocab_size != _VOCAB_SIZE  # an experiment's may be the default
+        yield from self._only_with("tokenizer=train", trains, "tokenizer_algorithm", *["vocab_size"] * size_says_something)
+
+    def _packages(self) -> Iterator[str]:
+        """The optional packages that these settings need."""
+        yield from ("transformers", "tokenizers")
+        if self.dataset is not None:
+            yield "datasets"
+        if self.tokenizer == TRAIN and self.tokenizer_algorithm == "unigram":
+            yield "sentencepiece"
 
     def _only_with(self, other: str, is_set: bool, *keys: str) -> Iterator[tuple[bool, str, str, str]]:
         defaults = {field.name: field.default for field in fields(self)}
@@ -188,6 +204,9 @@ class TextSettings:
                     problem = f"{min(shared)} is in data.{path_key(first)} as well"
                     remedy = f"{first} and {second} may not share documents"
                     raise ConfigError(*self.origin(second), problem, remedy)
+            for file in set().union(*files.values()):
+                if ".parquet" in (ending := suffixes(file)) or ".zst" in ending:
+                    need(f"data.path with {''.join(ending)} files", "pyarrow")
             return
         names = ["train", *filter(None, (self.val_split, self.test_split))]
         if len(set(names)) < len(names):
@@ -216,7 +235,7 @@ class TextSettings:
             "text_column": self.text_column if self.dataset is not None or not all(is_txt) else None,
             "txt_documents": self.txt_documents if any(is_txt) else None,
             "tokenizer": tokenizer or self.tokenizer,
-            "vocab_size": self.vocab_size,
+            "vocab_size": self.num_trained_tokens,
             "tokenizer_algorithm": _TRAINERS.get(self.tokenizer_algorithm, self.tokenizer_algorithm) if trains else None,
             "sizes": [self.train_size, self.val_size, self.test_size],
             "deduplicate": self.deduplicate,

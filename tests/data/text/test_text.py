@@ -493,6 +493,22 @@ class TestTokenizer:
         assert any(source.vocab.continues_word)
         assert source.vocab.tokens[source.vocab.mask_id] == "<mask>"
 
+    @pytest.mark.parametrize("algorithm", ["wordpiece", "bpe", "unigram"])
+    def test_a_small_text_gives_what_it_has_where_no_size_is_given(self, tmp_path, algorithm):
+        """The default is a limit, not a demand: a few lines fill no 8,192 tokens, and that is no mistake."""
+        (tmp_path / "a.txt").write_text("the cat sat on the mat\nthe dog sat on the log\n" * 20)
+        settings = {"path": str(tmp_path / "a.txt"), "tokenizer": "train", "tokenizer_algorithm": algorithm, "chunk_size": 8}
+        source = prepared(**settings)
+        assert source.vocab.size < 400
+        assert set("catdogmlhesn") <= {token.lstrip("#Ġ▁") for token in source.vocab.tokens}
+        assert prepared(**settings, vocab_size=8192).fingerprint() == source.fingerprint()
+        assert prepared(**settings, vocab_size=8191).fingerprint() != source.fingerprint()
+
+    def test_a_size_that_is_the_default_says_nothing_about_another_tokenizer(self, lines):
+        """An experiment may give it, whichever tokenizer is chosen with it."""
+        same = [prepared(path=str(lines), vocab_size=size).fingerprint() for size in (None, 8192)]
+        assert same[0] == same[1]
+
     def test_a_cased_vocabulary_is_reported(self, lines, tmp_path):
         (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nThe\nthe\n[unusedA]\n")
         [warning] = prepared(path=str(lines), tokenizer=str(tmp_path / "vocab.txt")).warnings
@@ -659,7 +675,6 @@ class TestMistakes:
             ({"val_size": 1.0}, "data.val_size=1.0"),
             ({"val_size": -5}, "data.val_size=-5"),
             ({"test_size": "many"}, "data.test_size='many'"),
-            ({"tokenizer": "train"}, "data.vocab_size=null: data.tokenizer=train needs"),
             ({"tokenizer": "train", "vocab_size": 5}, "data.vocab_size=5: must be at least 6"),
             ({"tokenizer_algorithm": "bpe"}, "data.tokenizer_algorithm=bpe: goes with data.tokenizer=train only"),
             (

@@ -193,7 +193,7 @@ class Preparation:
         trained, unfinished = self.work / "trained", self.work / "training"
         if not trained.exists():
             tasks = [task for task in tasks if np.any(task.split_N == SPLITS.index("train"))]
-            vocab_size, algorithm = self.settings.vocab_size, self.settings.tokenizer_algorithm
+            vocab_size, algorithm = self.settings.num_trained_tokens, self.settings.tokenizer_algorithm
             assert vocab_size is not None
             alphabet: Counter[str] = Counter()
             if algorithm == "wordpiece":  # the others need none

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from mlm_lightning.data.text.prepare.shards import Function, Task, Work
+from mlm_lightning.packages import need
 from mlm_lightning.processes import Workers, num_cores
 from mlm_lightning.values import checked
 
@@ -55,16 +56,15 @@ class Ray(Workers):
 
     @checked("prepare")
     def __init__(self, address: str | None = None, num_workers: NumWorkers = None) -> None:
+        need("prepare=ray", "ray")
         self.address, self.num_workers = address, num_workers
 
     def run(self, function: Function, work: Work, tasks: Sequence[Task]) -> Iterator[Task]:
         if not tasks:  # Ray refuses a dataset without rows
             return
-        try:
-            import ray
-            import ray.data
-        except ImportError as error:
-            raise ImportError("prepare=ray needs Ray: pip install 'mlm-lightning[ray]'") from error
+        import ray
+        import ray.data
+
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False

@@ -13,11 +13,12 @@ from typing import Any
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.errors import ConfigError, one_line
+from mlm_lightning.packages import need
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEFAULT_MAX_LENGTH = 512
 TRAIN = "train"
-_REMEDY = "give a hub name, a tokenizer's folder, a vocab.txt, or 'train' with data.vocab_size"
+_REMEDY = "give a hub name, a tokenizer's folder, a vocab.txt, or 'train'"
 
 
 def is_path(name: str) -> bool:
@@ -68,13 +69,14 @@ def open_tokenizer(tokenizer: str) -> Any:
             tokenizer,
             "it has no mask token",
             "choose the tokenizer of a masked language model (such as distilbert/distilbert-base-uncased), or "
-            "data.tokenizer=train with data.vocab_size",
+            "data.tokenizer=train",
         )
     return opened
 
 
 def load_tokenizer(folder: str | Path) -> Any:
     """Opens a tokenizer's folder (as `TextSource.save_tokenizer` writes it) or hub name; never runs code from it."""
+    need("a tokenizer", "transformers", "tokenizers")
     from transformers import AutoTokenizer
 
     path = Path(folder).expanduser()
