@@ -157,7 +157,10 @@ class Composer:
             return f"++{override}"
         if key in GROUPS and re.fullmatch(r"true|false|[-+.\d]+", value):
             raise UserError(f"{override}: is no name of an option. There are: {', '.join(self.options(key))}")
-        return f"{key}=[]" if value == "null" else override  # no option: for Hydra an empty list of them
+        if value not in ("null", "[]"):
+            return override
+        # no option is for Hydra an empty list of them, and none of the callbacks that are in every run is an option
+        return "callbacks=none" if key == "callbacks" else f"{key}=[]"
 
     def options(self, group: str) -> list[str]:
         """What may be chosen for a group."""
@@ -219,8 +222,11 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(_with_key(error)) from error
     assert isinstance(container, dict)
-    # a group without any option leaves no key
-    return {"callbacks": None, "logger": None} | {str(key): value for key, value in container.items()}
+    # a group without any option leaves no key, and one that is off as a whole is off
+    plain_config = {"callbacks": None, "logger": None} | {str(key): value for key, value in container.items()}
+    if not any((plain_config["callbacks"] or {}).values()):
+        plain_config["callbacks"] = None
+    return plain_config
 
 
 def config_yaml(composed: Composed) -> bytes:

@@ -67,7 +67,7 @@ class Run:
         hash8 = identity(settings.composed.config, settings.trainer.world_size())
         there = sorted(parent.glob(f"*-{hash8}")) if parent.is_dir() else []
         words = (settings.composed.overrides or ()) if naming is None else naming
-        return cls(there[0] if there else parent / f"{slug(words)}-{hash8}")
+        return cls(there[0] if there else parent / f"{slug(words, settings.composed.config)}-{hash8}")
 
     @property
     def checkpoints(self) -> Path:

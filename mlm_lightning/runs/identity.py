@@ -12,13 +12,14 @@ the hashes of three configs.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import MOVED
 
-LATER_KEYS: dict[str, Any] = {}
+LATER_KEYS: dict[str, Any] = {"callbacks.monitor": None}
 """Keys that are younger than the first release, with the value that means what was done before them."""
 
 # They decide where, how fast or how watched a run is, not its result.
@@ -32,6 +33,8 @@ _NOT_IDENTITY = frozenset(
 _NOT_IN_NAMES = _NOT_IDENTITY - {"trainer.devices", "trainer.num_nodes"}
 # They may differ where one run goes on from another as if it were the same: its length, and the parts of its batches.
 _NOT_OF_SIBLINGS = frozenset({"trainer.max_steps", "trainer.max_epochs", "data.batch_size", "trainer.accumulate_grad_batches"})
+_ONLY_WATCHES = "mlm_lightning.training.callbacks.monitor.Monitor"
+"""A callback that changes no number of a run. By its class: users call theirs what they like."""
 _FIRST_NAMES = {now: before for before, now in MOVED.items()}
 
 
@@ -46,7 +49,9 @@ def deciding(config: Mapping[str, Any], processes: int = 1, without: frozenset[s
         return {
             name: decides(path, value[name])
             for name, path in paths.items()
-            if path not in _NOT_IDENTITY | without and not (path in LATER_KEYS and value[name] == LATER_KEYS[path])
+            if path not in _NOT_IDENTITY | without
+            and not (path in LATER_KEYS and value[name] == LATER_KEYS[path])
+            and not (isinstance(value[name], Mapping) and value[name].get("_target_") == _ONLY_WATCHES)
         }
 
     return decides("", config) | ({"processes": processes} if processes != 1 else {})
@@ -62,14 +67,37 @@ def sibling_hash(settings: Settings) -> str:
     return _hash8([deciding(settings.composed.config, without=_NOT_OF_SIBLINGS), settings.rows_per_step])
 
 
-def slug(overrides: Sequence[str]) -> str:
-    """A readable name from the overrides that decide the result, in their order, at most 80 characters."""
+def slug(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
+    """A readable name from the overrides that decide the result, in their order, at most 80 characters. A key is shortened to
+    its last part where no other key of the config ends so: `rate=0.1` is masking.rate, but data.seed is not the seed."""
+    ends = Counter(key.rpartition(".")[2] for key in _keys(config))
     words = []
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-        if key not in _NOT_IN_NAMES and key.partition(".")[0] not in _NOT_IN_NAMES:
-            words.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", override.lstrip("+~")).strip("-"))
-    return ",".join(filter(None, words))[:80].strip("-,.") or "default"
+        key, equals, value = override.lstrip("+~").partition("=")
+        key, value = key.partition("@")[0].replace("/", "."), value.strip("[]{}'\" ")
+        if key in _NOT_IN_NAMES or key.partition(".")[0] in _NOT_IN_NAMES or f"{key}.".startswith("callbacks.monitor."):
+            continue
+        if key == "callbacks":  # one in every run, and one that only watches
+            value = "-".join(each for each in re.findall(r"\w+", value) if each not in ("default", "monitor"))
+            if not value:
+                continue
+        if re.fullmatch(r"-?\d*\.\d{7,}(e[-+]?\d+)?", value):  # drawn from an interval
+            value = f"{float(value):.4g}"
+        last = key.rpartition(".")[2]
+        word = f"{last if ends[last] == 1 else key}{equals}{value}"
+        words.append(re.sub(r"[^A-Za-z0-9._=+-]+", "-", word).strip("-"))
+    words = list(filter(None, words))
+    while len(",".join(words)) > 80 and len(words) > 1:  # half a value would be another value
+        words.pop()
+    return ",".join(words)[:80].strip("-,.") or "default"
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """All keys of a config, those of its groups too. `eval.data` has the keys of `data` over again."""
+    for name, value in config.items():
+        yield (key := f"{prefix}{name}")
+        if isinstance(value, Mapping) and key != "eval.data":
+            yield from _keys(value, f"{key}.")
 
 
 def _hash8(content: Any) -> str:

@@ -37,7 +37,7 @@ class Job:
     settings: Settings
     swept: tuple[str, ...]
     naming: tuple[str, ...]
-    """The overrides in an order that makes the run's name tell it from the others, though names are cut off."""
+    """The overrides that name the run: what the sweep varies, without what its runs have in common."""
     run: Run
 
     @classmethod
@@ -45,7 +45,7 @@ class Job:
         """`swept_keys` are the keys that the sweep gives several values."""
         overrides = settings.composed.overrides or ()
         swept = swept_overrides(overrides, swept_keys)
-        naming = (*swept, *(each for each in overrides if each.lstrip("+~") not in swept))
+        naming = swept or overrides
         return cls(settings, swept, naming, Run.find(settings, naming))
 
     @property

@@ -144,9 +144,9 @@ class MLMModule(L.LightningModule):
         sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
         self._step_sums = self._zeros()
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / sums[1].clamp(min=1)
+        self.gradient_scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / sums[1].clamp(min=1)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, scale.to(gradients[0]))
+        torch._foreach_mul_(gradients, self.gradient_scale.to(gradients[0]))
 
         self._running += sums
         logging = step % self.plan.log_every_n_steps == 0

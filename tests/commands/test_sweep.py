@@ -27,7 +27,7 @@ def test_the_runs_of_a_sweep_are_those_that_single_commands_make(tmp_path: Path,
     out = capsys.readouterr().out
     assert "2 complete" in out
     for seed, run in runs_in(tmp_path / "sweep").items():
-        assert run.folder.name.startswith(f"seed={seed},")
+        assert run.folder.name.startswith(f"seed={seed}-")
         single = composed(f"output_dir={tmp_path / 'single'}", f"seed={seed}", "model.dropout=0.1")
         train(single)
         assert_equal_results(run, run_of(single))

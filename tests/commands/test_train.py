@@ -9,7 +9,7 @@ import torch
 from helpers import assert_equal_checkpoints, lines_without_times, run_of, start, timeless, train, wait_for
 
 from mlm_lightning.errors import UserError
-from mlm_lightning.runs.identity import identity, slug
+from mlm_lightning.runs.identity import identity
 from mlm_lightning.runs.load import load_run
 
 Toy = Callable[..., dict[str, Any]]
@@ -100,14 +100,6 @@ def test_identity_ignores_what_does_not_decide_the_result(toy: Toy) -> None:
         assert identity(toy(change)) != base
     schedules = [f"masking.rate={{start: 0.3, end: 0.15, schedule: {shape}}}" for shape in ("linear", "cosine")]
     assert len({base, *(identity(toy(each)) for each in schedules)}) == 3
-
-
-def test_slugs_are_readable_short_and_of_what_decides() -> None:
-    assert slug(["++optim.lr=0.1", "data=uniform", "name=x", "logger=csv"]) == "optim.lr=0.1,data=uniform"
-    assert slug([]) == "default"
-    assert slug(["++optim.lr=1e+30"]) == "optim.lr=1e+30"  # not 1e-30
-    assert len(slug([f"model.config.key_{i}={i}" for i in range(50)])) <= 80
-    assert "/" not in slug(["data.path=../texts/*.txt"])
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,22 @@ def test_hydras_own_part_is_left_out(hydra):
 def test_no_loggers_and_no_callbacks(hydra):
     for override in ("logger=null", "logger=[]"):
         assert composed(hydra, override)["logger"] is None
-    assert composed(hydra, "callbacks=null")["callbacks"] is None
+    for override in ("callbacks=null", "callbacks=[]"):
+        assert composed(hydra, override)["callbacks"] is None
+
+
+def test_the_default_callbacks_are_in_every_run(hydra):
+    default = composed(hydra)["callbacks"]
+    assert list(default) == ["checkpoint", "throughput", "progress", "samples"]
+    for override in ("callbacks=[early_stopping,monitor]", "callbacks=[default,early_stopping,monitor]"):
+        both = composed(hydra, override, "callbacks.early_stopping.patience=3", "callbacks.checkpoint.every_minutes=1")[
+            "callbacks"
+        ]
+        assert list(both) == [*default, "early_stopping", "monitor"]
+        assert both["early_stopping"]["patience"] == 3
+        assert both["checkpoint"] == default["checkpoint"] | {"every_minutes": 1}
+    for name in ("early_stopping", "monitor"):
+        assert composed(hydra, f"callbacks={name}") == composed(hydra, f"callbacks=[{name}]")
 
 
 def test_an_interpolation_is_resolved(hydra):
@@ -137,6 +152,10 @@ def test_an_interpolation_is_resolved(hydra):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        (
+            "callbacks=[monitr]",
+            "callbacks=monitr: no such option; did you mean 'monitor'? There are: default, early_stopping, monitor, none",
+        ),
         ("data=unifrom", "data=unifrom: no such option; did you mean 'uniform'? There are: text, tree, uniform, xsum"),
         ("experiment=nope", "experiment=nope: no such option. There are: "),
         ("data.depth=[1", "'data.depth=[1': is no KEY=VALUE"),
