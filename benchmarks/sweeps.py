@@ -24,7 +24,7 @@ BASIC = """
 import hydra, sys
 from mlm_lightning.config.compose import config_folder, to_plain
 from mlm_lightning.config.parse import parse
-from mlm_lightning.config.settings import Composed
+from mlm_lightning.config.composed import Composed
 from mlm_lightning.training.train import train
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")

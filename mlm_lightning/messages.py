@@ -7,9 +7,11 @@ report(error) -> exit status            what ended the command, and whether the 
 import logging
 import os
 import shlex
+import shutil
 import sys
 import traceback
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError, asks_for_trust
 
@@ -22,7 +24,30 @@ class _StandardError(logging.Handler):
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(_clear() + text, file=sys.stderr, flush=True)
+
+
+_waiting = False
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Shows a line on a terminal, and nowhere else, until there is another message or the work inside is done."""
+    global _waiting
+    if _waiting := sys.stderr.isatty():
+        line = f"{text} …"[: shutil.get_terminal_size().columns - 1]
+        print(line, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print(_clear(), end="", file=sys.stderr, flush=True)
+
+
+def _clear() -> str:
+    """What deletes the line of `waiting`, if there is one."""
+    global _waiting
+    before, _waiting = _waiting, False
+    return "\r\x1b[2K" if before else ""
 
 
 def speak() -> None:

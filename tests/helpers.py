@@ -19,8 +19,8 @@ from mlm_lightning.runs.folder import Run
 
 
 def settings_of(config: dict[str, Any], trusted: bool = True) -> Any:
+    from mlm_lightning.config.composed import Composed
     from mlm_lightning.config.parse import parse
-    from mlm_lightning.config.settings import Composed
 
     return parse(Composed(config), trusted)
 

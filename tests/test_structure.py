@@ -185,6 +185,23 @@ def test_help_imports_nothing_heavy(arguments, tmp_path):
     assert loaded(code, ("torch", "lightning", "hydra", "omegaconf", "numpy", "transformers", "datasets"), tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("mistake", "without"),
+    [
+        ("data=unifrom", ("torch", "lightning")),
+        ("masking.rate=0.1,0.2", ("torch", "lightning")),
+        ("data.dpeth=3", ("torch._dynamo", "lightning", "transformers")),
+        ("optim.lrr=3", ("torch._dynamo", "lightning", "transformers")),
+        ("callbacks.checkpoint.every_minute=3", ("torch._dynamo", "lightning", "transformers")),
+        ("logger.tensorboard.flush=3", ("torch._dynamo", "lightning", "transformers")),
+        ("model.nhead=3", ("torch._dynamo", "lightning", "transformers")),
+    ],
+)
+def test_a_mistake_is_answered_before_the_slow_imports(mistake, without, tmp_path):
+    code = f"from mlm_lightning.__main__ import main\nassert main(['train', {mistake!r}]) == 2"
+    assert loaded(code, without, tmp_path) == []
+
+
 def test_a_synthetic_run_imports_no_text_libraries(tmp_path):
     """Lightning's metrics may touch `transformers` itself; its models and `datasets` cost seconds and are not needed."""
     code = f"""

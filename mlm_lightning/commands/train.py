@@ -5,7 +5,7 @@ from typing import Any
 
 from mlm_lightning.commands.arguments import see_own_packages
 from mlm_lightning.errors import UserError
-from mlm_lightning.messages import print_table
+from mlm_lightning.messages import print_table, waiting
 
 HELP = """\
 mlm train [OVERRIDE…] [-m] [--config-dir DIR] [--debug]
@@ -30,7 +30,6 @@ def main(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0
     from mlm_lightning.config.compose import answer_by_hydra, composer, hydra_flags, is_for_hydra
-    from mlm_lightning.config.parse import parse
 
     see_own_packages()
     flags = hydra_flags(arguments)
@@ -47,10 +46,13 @@ def main(arguments: list[str]) -> int:
             return run_sweep(hydra, overrides, hydra.master(overrides))
         if several:
             raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
-        settings = parse(hydra.with_origin(config, overrides))
-    from mlm_lightning.runs.folder import Run
-    from mlm_lightning.training.train import train
+        composed = hydra.with_origin(config, overrides)
+    with waiting(f"{composed.get('output_dir')}/{composed.get('name')}: checking the settings"):
+        from mlm_lightning.config.parse import parse
+        from mlm_lightning.runs.folder import Run
+        from mlm_lightning.training.train import announce, train
 
+        settings = parse(composed, announce=announce)
     summary = train(settings)
     show(Run.find(settings).folder, summary)
     return 0

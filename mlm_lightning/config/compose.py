@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mlm_lightning.config.settings import Composed
+from mlm_lightning.config.composed import Composed
 from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
 from mlm_lightning.packages import need, requirements
 from mlm_lightning.values import suggestion

@@ -3,9 +3,11 @@
 Composed ─► keys, types, ranges   by the signatures of what is named
          ─► values                constructors check their own: built, without the memory that a model takes
          ─► what goes together    further sources, rows without end, the model for these rows, the conditions
+         ─► what takes seconds    only where all is right so far: torch's optimizer, callbacks and loggers by Lightning
          ─► Settings
 """
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, make_dataclass
 from functools import partial
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from mlm_lightning.config.build import (
     build_optimizer,
@@ -25,8 +28,9 @@ from mlm_lightning.config.build import (
     moved_errors,
 )
 from mlm_lightning.config.compose import composer
-from mlm_lightning.config.settings import Composed, Eval, Loader, Node, Settings, SweepSettings
-from mlm_lightning.config.signatures import check_node
+from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.settings import Eval, Loader, Node, Settings, SweepSettings
+from mlm_lightning.config.signatures import check_node, mistyped_keys
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.source import Source
 from mlm_lightning.errors import NO_VALUE, ConfigError, config_errors, refuse
@@ -85,18 +89,25 @@ class _Findings:
         if found := check_node(key, node, base, self.trusted, also):
             self.errors += found
             return None
+        return self._made(node)
+
+    def unimported(self, key: str, nodes: Any) -> dict[str, Node]:
+        """A group of named nodes, such as callbacks, by what is known of them without Lightning; a null switches one off."""
+        every = nodes.items() if isinstance(nodes, dict) else ()
+        named = {name: node for name, node in every if isinstance(node, dict) and node}
+        found = {name: mistyped_keys(f"{key}.{name}", node) for name, node in named.items()}
+        self.errors += itertools.chain.from_iterable(found.values())
+        return {name: self._made(node) for name, node in named.items() if not found[name]}
+
+    def _made(self, node: Mapping[str, Any]) -> Node:
         return Node(node["_target_"], {name: value for name, value in node.items() if name != "_target_"}, self.trusted)
 
-    def nodes(self, key: str, nodes: Any, base: str) -> dict[str, Node]:
-        """A group of named nodes, such as callbacks; a null switches one off."""
-        named = nodes if isinstance(nodes, dict) else {}
-        return {name: found for name, node in named.items() if node and (found := self.node(f"{key}.{name}", node, base))}
 
-
-def parse(composed: Composed, trusted: bool = True) -> Settings:
+def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings], object] | None = None) -> Settings:
     """Raises ConfigError, or InvalidConfigError with all that is wrong; builds nothing that costs memory, writes nothing.
 
     A config that is not `trusted` is one to evaluate: its optimizer, schedule and workers are never built, so never looked at.
+    `announce` hears of the settings once they are right as far as that is known without Lightning, whose import takes seconds.
     """
     config, findings = composed.config, _Findings(trusted)
     findings.errors += check_arguments("", config, _TopLevel)
@@ -109,7 +120,23 @@ def parse(composed: Composed, trusted: bool = True) -> Settings:
     if not trusted:  # refused if it is ever built
         parts |= {name: Node(str(composed.get(f"{name}._target_")), {}, trusted=False) for name in ("optim", "schedule")}
     top = {name: config[name] for name in ("seed", "name", "output_dir", "resume")}
-    return Settings(**top, **parts, sources=sources, maskings=maskings, composed=composed)
+    settings = Settings(**top, **parts, sources=sources, maskings=maskings, composed=composed)
+    if announce is not None:
+        announce(settings)
+    _check_slowly(findings, settings)
+    refuse(findings.errors)
+    return settings
+
+
+def _check_slowly(findings: _Findings, settings: Settings) -> None:
+    """What torch's optimizer says to its arguments, and what callbacks and loggers are: the first optimizer of a process
+    imports torch's compiler, and the others Lightning."""
+    if findings.trusted:
+        one_parameter = [{"params": [nn.Parameter(torch.zeros(1))]}]
+        findings.attempt("optim", lambda: build_optimizer(settings.optim, settings.trainer.precision)(one_parameter))
+    for group, base in (("callbacks", "Callback"), ("logger", "Logger")):
+        for name in getattr(settings, group):
+            findings.node(f"{group}.{name}", settings.composed.config[group][name], base)
 
 
 def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,15 +158,14 @@ def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, An
         ignored = not findings.trusted and key in ("optim", "schedule", "prepare")
         node = config.get(key, None if key == "prepare" else {})
         parts[key] = None if ignored else findings.node(key, node, base)
-    parts["callbacks"] = findings.nodes("callbacks", config.get("callbacks"), "Callback")
-    parts["logger"] = findings.nodes("logger", config.get("logger"), "Logger")
+    for key in ("callbacks", "logger"):
+        parts[key] = findings.unimported(key, config.get(key))
     for key in ("data", "masking", "schedule", "prepare"):
         if (node := parts[key]) is not None and findings.attempt(key, partial(getattr, node, "instance")) is None:
             parts[key] = None
     if (optim := parts["optim"]) is not None:
         precision = parts["trainer"].precision if parts["trainer"] else "auto"
-        one_parameter = [{"params": [nn.Parameter(torch.zeros(1))]}]
-        findings.attempt("optim", lambda: build_optimizer(optim, precision)(one_parameter))
+        findings.attempt("optim", lambda: build_optimizer(optim, precision))
     return parts
 
 
@@ -208,7 +234,17 @@ def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, trai
 def _build_on_meta(model: Node, train_source: Source, sources: Sources) -> None:
     """Builds the model without memory, for a vocabulary that nothing is known about yet."""
     packs = any(source.packs_documents for source in [train_source, *(node.instance for node in sources.values())])
-    with torch.device("meta"):
+    with torch.device("meta"), _NoRandomNumbers():
         built = model_for(model, train_source.seq_len, packs, vocab_size=8)
     if isinstance(built, MayBeAnotherTask):
         built.check_masked_lm()
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """On the meta device there is nothing to fill; torch would import its compiler for that, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):  # of a tensor, and of torch.nn.init
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from mlm_lightning.config.unimported import parameters_of
 from mlm_lightning.errors import NO_VALUE, ConfigError, MissingPackagesError, UntrustedError, one_line
 from mlm_lightning.packages import OF_CLASSES, need
-from mlm_lightning.values import check_arguments
+from mlm_lightning.values import check_arguments, unknown
 
 _CALLBACKS, _TRAINING = "mlm_lightning.training.callbacks", "mlm_lightning.training"
 MOVED: dict[str, str] = {
@@ -77,8 +78,7 @@ def check_node(key: str, node: Mapping[str, Any], base: Any, trusted: bool, also
     """What is wrong with a group that has a `_target_`, which must be a subclass of `base` (its name where it is Lightning's,
     which is not imported for that). `also` are keys of the group that are not the target's."""
     if "_target_" not in node:
-        example = f"it names the class, e.g. {key}._target_=package.module.Class"
-        return [ConfigError(key, NO_VALUE, "has no _target_", example)]
+        return [_no_target(key)]
     try:
         target = resolve_target(node["_target_"], trusted)
     except MissingPackagesError as error:
@@ -94,6 +94,24 @@ def check_node(key: str, node: Mapping[str, Any], base: Any, trusted: bool, also
     found = [ConfigError(f"{key}.{name}", NO_VALUE, f"is not set in a config; it comes from the {source}") for name in taken]
     arguments = {name: value for name, value in node.items() if name not in ("_target_", *taken)}
     return found + check_arguments(key, arguments, target, provided, also)
+
+
+def mistyped_keys(key: str, node: Mapping[str, Any]) -> list[ConfigError]:
+    """The same, as far as the source of the class shows it without an import: no class, or keys that it doesn't know."""
+    if "_target_" not in node:
+        return [_no_target(key)]
+    target = MOVED.get(str(node["_target_"]), str(node["_target_"]))
+    names = parameters_of(target)
+    if names is None:
+        return []
+    options = sorted({*names} - {*PROVIDED.get(key.partition(".")[0], ())})
+    found = [name for name in node if name not in ("_target_", *names)]
+    return [unknown(f"{key}.{name}", target.rpartition(".")[2], options) for name in found]
+
+
+def _no_target(key: str) -> ConfigError:
+    example = f"it names the class, e.g. {key}._target_=package.module.Class"
+    return ConfigError(key, NO_VALUE, "has no _target_", example)
 
 
 def _is_subclass(target: Any, base: Any) -> bool:

@@ -14,7 +14,8 @@ from torch import nn
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.config.compose import read_config
-from mlm_lightning.config.settings import Composed, Settings
+from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
 from mlm_lightning.errors import UserError, one_line

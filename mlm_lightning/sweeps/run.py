@@ -14,8 +14,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mlm_lightning.config.compose import Composer, to_plain
+from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.parse import parse
-from mlm_lightning.config.settings import Composed, Settings
+from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
 from mlm_lightning.messages import print_table, speak
 from mlm_lightning.packages import missing

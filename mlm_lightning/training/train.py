@@ -24,6 +24,11 @@ from mlm_lightning.training import ranks
 log = logging.getLogger(__name__)
 
 
+def announce(settings: Settings) -> None:
+    """Says where the run of these settings is or will be."""
+    log.info("run          %s", Run.find(settings).folder)
+
+
 def train(settings: Settings, naming: Sequence[str] | None = None) -> dict[str, Any]:
     """Trains the run of these settings, or continues it, and returns its summary (on the first machine of several).
 
