@@ -1,11 +1,10 @@
 """`mlm evaluate`: a run's metrics, also on other data or at other mask rates."""
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser
-from mlm_lightning.errors import NO_VALUE, ConfigError, mistakes, one_line
+from mlm_lightning.errors import mistakes
 from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
@@ -45,19 +44,15 @@ def main(arguments: list[str]) -> int:
 
 def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
     """The metrics of a run on a split, by name (`val/loss` …)."""
-    import torch
-
     from mlm_lightning.config.build import prepare
     from mlm_lightning.config.compose import changed, read_config
     from mlm_lightning.config.parse import parse
     from mlm_lightning.config.paths import resolved
-    from mlm_lightning.data.condition import packs_documents
-    from mlm_lightning.data.datamodule import MLMDataModule
-    from mlm_lightning.data.text.tokenizer.load import TRAIN, keys_of
+    from mlm_lightning.data.text.tokenizer.load import keys_of
     from mlm_lightning.runs.folder import Run
-    from mlm_lightning.runs.load import load_run, locate, see_packages_of
-    from mlm_lightning.training.fit import build_trainer, quiet
-    from mlm_lightning.training.module import MLMModule
+    from mlm_lightning.runs.load import locate, see_packages_of
+    from mlm_lightning.training import evaluate as evaluation
+    from mlm_lightning.training.fit import quiet
 
     quiet()
     folder = locate(run)[0]
@@ -70,30 +65,6 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
         composed = composed.changed("data", keys_of(folder / "tokenizer"))
     settings = parse(composed, trust)
-    loaded = load_run(run, trust)
     with mistakes():
         conditions = prepare(settings, evaluated=split)
-    source = conditions[0].source
-    if not source.vocab.has_tokens_of(loaded.vocab):
-        trained = settings.data.arguments.get("tokenizer") == TRAIN
-        problem = f"its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with"
-        remedy = "evaluate on data of the same vocabulary"
-        if trained:
-            remedy += ". Its files have changed since: name them, also by the same data.path=…, and they are read with the "
-            remedy += "tokenizer of the run"
-        raise ConfigError("data", NO_VALUE, f"{problem} ({loaded.vocab.size} tokens)", remedy)
-    try:
-        with torch.inference_mode():
-            loaded.model(torch.full((1, source.seq_len), loaded.vocab.mask_id))
-    except (ValueError, IndexError, RuntimeError) as error:
-        problem = f"its rows have {source.seq_len} tokens, and the run's model can't read them ({one_line(error)})"
-        raise ConfigError("data", NO_VALUE, problem, "evaluate on rows as long as the run's") from error
-    if packs_documents(conditions):  # the rows that it was trained on may not
-        with mistakes():
-            loaded = load_run(run, trust, separate_documents=True)
-    trainer = build_trainer(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto"), [], [])
-    module = MLMModule(loaded.model, conditions)
-    batch_size, eval_seed = settings.loader.batch_size, settings.eval.seed
-    datamodule = MLMDataModule(source, settings.masking.instance, conditions, batch_size=batch_size, eval_seed=eval_seed)
-    (trainer.validate if split == "val" else trainer.test)(module, datamodule, verbose=False)
-    return {"checkpoint": str(loaded.checkpoint), "step": loaded.step, **module.last_metrics}
+    return evaluation.evaluate(run, settings, conditions, split, trust)

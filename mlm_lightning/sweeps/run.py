@@ -23,6 +23,7 @@ from mlm_lightning.packages import missing
 from mlm_lightning.processes import num_cores
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
+from mlm_lightning.sweeps.conditions import evaluate_all
 from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, swept_overrides
 from mlm_lightning.training.train import check_start
 
@@ -67,6 +68,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     began = time.monotonic()
     try:
         _run(hydra, master, source, sweep, jobs[0].settings)
+        evaluate_all(source.jobs)
     finally:
         _show(sweep, source.jobs, time.monotonic() - began)
     return 0 if all(job.is_done or job.run.status == "running" for job in source.jobs) else 1
