@@ -53,16 +53,17 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     from mlm_lightning.data.condition import packs_documents
     from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.data.text.tokenizer.load import TRAIN, keys_of
-    from mlm_lightning.runs.load import load_run, locate
+    from mlm_lightning.runs.load import WEIGHTS, load_run, locate_weights, tokenizer_folder
     from mlm_lightning.training.fit import build_trainer, quiet
     from mlm_lightning.training.module import MLMModule
 
     quiet()
-    folder = locate(run)[0]
+    folder, weights = locate_weights(run)
     composed = changed(read_config(folder), overrides or []).changed("callbacks", None).changed("logger", None)
-    if (folder / "tokenizer").is_dir() and any(each.lstrip("+").startswith("data.") for each in overrides or []):
+    tokenizer, is_export = tokenizer_folder(folder), weights.name == WEIGHTS
+    if tokenizer and (is_export or any(each.lstrip("+").startswith("data.") for each in overrides or [])):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
-        composed = composed.changed("data", keys_of(folder / "tokenizer"))
+        composed = composed.changed("data", keys_of(tokenizer))
     settings = parse(composed, trust)
     loaded = load_run(run, trust)
     with mistakes():

@@ -35,8 +35,9 @@ from mlm_lightning.values import checked
 
 try:
     from transformers.models.distilbert.modeling_distilbert import TransformerBlock
+    from transformers.utils.logging import disable_progress_bar
 
-    from mlm_lightning.models.pretrained_build import build, first_position, settings_of
+    from mlm_lightning.models.pretrained_build import build, first_position, read_model, settings_of
 except ImportError as error:
     raise ImportError(f"pretrained models need transformers: pip install 'mlm-lightning[text]' ({error})") from error
 
@@ -115,7 +116,13 @@ class PretrainedMLM(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes a folder that transformers opens."""
+        disable_progress_bar()
         self.hf_model.save_pretrained(folder)
+
+    def load_pretrained(self, folder: Path) -> None:
+        """Takes the weights of such a folder."""
+        disable_progress_bar()
+        self.hf_model.load_state_dict(read_model(str(folder), None, self.hf_model.config).state_dict())
 
     def forward(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None

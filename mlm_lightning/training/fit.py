@@ -142,6 +142,7 @@ def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[
     """Writes all of the run's folder that is known before training."""
     origin = module.origin
     manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
+    manifest |= {"splits": conditions[0].source.summary()}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
     if position and origin.from_parent:
         changes = position.changes(origin.record)
