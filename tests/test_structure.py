@@ -24,6 +24,7 @@ ROOMS = (
     ("runs",),
     ("training",),
     ("sweeps", "report"),
+    ("sharing",),
     ("commands",),
     ("", "__main__"),
 )

@@ -50,20 +50,21 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     from mlm_lightning.config.paths import resolved
     from mlm_lightning.data.text.tokenizer.load import keys_of
     from mlm_lightning.runs.folder import Run
-    from mlm_lightning.runs.load import locate, see_packages_of
+    from mlm_lightning.runs.load import WEIGHTS, locate_weights, see_packages_of, tokenizer_folder
     from mlm_lightning.training import evaluate as evaluation
     from mlm_lightning.training.fit import quiet
 
     quiet()
-    folder = locate(run)[0]
+    folder, weights = locate_weights(run)
     if trust:
         see_packages_of(folder)
     composed = resolved(changed(read_config(folder), overrides or []), Run(folder).working_directory, overrides or [], trust)
     for unused in ("callbacks", "logger", "prepare"):
         composed = composed.changed(unused, None)
-    if (folder / "tokenizer").is_dir() and any(each.lstrip("+").startswith("data.") for each in overrides or []):
+    tokenizer, is_export = tokenizer_folder(folder), weights.name == WEIGHTS
+    if tokenizer and (is_export or any(each.lstrip("+").startswith("data.") for each in overrides or [])):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
-        composed = composed.changed("data", keys_of(folder / "tokenizer"))
+        composed = composed.changed("data", keys_of(tokenizer))
     settings = parse(composed, trust)
     with mistakes():
         conditions = prepare(settings, evaluated=split)

@@ -1,21 +1,26 @@
-"""`mlm export`: a folder that `transformers` opens."""
+"""`mlm export`: a run as a folder that opens anywhere, also on the hub."""
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
 
 HELP = """\
-mlm export RUN DIR [--trust]
+mlm export RUN DIR [--onnx] [--push USER/NAME [--public]] [--trust]
 
-Writes a Hugging Face folder (safetensors, tokenizer, config, model card) that AutoModelForMaskedLM opens.
+Writes a folder that opens on any machine, without the run: weights as safetensors, what builds the model, its tokens, and a
+model card. `mlm predict DIR`, `mlm evaluate DIR` and `mlm_lightning.load_run(DIR)` open it; that of a Hugging Face
+architecture is AutoModelForMaskedLM's, too.
 
-  mlm export outputs/xsum_distilbert/default-1a2b3c4d my-distilbert
+  mlm export outputs/default/default-1a2b3c4d my-model
+  mlm predict my-model "0 3 _ 1 2 2 _ 0 1 1 0 2 3 3 1 0"
+  mlm export RUN my-model --onnx                    model.onnx beside it, for any number of rows
+  mlm export RUN my-model --push USER/NAME          and onto the hub, private unless --public
   python -c "from transformers import pipeline; print(pipeline('fill-mask', 'my-distilbert')('the [MASK] said'))"
+
+--trust also builds classes that are not part of this package.
 """
 
 
@@ -23,40 +28,45 @@ def main(arguments: list[str]) -> int:
     parser = Parser(HELP)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--onnx", action="store_true")
+    parser.add_argument("--push", metavar="USER/NAME")
+    parser.add_argument("--public", action="store_true")
     parser.add_argument("--trust", action="store_true")
     flags = parser.parse(arguments)
-    print(export(flags.run, flags.folder, flags.trust))
+    if flags.public and not flags.push:
+        raise UserError("--public: says how to --push USER/NAME, which is not given")
+    print(export(flags.run, flags.folder, flags.trust, flags.onnx, flags.push, flags.public))
     return 0
 
 
-def export(run: str, folder: str | Path, trust: bool = False) -> Path:
-    """Writes the folder, whole or not at all, and returns it."""
-    from mlm_lightning.models.protocol import Exportable
+def export(
+    run: str, folder: str | Path, trust: bool = False, onnx: bool = False, push: str | None = None, public: bool = False
+) -> Path | str:
+    """Writes the folder, whole or not at all, and returns it; with `push` (USER/NAME), its address on the hub."""
     from mlm_lightning.runs.load import load_run
+    from mlm_lightning.sharing import hub
+    from mlm_lightning.sharing.card import write_card
+    from mlm_lightning.sharing.folder import ONNX, write_model
+    from mlm_lightning.sharing.onnx import check_onnx, write_onnx
 
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"DIR={folder}: is there already; give a new folder")
+    if onnx:
+        check_onnx()
+    api = hub.open_hub(push) if push else None
     loaded = load_run(run, trust)
-    if not isinstance(loaded.model, Exportable):
-        raise UserError(
-            f"RUN={run}: its model is no Hugging Face architecture, so AutoModelForMaskedLM can't open it; "
-            "train with model=distilbert or model=pretrained, or open the run from Python: mlm_lightning.load_run(RUN)"
-        )
-    if loaded.tokenizer is None:
-        raise UserError(
-            f"RUN={run}: has no tokenizer/ in its folder, which an exported model needs; train it on text (data=text)"
-        )
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     place = folder.resolve()  # "." has no name
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"DIR={folder}: cannot be made there: {error.strerror}") from error
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        loaded.model.save_pretrained(temporary)
-        loaded.tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(_model_card(loaded))
+        write_model(loaded, temporary)
+        if onnx:
+            write_onnx(loaded, temporary / ONNX)
+        write_card(loaded, temporary, place.name, push)
         if place.is_dir():  # empty, perhaps the folder that the user is in: it has to stay the same one
             for path in temporary.iterdir():
                 path.rename(place / path.name)
@@ -64,19 +74,4 @@ def export(run: str, folder: str | Path, trust: bool = False) -> Path:
             temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _model_card(loaded: Any) -> str:
-    summary_path = loaded.folder / "summary.json"
-    summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
-    names = ("val/loss", "val/perplexity", "val/accuracy", "steps", "tokens")
-    rows = "\n".join(f"| {name} | {summary[name]:.5g} |" for name in names if name in summary)
-    base = loaded.composed.get("model.checkpoint")
-    front = "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n" + (f"base_model: {base}\n" if base else "") + "---\n"
-    results = f"\n| metric at the end of training | value |\n|---|---|\n{rows}\n" if rows else ""
-    return (
-        f"{front}\n# {loaded.folder.name}\n\n"
-        f"A masked language model trained with mlm_lightning; the weights are those after step {loaded.step}.\n{results}\n"
-        f"```yaml\n{(loaded.folder / 'config.yaml').read_text()}```\n"
-    )
+    return folder if push is None else hub.push(api, folder, push, public)

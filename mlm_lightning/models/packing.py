@@ -28,4 +28,6 @@ def positions_within(document_BL: Tensor) -> Tensor:
     """How many positions of the same document, or of the same padding, come before each; int64."""
     position_L = torch.arange(document_BL.shape[1], device=document_BL.device)
     is_first_BL = F.pad(document_BL[:, 1:] != document_BL[:, :-1], (1, 0), value=True)
+    if torch.compiler.is_exporting():  # ONNX has no cummax: the same, counted
+        return attendable(is_first_BL.cumsum(1)).squeeze(1).tril(-1).sum(-1)
     return position_L - (position_L * is_first_BL).cummax(1).values

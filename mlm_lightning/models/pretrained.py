@@ -28,10 +28,11 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock
+from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.models.packing import attendable, positions_within
-from mlm_lightning.models.pretrained_build import build, first_position, settings_of
+from mlm_lightning.models.pretrained_build import build, first_position, read_model, settings_of
 from mlm_lightning.models.transformer import take
 from mlm_lightning.values import Located, checked
 
@@ -110,7 +111,13 @@ class PretrainedMLM(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes a folder that transformers opens."""
+        disable_progress_bar()
         self.hf_model.save_pretrained(folder)
+
+    def load_pretrained(self, folder: Path) -> None:
+        """Takes the weights of such a folder."""
+        disable_progress_bar()
+        self.hf_model.load_state_dict(read_model(str(folder), None, self.hf_model.config).state_dict())
 
     def forward(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None

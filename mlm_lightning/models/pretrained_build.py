@@ -56,7 +56,7 @@ def build(
             )
             raise ConfigError("model.config.max_position_embeddings", limit, problem, remedy)
         config.max_position_embeddings = needed
-    return _new_model(config) if checkpoint is None or _on_meta() else _read_model(checkpoint, revision, config)
+    return _new_model(config) if checkpoint is None or _on_meta() else read_model(checkpoint, revision, config)
 
 
 def first_position(model: PreTrainedModel) -> int:
@@ -131,7 +131,7 @@ def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
         raise _invalid_config(config.model_type, error) from error
 
 
-def _read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig) -> PreTrainedModel:
+def read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig) -> PreTrainedModel:
     """With the weights of a checkpoint; says which ones it lacks."""
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(

@@ -6,7 +6,8 @@ Model(vocab_size=, seq_len=, **its YAML)     its constructor; it may also take, 
                                                  sees another document. Without this parameter, such rows are refused
 MaskedLM          forward                    every model
 Rebuildable       rebuild_config()           a model whose YAML alone does not build it again
-Exportable        save_pretrained(folder)    a model that `mlm export` writes
+Exportable        save_pretrained(folder)    a model that `transformers` opens once `mlm export` has written it
+Loadable          load_pretrained(folder)    such a model that can be opened from there again by `mlm predict`, too
 MayBeAnotherTask  check_masked_lm()          a model that some of its settings make unfit for a masked LM
 """
 
@@ -42,6 +43,13 @@ class Exportable(Protocol):
     # a method, since an attribute that is a submodule is found by `isinstance` in some versions of Python only
     def save_pretrained(self, folder: Path) -> None:
         """Writes the weights and the configuration as a folder that `AutoModelForMaskedLM` opens."""
+        ...
+
+
+@runtime_checkable
+class Loadable(Protocol):
+    def load_pretrained(self, folder: Path) -> None:
+        """Takes the weights that `save_pretrained` has written."""
         ...
 
 

@@ -1,6 +1,7 @@
-"""Opening a run again: its model and vocabulary, without its data or the hub.
+"""Opening a run again, or what `mlm export` made of one: its model and vocabulary, without its data or the hub.
 
-model.json   the model's class and all its arguments        vocab.json   tokenizer/
+config.yaml  model.json  vocab.json  tokenizer/      the model's class and all its arguments, its tokens
+checkpoints/  or, exported, model.safetensors        its weights; neither executes anything when it is read
 """
 
 import json
@@ -19,9 +20,11 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
 from mlm_lightning.errors import UserError, one_line
-from mlm_lightning.models.protocol import Rebuildable
+from mlm_lightning.models.protocol import Exportable, Loadable, Rebuildable
 from mlm_lightning.runs.checkpoint import BEST
 from mlm_lightning.runs.folder import CHECKPOINTS, Run
+
+WEIGHTS = "model.safetensors"
 
 
 @dataclass
@@ -44,36 +47,75 @@ class LoadedRun:
 
 
 def load_run(path: str | Path, trust: bool = False, separate_documents: bool = False) -> LoadedRun:
-    """Opens a run's folder (its best checkpoint, else the last) or one checkpoint in it.
+    """Opens a run's folder (its best checkpoint, else the last), one checkpoint in it, or a folder that `mlm export` wrote.
 
     A folder may come from anywhere: checkpoints are read with `weights_only=True`, and only this package's own classes are
     instantiated unless `trust` says otherwise. With `separate_documents` the model keeps documents that share a row apart, also
     if it was trained on rows of one document. Raises UserError where `path` is no run.
     """
-    folder, checkpoint = locate(path)
+    folder, checkpoint = locate_weights(path)
     if trust:
         see_packages_of(folder)
-    composed = read_config(folder)
+    composed, is_export = read_config(folder), checkpoint.name == WEIGHTS
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = None if is_export else torch.load(checkpoint, map_location="cpu", weights_only=True)
+        step = json.loads((folder / "manifest.json").read_text())["step"] if state is None else state["global_step"]
         arguments = json.loads((folder / "model.json").read_text())
         target = arguments.pop("_target_")
-        vocab = Vocab.from_json(json.loads((folder / "vocab.json").read_text()))
+        vocab_file = folder / "vocab.json"
+        vocab = Vocab.from_json(json.loads(vocab_file.read_text())) if vocab_file.is_file() or not is_export else None
     except Exception as error:
         raise UserError(f"{checkpoint}: cannot be read: {one_line(error)}") from error
     if arguments.pop("separates_documents", False) or separate_documents:  # the key of versions up to 0.1
         arguments["separate_documents"] = True
     model: nn.Module = resolve_target(target, trust)(**arguments)
-    prefix = "model."
-    weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
-    model.load_state_dict(weights)
+    if state is None:
+        _read_export(model, folder)
+    else:
+        prefix, weights = "model.", state["state_dict"]
+        model.load_state_dict({name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)})
     model.eval()
     seq_len, tokenizer = arguments.get("seq_len") or composed.get("data.chunk_size"), None
-    if (folder / "tokenizer").is_dir():
-        from mlm_lightning.data.text.tokenizer.load import load_tokenizer
+    if (tokenizer_files := tokenizer_folder(folder)) is not None:
+        from mlm_lightning.data.text.tokenizer.load import load_tokenizer, read_vocab
 
-        tokenizer = load_tokenizer(folder / "tokenizer")
-    return LoadedRun(folder, checkpoint, state["global_step"], composed, model, vocab, seq_len, tokenizer)
+        tokenizer = load_tokenizer(tokenizer_files)
+        vocab = vocab or read_vocab(tokenizer)
+    if vocab is None:
+        raise UserError(f"{folder}: has neither vocab.json nor a tokenizer; export the run again")
+    return LoadedRun(folder, checkpoint, step, composed, model, vocab, seq_len, tokenizer)
+
+
+def _read_export(model: nn.Module, folder: Path) -> None:
+    """Gives a model the weights of a folder that `mlm export` wrote."""
+    from safetensors.torch import load_model
+
+    if isinstance(model, Exportable) and not isinstance(model, Loadable):
+        raise UserError(f"{folder}: is for transformers alone: {type(model).__name__} has no load_pretrained(folder)")
+    try:
+        if isinstance(model, Loadable):
+            model.load_pretrained(folder)
+        else:
+            load_model(model, folder / WEIGHTS)
+    except Exception as error:  # a damaged file fails in many ways
+        raise UserError(f"{folder / WEIGHTS}: cannot be read: {one_line(error)}") from error
+
+
+def tokenizer_folder(folder: Path) -> Path | None:
+    """Where a run has its tokenizer; where `transformers` has it in what was exported for it; None for a run of no text."""
+    if (folder / "tokenizer").is_dir():
+        return folder / "tokenizer"
+    return folder if (folder / "tokenizer_config.json").is_file() else None
+
+
+def locate_weights(path: str | Path) -> tuple[Path, Path]:
+    """The folder and the file of weights that a RUN argument names: as `locate`, or a folder that `mlm export` wrote."""
+    folder = Path(path)
+    if not (folder / WEIGHTS).is_file():
+        return locate(path)
+    if missing := [name for name in ("config.yaml", "model.json", "manifest.json") if not (folder / name).is_file()]:
+        raise UserError(f"RUN={path}: was not written by mlm export, for it has no {missing[0]}; give a run's folder")
+    return folder, folder / WEIGHTS
 
 
 def see_packages_of(folder: Path) -> None:

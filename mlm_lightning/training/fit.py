@@ -144,6 +144,7 @@ def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[
     manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
     manifest |= {"on_one_process": identity(settings.composed.config), "processes": settings.trainer.world_size()}
     manifest |= {"precision": settings.trainer.resolved_precision()}
+    manifest |= {"splits": conditions[0].source.summary()}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
     if position and origin.from_parent:
         changes = position.changes(origin.record)

@@ -17,7 +17,6 @@ from mlm_lightning.__main__ import main
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.export import export
 from mlm_lightning.commands.predict import predict
-from mlm_lightning.config.compose import read_config
 from mlm_lightning.errors import UserError
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.load import load_run
@@ -293,18 +292,6 @@ def test_an_exported_folder_can_be_trained_on(exported: Path, distilbert: TextRu
     config["optim"]["lr"] = 1e-9
     assert distilbert.run.summary is not None
     assert train(config)["val/loss"] == pytest.approx(distilbert.run.summary["best/val/loss"], rel=1e-4)
-
-
-def test_the_model_card_says_what_it_is(distilbert: TextRun, exported: Path) -> None:
-    import yaml
-
-    card = (exported / "README.md").read_text()
-    _, front, body = card.split("---\n", 2)
-    assert yaml.safe_load(front) == {"library_name": "transformers", "pipeline_tag": "fill-mask"}
-    assert distilbert.run.summary is not None
-    assert f"| val/loss | {distilbert.run.summary['val/loss']:.5g} |" in body
-    config = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
-    assert config == read_config(distilbert.run.folder).config
 
 
 def test_the_exported_folder_holds_safetensors_and_no_pickle(exported: Path) -> None:
