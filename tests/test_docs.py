@@ -46,7 +46,8 @@ TEXT = [
 def write_texts(folder: Path) -> None:
     (folder / "texts").mkdir()
     for number in range(4):
-        (folder / "texts" / f"{number}.txt").write_text("\n".join(f"{line} in part {number}" for line in TEXT * 8))
+        lines = [f"{line} in part {number} of volume {volume}" for volume in range(8) for line in TEXT]
+        (folder / "texts" / f"{number}.txt").write_text("\n".join(lines))
 
 
 @pytest.mark.parametrize("page", PAGES)
