@@ -23,7 +23,8 @@ ROOMS = (
     ("config",),
     ("runs",),
     ("training",),
-    ("sweeps", "report"),
+    ("report",),
+    ("sweeps",),
     ("commands",),
     ("", "__main__"),
 )
