@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mlm_lightning.runs.evaluations import key_of
+
 CONFIG: dict[str, Any] = {
     "seed": 0,
     "name": "toy",
@@ -37,12 +39,30 @@ def config_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 def summary_of(loss: float, oracle: float | None = ORACLE, **conditions: float) -> dict[str, Any]:
     """A summary; `k0=1.2` adds `val/loss_k0` and the like."""
-    summary: dict[str, Any] = {"steps": 300, "tokens": 3000}
+    summary: dict[str, Any] = {"steps": 300, "tokens": 3000, "seconds": 12.5}
     for name, value in {"": loss, **{f"_{name}": value for name, value in conditions.items()}}.items():
         summary |= {f"val/loss{name}": value, f"val/accuracy{name}": 1 - value / 2}
         if oracle is not None:
             summary |= {f"val/oracle_loss{name}": oracle, f"val/excess_loss{name}": value - oracle}
     return summary
+
+
+def evaluation_of(condition: str, loss: float, steps: int = 300, **metrics: float) -> dict[str, Any]:
+    """An entry of evaluations.json for a mask rate, `rate_0.40`, by its key."""
+    masking = {"_target_": "mlm_lightning.masking.Bernoulli", "rate": float(condition.rpartition("_")[2])}
+    whole = {"split": "val", "eval_seed": 0, "masking": masking, "data": {"filter_level": 0}}
+    measured = {"val/loss": loss, "val/oracle_loss": ORACLE, "val/excess_loss": loss - ORACLE} | metrics
+    entry = {"name": condition, "condition": whole, "files": None, "step": steps, "checkpoint": None, "metrics": measured}
+    return {key_of(whole): entry}
+
+
+def make_rates(parent: Path, losses: dict[tuple[float, int], dict[str, float]]) -> None:
+    """A run for each (masking.rate, seed), and its loss under each condition."""
+    for (rate, seed), measured in losses.items():
+        entries = {key: entry for name, loss in measured.items() for key, entry in evaluation_of(name, loss).items()}
+        own = measured.get(f"rate_{rate:.2f}", 1.0)
+        settings = {"masking.rate": rate, "seed": seed}
+        make_run(parent / f"{rate},{seed}", settings, summary_of(own), evaluations_json=json.dumps(entries))
 
 
 def make_run(folder: Path, settings: dict[str, Any] | None = None, summary: dict[str, Any] | None = None, **files: str) -> Path:
@@ -51,6 +71,7 @@ def make_run(folder: Path, settings: dict[str, Any] | None = None, summary: dict
     OmegaConf.save(OmegaConf.create(config_of(settings or {})), folder / "config.yaml")
     packages = {"torch": "2.13.0", "lightning": "2.6.6"}
     manifest = {"git_commit": "abc", "packages": packages, "threads": 1, "device": "cpu", "kinship": folder.name}
+    manifest |= {"num_parameters": 12345}
     overrides = [f"{key}={value}" for key, value in (settings or {}).items()]
     manifest |= {"overrides": overrides, "config_dir": None, "config_name": None}
     (folder / "manifest.json").write_text(json.dumps(manifest))

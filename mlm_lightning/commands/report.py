@@ -10,13 +10,15 @@ from mlm_lightning.packages import need
 HELP = """\
 mlm report PATH… [--output DIR] [--metric val/loss]
 
-What a sweep has found so far, or how some runs compare: on the terminal, and as report.html, results.csv and plots.
+What a sweep has found so far, or how some runs compare: on the terminal, and as report.html, results.csv (a line a run),
+groups.csv and groups.tex (a line a group) and plots (PNG, SVG, PDF).
 
   mlm report outputs/mask_rate                    a sweep's folder; also while the sweep runs
   mlm report RUN RUN                              runs side by side, written to ./report
   mlm report outputs/mask_rate --metric val/accuracy --output mask_rate_report
 
-Runs that differ in a seed alone are one group: mean and 95 % interval (Student's t). Needs matplotlib and Jinja2.
+Runs that differ in a seed alone are one group: mean and 95 % interval (Student's t). Where the task differs, groups are
+compared under one condition at a time, or not at all. Needs matplotlib and Jinja2.
 """
 
 
@@ -37,14 +39,16 @@ def report(paths: list[str], output: str | None = None, metric: str | None = Non
     from mlm_lightning.report.page import page, show
     from mlm_lightning.report.results import collect, recipe_of
     from mlm_lightning.report.study import study
-    from mlm_lightning.report.tables import results_csv
+    from mlm_lightning.report.style import FORMATS
+    from mlm_lightning.report.tables import groups_csv, groups_tex, results_csv
 
     found = study(collect(paths), metric)
     recipe = recipe_of(found.best) if found.best else None
     folder = Path(output) if output else (found.collection.home or Path()) / "report"
     pictures = draw(found)
-    files = {"results.csv": results_csv(found.collection).encode()}
-    files |= {f"{picture.name}.png": picture.png for picture in pictures}
+    texts = {"results.csv": results_csv(found.collection), "groups.csv": groups_csv(found), "groups.tex": groups_tex(found)}
+    files = {name: text.encode() for name, text in texts.items()}
+    files |= {f"{picture.name}.{kind}": picture.rendered(kind) for picture in pictures for kind in FORMATS}
     files["report.html"] = page(found, pictures, recipe).encode()  # last: where it is, the others are
     try:
         for name, content in files.items():

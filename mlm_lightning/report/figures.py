@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlm_lightning.report import style
-from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, interval, label
-from mlm_lightning.report.study import Axis, Study, as_text, canonical
+from mlm_lightning.report.groups import Axis, as_text, canonical
+from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, describe, interval, label
+from mlm_lightning.report.study import Study
 from mlm_lightning.report.style import LIMIT, LIMIT_COLOUR, WIDTH, Picture
 
-MAX_COLOURS, MAX_CELLS, MAX_PAIRS, MAX_CURVES = 10, 20, 6, 10
-"""Lines of a panel, rows or columns of a heat map, heat maps of pairs, groups with learning curves."""
+MAX_PANELS, MAX_COLOURS, MAX_CELLS, MAX_PAIRS, MAX_CURVES = 3, 10, 20, 6, 10
+"""Panels with a condition each, lines of a panel, rows or columns of a heat map, pairs of keys, groups with learning curves."""
 
 
 def draw(study: Study) -> list[Picture]:
@@ -21,10 +22,14 @@ def draw(study: Study) -> list[Picture]:
 
 
 def _pictures(study: Study) -> Iterator[Picture]:
-    if study.ranked:
+    if study.groups:
         groups, conditions, complete = study.groups, study.conditions, study.collection.complete
-        if len(groups) > 2 or len(groups) < len(complete):  # of two runs, a table says it
-            yield from (_by_key(study, axis) for axis in study.axes)
+        # of two runs, a table says it; of one key, the figure of conditions
+        if study.standings and (len(groups) > 2 or len(groups) < len(complete)):
+            axes = [] if study.by_condition and len(conditions) > 1 and len(study.axes) == 1 else study.axes
+            yield from (_by_key(study, axis) for axis in axes)
+        if any(each and math.isfinite(each.half) for standing in study.standings for each in standing.differences):
+            yield _differences(study)
         if len(conditions) > 1 and study.axes:
             has_excess = all(f"val/excess_loss_{each}" in result.summary for each in conditions for result in complete)
             if len(study.axes) == 1 and len(conditions) <= MAX_COLOURS:
@@ -32,16 +37,16 @@ def _pictures(study: Study) -> Iterator[Picture]:
             if max(len(groups), len(conditions)) <= MAX_CELLS:
                 yield _conditions_heat_map(study, "val/excess_loss" if has_excess else "val/loss")
         for across, down in itertools.islice(itertools.combinations(study.axes, 2), MAX_PAIRS):
-            yield _pair(study, across, down)
+            yield from (_pair(study, across, down, standing.metric) for standing in study.standings[:MAX_PANELS])
     yield from _curves(study)
 
 
 def _by_key(study: Study, axis: Axis) -> Picture:
     """The metric against one swept key, and beside it the plain loss if that is not the metric: points for runs, a line
     through the means, a band for the intervals. A second key gives the colours; of three or more, the best are joined."""
-    metrics = [study.metric]
-    if study.metric.columns != (DEFAULT,) and any(group.interval(DEFAULT) for group in study.groups):
-        metrics.append(Metric((DEFAULT,)))
+    metrics = [standing.metric for standing in study.standings[:MAX_PANELS]]
+    if not study.by_condition and study.metric.name != DEFAULT and any(group.interval(DEFAULT) for group in study.groups):
+        metrics.append(Metric())
     others = [each for each in study.axes if each is not axis]
     colour_axis = others[0] if len(others) == 1 and len(others[0].values) <= MAX_COLOURS else None
     # where no two groups share a value (a random search), nothing can be chosen at a value, and a line would be noise
@@ -71,19 +76,52 @@ def _by_key(study: Study, axis: Axis) -> Picture:
         style.draw_limits(ax, axis, study.groups, metric)
         is_cut |= style.frame(ax, study.groups, [metric])
         ax.set_ylabel(style.on_two_lines(label(metric)))
-        if study.metric.note and metric.columns == (DEFAULT,):
+        if study.metric.note and metric.name == DEFAULT:
             ax.set_title("each run on its own masks and data")
     style.add_legend(figure, panels, colour_axis.name if colour_axis else "")
-    caption = f"{label(study.metric)} against {axis.name}. Points are runs"
+    several = study.by_condition and len(metrics) > 1
+    where = f", under {len(metrics)} of {len(study.standings)} conditions" if several else ""
+    caption = f"{label(DEFAULT if several else study.metric)} against {axis.name}{where}. Points are runs"
     if not others or colour_axis:
         by = f", by {colour_axis.name}" if colour_axis else ""
-        caption += f"; mean and 95 % interval ({'band' if axis.numeric else 'bar'}) over seeds{by}"
+        caption += f"; mean and 95 % interval over seeds{by}"
     elif joined:
         best_ones = "the line joins" if axis.numeric else "the large ones are"
         caption += f"; {best_ones} the best group at each value, the other {len(others)} keys chosen freely"
     if is_cut:
         caption += "; an interval that leaves the frame is cut"
     return Picture(f"by_{axis.name}", f"{caption}.", figure)
+
+
+def _differences(study: Study) -> Picture:
+    """How far each group is from the best one, under one condition a panel."""
+    standings = study.standings[:MAX_PANELS]
+    groups = study.groups if len(study.groups) <= MAX_CELLS else study.ranked[:MAX_CELLS]
+    subject, _, unit = describe(study.metric)
+    figure, panels = style.new_figure(WIDTH, 1.4 + 0.26 * len(groups), len(standings), sharey=True)
+    axis = study.axes[0] if len(study.axes) == 1 else None
+    names = [style.shortened(as_text(group.values[axis.key]) if axis else study.name(group), 40) for group in groups]
+    for ax, standing in zip(panels, standings, strict=True):
+        found = [(place, each) for place, group in enumerate(groups) if (each := standing.to_best(group))]
+        ax.axvline(0, color=LIMIT_COLOUR, linewidth=0.8)
+        look: Any = {"linestyle": "none", "capsize": 3, "marker": "o", "color": style.OKABE_ITO[0]}
+        places, means = [place for place, _ in found], [each.mean for _, each in found]
+        ax.errorbar(means, places, xerr=[each.interval.margin for _, each in found], label="difference, 95 % interval", **look)
+        at = [place for place, group in enumerate(groups) if group is standing.best]
+        ax.plot([0] * len(at), at, linestyle="none", marker="*", markersize=10, color=style.FRAME_COLOUR, label="best")
+        ax.set_title(condition_name(standing.metric.condition))
+        ax.locator_params(axis="x", nbins=4)
+        ax.set_xlabel(f"difference\n({unit})" if unit else "difference")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    panels[0].set_ylabel(axis.name if axis else "")
+    style.add_legend(figure, panels)
+    is_paired = all(each.paired for standing in standings for each in standing.differences if each)
+    how = f"paired by {' and '.join(study.replicates)}" if is_paired else "not paired (Welch’s)"
+    caption = f"{subject} of each group less that of the best one, {how}; an interval that covers 0 may be chance."
+    if len(standings) < len(study.standings):
+        caption += f" Of {len(study.standings)} conditions, the first {len(standings)} are shown; the table has all."
+    return Picture("differences", caption, figure)
 
 
 def _conditions(study: Study, axis: Axis, has_excess: bool) -> Picture:
@@ -110,30 +148,31 @@ def _conditions_heat_map(study: Study, base: str) -> Picture:
     """The groups, a row each, under each evaluation condition."""
     axis = study.axes[0] if len(study.axes) == 1 else None
     rows = [as_text(group.values[axis.key]) if axis else study.name(group) for group in study.groups]
-    cells = [[group.mean(f"{base}_{each}") for each in study.conditions] for group in study.groups]
-    figure, (ax,) = style.new_figure(min(WIDTH, 2.6 + 0.95 * len(study.conditions)), 1.5 + 0.36 * len(rows))
+    cells = [[group.interval(f"{base}_{each}") for each in study.conditions] for group in study.groups]
+    figure, (ax,) = style.new_figure(min(WIDTH, 2.8 + 1.1 * len(study.conditions)), 1.5 + 0.5 * len(rows))
     names = [condition_name(each) for each in study.conditions]
     style.draw_heat_map(ax, cells, rows, names, label(base), per_column=True, maximize=False)
     ax.set(xlabel="evaluated at", ylabel=f"trained with {axis.name}" if axis else "trained with")
-    caption = f"{label(base)}, of each group (row) under each evaluation condition (column); mean over seeds."
+    caption = f"{label(base)}, of each group (row) under each evaluation condition (column); mean and 95 % interval over seeds."
     return Picture("conditions_heat", f"{caption} Framed: the best of its column.", figure)
 
 
-def _pair(study: Study, across: Axis, down: Axis) -> Picture:
+def _pair(study: Study, across: Axis, down: Axis, metric: Metric) -> Picture:
     """The metric for two keys: a heat map where the pairs fill a grid, coloured points where they don't (a random search)."""
-    name, metric_label = f"pair_{across.name}_{down.name}", label(study.metric)
+    ending = f"_{metric.condition}" if study.by_condition else ""
+    name, metric_label = f"pair_{across.name}_{down.name}{ending}", label(metric)
     chosen = "" if len(study.axes) == 2 else ", the other keys chosen freely"
     caption = f"{metric_label} for {across.name} and {down.name}{chosen}; mean over seeds."
-    worst_first = study.ranked[::-1]
-    means = [group.mean(study.metric) for group in worst_first]
+    worst_first = study.rank(metric)[::-1]
+    means = [group.mean(metric) for group in worst_first]
     pairs = [(canonical(group.values[across.key]), canonical(group.values[down.key])) for group in worst_first]
-    best = dict(zip(pairs, means, strict=True))
+    best = {pair: group.interval(metric) for pair, group in zip(pairs, worst_first, strict=True)}
     rows, names = ([style.shortened(as_text(value)) for value in axis.values] for axis in (down, across))
     if len(best) * 2 >= len(rows) * len(names) and max(len(rows), len(names)) <= MAX_CELLS:
-        caption += " Framed: the best."
-        cells = [[best.get((canonical(x), canonical(y)), math.nan) for x in across.values] for y in down.values]
-        figure, (ax,) = style.new_figure(min(WIDTH, 2.8 + 0.9 * len(names)), 1.5 + 0.4 * len(rows))
-        style.draw_heat_map(ax, cells, rows, names, metric_label, per_column=False, maximize=study.metric.maximize)
+        caption = caption.replace("mean over", "mean and 95 % interval over") + " Framed: the best."
+        cells = [[best.get((canonical(x), canonical(y))) for x in across.values] for y in down.values]
+        figure, (ax,) = style.new_figure(min(WIDTH, 2.8 + 1.1 * len(names)), 1.5 + 0.5 * len(rows))
+        style.draw_heat_map(ax, cells, rows, names, metric_label, per_column=False, maximize=metric.maximize)
         ax.set_xlabel(across.name)
     else:
         figure, (ax,) = style.new_figure(5.6, 3.8)
@@ -156,8 +195,9 @@ def _curves(study: Study) -> Iterator[Picture]:
     if not names:
         return
     every_group = groups = study.group(runs)
+    has_order = len(study.standings) == 1
     if len(groups) > MAX_CURVES:  # the best few, in the order of their values
-        best = {study.name(group) for group in (study.ranked or groups)[:MAX_CURVES]}
+        best = {study.name(group) for group in (study.ranked if has_order else groups)[:MAX_CURVES]}
         groups = [group for group in groups if study.name(group) in best]
     styles = style.line_styles(len(groups), ordered=len(study.axes) == 1 and study.axes[0].numeric and len(groups) > 3)
     figure, panels = style.new_figure(WIDTH, 3.1, len(names))
@@ -190,5 +230,5 @@ def _curves(study: Study) -> Iterator[Picture]:
     dashed = "; dashed, the best possible loss" if has_oracle else ""
     caption = f"Learning curves: a colour is a group, a thin line a run{dashed}."
     if len(groups) < len(every_group):
-        caption += f" Of {len(every_group)} groups, the best {len(groups)} are shown."
+        caption += f" Of {len(every_group)} groups, the {'best' if has_order else 'first'} {len(groups)} are shown."
     yield Picture("learning_curves", caption, figure)

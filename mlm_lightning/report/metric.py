@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mlm_lightning.report.results import Result
-
-DEFAULT = "val/loss"
+from mlm_lightning.report.results import DEFAULT, Result
 
 _STAGES = {"val": "validation", "train": "training", "best/val": "best validation", "test": "test"}
 _QUANTITIES = {  # and their units
@@ -24,25 +22,24 @@ _QUANTITIES = {  # and their units
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a run: a column of its summary, or the mean of several (one per evaluation condition)."""
+    """A number of a run: a column of its summary, `val/loss` or, under an evaluation condition, `val/loss_rate_0.30`."""
 
-    columns: tuple[str, ...]
+    name: str = DEFAULT
     maximize: bool = False
     note: str = ""
-    """Why it was chosen, where that isn't plain."""
-
-    @property
-    def name(self) -> str:
-        if len(self.columns) == 1:
-            return self.columns[0]
-        return f"{DEFAULT}, mean over {', '.join(condition_name(each.removeprefix(f'{DEFAULT}_')) for each in self.columns)}"
+    """Why it was chosen, or what it can't tell, where that isn't plain."""
 
     def of(self, result: Result) -> float:
-        return sum(result.value(column) for column in self.columns) / len(self.columns)
+        return result.value(self.name)
 
     def limit(self, result: Result) -> float:
         """What the oracle reaches; NaN where there is none."""
-        return sum(limit_of(result, column) for column in self.columns) / len(self.columns)
+        return limit_of(result, self.name)
+
+    @property
+    def condition(self) -> str:
+        """`rate_0.30`; empty for a run's own."""
+        return _parts(self.name)[2]
 
 
 def _parts(column: str) -> tuple[str, str, str]:
@@ -63,13 +60,13 @@ def limit_of(result: Result, column: str) -> float:
 
 def describe(metric: str | Metric) -> tuple[str, str, str]:
     """What it measures, where, and its unit: `("validation loss", "mask rate 0.30", "nats a token")`."""
-    columns = (metric,) if isinstance(metric, str) else metric.columns
-    stage, quantity, condition = _parts(columns[0])
+    name = metric if isinstance(metric, str) else metric.name
+    stage, quantity, condition = _parts(name)
     if not quantity:
-        return columns[0], "", ""
+        return name, "", ""
     words, unit = _QUANTITIES[quantity]
     subject = words if quantity == "excess_loss" else f"{_STAGES.get(stage, stage)} {words}"
-    return subject, "mean over conditions" if len(columns) > 1 else condition_name(condition), unit
+    return subject, condition_name(condition), unit
 
 
 def label(metric: str | Metric) -> str:
@@ -79,7 +76,9 @@ def label(metric: str | Metric) -> str:
 
 
 def condition_name(condition: str) -> str:
-    return condition.replace("rate_", "mask rate ") if condition.startswith("rate_") else condition
+    """`filter_level_2,rate_0.40` as `filter level 2, mask rate 0.40`."""
+    parts = (re.sub(r"^rate_(?=[\d.]+$)", "mask rate ", part) for part in condition.split(","))
+    return ", ".join(re.sub(r"_(?=[\w.+-]*$)", " ", part) if "_" in part else part for part in parts)
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,6 @@ class Interval:
     def margin(self) -> float:
         """`half`, or 0 where it is not known."""
         return 0.0 if math.isnan(self.half) else self.half
-
-    def overlaps(self, other: "Interval") -> bool:
-        return abs(self.mean - other.mean) <= self.margin + other.margin
 
 
 def interval(values: Sequence[float]) -> Interval | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlm_lightning.messages import print_table
 from mlm_lightning.report import tables
+from mlm_lightning.report.answer import answer, pairing, question
 from mlm_lightning.report.results import Recipe
 from mlm_lightning.report.study import Study
 from mlm_lightning.report.style import TEMPLATES, Picture
@@ -36,12 +37,14 @@ def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> st
     problems = [each for each in results if each.status in ("failed", "pruned", "damaged")]
     return environment.get_template("page.html.jinja").render(
         study=study,
-        question=tables.question(study),
-        answer=tables.answer(study),
+        question=question(study),
+        answer=answer(study),
         recipe=recipe,
         unequal=[(key, values) for key, values in unequal if not (key == "data" and data_swept)],
         problems=tables.Table(["run", "status", "reason"], [[each.name, each.status, each.detail] for each in problems]),
         conditions=tables.condition_table(study) if study.conditions and study.ranked else None,
+        pairing=pairing(study),
+        differences=tables.paired_table(study) if any(each.differences for each in study.standings) else None,
         pictures=pictures,
         groups=tables.group_table(study) if repeated else None,
         comparisons=few
@@ -53,11 +56,9 @@ def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> st
 
 def show(study: Study, recipe: Recipe | None, page: Path) -> None:
     """Prints a line a run, then the question, its answer, and the command of the best run; `page` is the path of the page."""
-    runs = tables.run_table(study)
-    numbers = [number for number, name in enumerate(runs.header) if name.startswith(("val/", "mean"))]
-    print_table(runs.rows, runs.header, right=numbers)
+    show_runs(study)
     counts = ", ".join(f"{count} {status}" for status, count in study.collection.counts.items())
-    lines = [f"{study.collection.title}: {counts}", tables.question(study), *(f"  {each}" for each in tables.answer(study))]
+    lines = [f"{study.collection.title}: {counts}", question(study), *(f"  {each}" for each in answer(study))]
     lines += [f"{', '.join(axis.also)}: changes with {axis.name}" for axis in study.axes if axis.also]
     if unlisted := study.collection.unlisted:
         lines.append(f"in the folder, but not of this sweep: {', '.join(unlisted)}")
@@ -67,3 +68,12 @@ def show(study: Study, recipe: Recipe | None, page: Path) -> None:
         note = "" if recipe.is_checked else "   (gives another config here: version or configs differ)"
         lines.append(f"             {recipe.command}{note}")
     print("\n".join([*lines, f"report       {page}"]))
+
+
+def show_runs(study: Study, most: int = 10**9) -> None:
+    """Prints a line a run, the best one starred where groups can be compared."""
+    (header, rows), left_out = tables.short_table(study, most)
+    start = header.index("status") + 1
+    print_table(rows, header, right=range(start, len(header) - 1))
+    if left_out:
+        print(f"  … and {left_out} further runs")

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from mlm_lightning.config.compose import composer, read_config, to_plain
 from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.runs import evaluations
 from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.runs.folder import Run, processes_of
 from mlm_lightning.runs.identity import deciding, identity
@@ -30,6 +31,9 @@ STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing",
 """Those of `Run`, and `damaged`: a file of the run can't be read."""
 
 NOT_SET = "not set"
+
+DEFAULT = "val/loss"
+"""What runs are compared by where nobody chose anything, and an objective of a sweep that nobody chose."""
 
 _UNREADABLE = (OSError, ValueError, RecursionError)
 
@@ -48,6 +52,10 @@ class Result:
     """What decides the result, flat: `{"masking.rate": 0.1}`. Of a missing run: its job's overrides."""
     summary: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    evaluations: dict[str, tuple[str, dict[str, float]]] = field(default_factory=dict)
+    """What was measured under the conditions of a sweep: name and metrics, by what is the same for runs of all seeds."""
+    evaluated: list[str] = field(default_factory=list)
+    """The conditions' names in `summary`, which has these metrics too: `val/loss_rate_0.40`."""
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """The columns of metrics.csv: `{"val/loss": [(50, 1.25), …]}`."""
     job_overrides: list[str] | None = None
@@ -94,7 +102,7 @@ class Collection:
     swept: list[str] = field(default_factory=list)
     """Keys that a sweep says it changes."""
     objective: str | None = None
-    """What a sweep was asked to minimise, or to maximise."""
+    """What a sweep was told to minimise, or to maximise; None where nobody chose it."""
     maximize: bool = False
     unlisted: list[str] = field(default_factory=list)
     """Runs in a sweep's folder that are not the sweep's."""
@@ -112,6 +120,7 @@ class Collection:
 def collect(paths: Sequence[str]) -> Collection:
     """Reads sweeps' folders, folders of runs and runs. Raises UserError for a path that is none of them."""
     parts = [_open(Path(path)) for path in paths]
+    _name_conditions([result for part in parts for result in part.results])
     if len(parts) == 1:
         return parts[0]
     results = {result.folder.resolve(): result for part in parts for result in part.results}
@@ -152,10 +161,21 @@ def _open(path: Path) -> Collection:
         results=[read_result(folder, overrides) for folder, overrides in jobs],
         home=path,
         swept=swept,
-        objective=content.get("objective"),
+        objective=content.get("objective") if content.get("objective_chosen", content.get("objective") != DEFAULT) else None,
         maximize=content.get("direction") == "maximize",
         unlisted=[run.name for run in runs if run.name not in {folder.name for folder, _ in jobs}],
     )
+
+
+def _name_conditions(results: Sequence[Result]) -> None:
+    """Adds what was measured under conditions to the summaries, by names that mean the same in all of them."""
+    names: dict[str, str] = {}
+    for result in results:
+        for key, (name, metrics) in result.evaluations.items():
+            if key not in names:
+                names[key] = f"{name},{key[:4]}" if name in names.values() else name
+            result.evaluated.append(names[key])
+            result.summary |= {f"{metric}_{names[key]}": value for metric, value in metrics.items()}
 
 
 def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
@@ -186,6 +206,9 @@ def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
         result.reason = ""
         with _reading("summary.json", result, "damaged"):
             result.summary = _read_dict(folder / "summary.json")
+        for entry in evaluations.read(run).values():
+            shared = evaluations.without_seeds(entry["condition"]) | {"files": entry["files"]}
+            result.evaluations[evaluations.key_of(shared)] = (entry["name"], entry["metrics"])
     return result
 
 

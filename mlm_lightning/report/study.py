@@ -1,200 +1,29 @@
-"""What came of a sweep: groups of runs that differ in seeds alone, the metric that they are compared by, and the best of them.
+"""What came of a sweep: groups of runs that differ in seeds alone, what they are compared by, and which is best.
 
-masking.rate   seed   val/loss          masking.rate    val/loss
-0.1            0      0.981        ─►   0.1             0.984 ± 0.038  (n = 2)
-0.1            1      0.987             0.4             1.052 ± 0.025  (n = 2)
-0.4            0      1.050
-0.4            1      1.054             masking.rate is an axis, seed makes replicates
+masking.rate   seed   at 0.1   at 0.4          masking.rate    at mask rate 0.10       at mask rate 0.40
+0.1            0      0.981    1.060     ─►    0.1             0.984 ± 0.038 (best)    1.062 ± 0.025
+0.1            1      0.987    1.064           0.4             0.999 ± 0.021           1.052 ± 0.025 (best)
+0.4            0      0.997    1.050
+0.4            1      1.001    1.054           no group is best: it depends on the condition
 
-Where the sweep changes what is asked of the model (its masks, its data), plain `val/loss` is no fair comparison, as a lower one
-may be an easier question. Then groups are compared under the evaluation conditions that all runs share (`val/loss_rate_0.30`,
-`val/loss_k2`: the same weights, measured elsewhere), else by their excess over the oracle.
+Where the sweep changes the task (its masks, its data), plain `val/loss` is no fair comparison, as a lower one may be an easier
+question, and neither is the excess over the oracle: of the same weights it differs from task to task. Groups are then compared
+under one condition at a time, out of those that all runs were evaluated under (`val/loss_rate_0.30`, `val/loss_k2`).
 """
 
-import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from mlm_lightning.errors import UserError
-from mlm_lightning.report.metric import DEFAULT, Interval, Metric, interval
-from mlm_lightning.report.results import NOT_SET, Collection, Result
+from mlm_lightning.report.compare import Standing
+from mlm_lightning.report.groups import Axis, Group, as_text, canonical, find_axes, is_number, sort_key
+from mlm_lightning.report.metric import DEFAULT, Metric
+from mlm_lightning.report.results import Collection, Result
+from mlm_lightning.runs.evaluations import changes_task, natural
 from mlm_lightning.values import suggestion
-
-MIN_MONOTONE = 5
-"""Numbers that rise or fall together hardly by chance."""
-
-# Keys of masking and data that change how a model is trained, and not what it is asked in evaluation.
-_TRAINING_ALONE = ("data.batch_size", "data.train_size", "masking.mask_share", "masking.random_share")
-
-
-@dataclass
-class Axis:
-    """A key that was swept."""
-
-    key: str
-    values: list[Any]
-    also: list[str] = field(default_factory=list)
-    """Keys that only change where this one does."""
-
-    @property
-    def name(self) -> str:
-        return self.key.removesuffix("._target_")
-
-    @property
-    def numeric(self) -> bool:
-        return all(is_number(value) for value in self.values)
-
-    @property
-    def logarithmic(self) -> bool:
-        """Whether the values are more evenly spaced on a logarithmic scale."""
-        if not self.numeric or min(self.values) <= 0 or max(self.values) < 4 * min(self.values):
-            return False
-        if len(self.values) == 2:
-            return max(self.values) >= 10 * min(self.values)
-        return _unevenness([math.log(value) for value in self.values]) < 0.6 * _unevenness(self.values)
-
-    def place(self, values: dict[str, Any]) -> float:
-        """Where a group of these values stands on a plot: at its number, or at the index of its category."""
-        value = values[self.key]
-        return float(value) if self.numeric else [canonical(each) for each in self.values].index(canonical(value))
-
-
-def _unevenness(values: Sequence[float]) -> float:
-    """How far sorted values lie from even steps, as a share of their range; random values' as well as a grid's."""
-    low, high, last = values[0], values[-1], len(values) - 1
-    return max(abs((value - low) / (high - low) - index / last) for index, value in enumerate(values))
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def as_text(value: Any) -> str:
-    """A config's value in a table: `1e-3`, `null`, the class of a `_target_`."""
-    if isinstance(value, bool) or value is None or isinstance(value, list | dict):
-        return json.dumps(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value.rpartition(".")[2] if re.fullmatch(r"\w+(\.\w+)+\.[A-Z]\w*", str(value)) else str(value)
-
-
-def canonical(value: Any) -> str:
-    """Equal for equal values: 1 is 1.0, but not true."""
-    return repr(float(value)) if is_number(value) else json.dumps(value, sort_keys=True, default=str)
-
-
-def sort_key(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, before all else by its text."""
-    return (0, value, "") if is_number(value) else (1, 0.0, as_text(value))
-
-
-def differing(results: Sequence[Result]) -> dict[str, list[Any]]:
-    """The keys that decide the result and differ among the runs that have a config, each with its value in every one."""
-    rows = [result.settings for result in results if result.config]
-    keys = dict.fromkeys(key for row in rows for key in row)
-    columns = {key: [row.get(key, NOT_SET) for row in rows] for key in keys}
-    return {key: column for key, column in columns.items() if len(set(map(canonical, column))) > 1}
-
-
-def find_axes(results: Sequence[Result], swept: Sequence[str] = ()) -> tuple[list[Axis], list[str]]:
-    """The axes of some runs, and the keys of their replicates (those that end in `seed`).
-
-    model.d_model   model.nhead   optim.lr   seed
-    32              2             0.1        0          axes        model.d_model (and with it model.nhead), optim.lr
-    32              2             0.2        1     ─►   replicates  seed
-    64              4             0.1        0
-    64              4             0.2        1
-
-    What `swept` names is an axis wherever it differs. Of all else, a key that only changes where axes do (as one YAML sets
-    several keys) is no axis of its own: it is noted with the axis.
-    """
-    columns = differing(results)
-    replicates = [key for key in columns if key.endswith("seed")]
-    texts = {key: list(map(canonical, column)) for key, column in columns.items() if key not in replicates}
-    named = list(dict.fromkeys(found for key in swept if (found := _key_of(key, list(texts)))))
-
-    def rank(key: str) -> tuple[Any, ...]:
-        """What should stand for several keys that change together comes first."""
-        return (not key.endswith("_target_"), -len(set(texts[key])), not all(map(is_number, columns[key])), key)
-
-    num_groups = len(set(zip(*texts.values(), strict=True)))
-    axes: dict[str, Axis] = {}
-    for key in [*named, *sorted(texts.keys() - set(named), key=rank)]:
-        leading = None if key in named else _leading(texts[key], {axis: texts[axis] for axis in axes}, bool(named), num_groups)
-        if leading is None:
-            unique = {canonical(value): value for value in columns[key]}
-            axes[key] = Axis(key, sorted(unique.values(), key=sort_key))
-        else:
-            axes[leading].also.append(key)
-    return list(axes.values()), replicates
-
-
-def _key_of(swept: str, keys: list[str]) -> str | None:
-    """The config's key behind a swept one: `masking=span` changes `masking._target_` and what belongs to it."""
-    if swept in keys:
-        return swept
-    inside = [key for key in keys if key.startswith(f"{swept}.")]
-    return min(inside, key=lambda key: not key.endswith("_target_"), default=None)
-
-
-def _leading(column: list[str], axes: dict[str, list[str]], named: bool, num_groups: int) -> str | None:
-    """The axis that a column is a function of. Where the sweep named its axes, also that of all axes together: the last."""
-    for key, values in axes.items():
-        if _is_function(column, values) and (named or len(set(values)) < num_groups or _is_monotone(column, values)):
-            return key
-    together = list(zip(*axes.values(), strict=True))
-    return list(axes)[-1] if named and _is_function(column, together) else None
-
-
-def _is_function(column: Sequence[Any], of: Sequence[Any]) -> bool:
-    return len(set(zip(of, column, strict=True))) == len(set(of))
-
-
-def _is_monotone(column: list[str], of: list[str]) -> bool:
-    """Whether a function is more than chance though each group has a value of its own, as in a random search: of such values
-    anything is a function. Then many numbers must rise or fall together."""
-    pairs = set(zip(of, column, strict=True))
-    if len(pairs) < MIN_MONOTONE:
-        return True
-    try:
-        ordered = [other for _, other in sorted((float(value), float(other)) for value, other in pairs)]
-    except ValueError:
-        return True
-    return ordered in (sorted(ordered), sorted(ordered, reverse=True))
-
-
-@dataclass
-class Group:
-    """Runs that differ in nothing but seeds. A metric may be given by the name of its column."""
-
-    values: dict[str, Any]
-    """By the axes' keys."""
-    results: list[Result]
-
-    def measured(self, metric: str | Metric) -> list[float]:
-        """The runs' values, as far as they are numbers."""
-        found = [_metric(metric).of(result) for result in self.results]
-        return [value for value in found if math.isfinite(value)]
-
-    def interval(self, metric: str | Metric) -> Interval | None:
-        return interval(self.measured(metric))
-
-    def mean(self, metric: str | Metric) -> float:
-        found = self.interval(metric)
-        return found.mean if found else math.nan
-
-    def limit(self, metric: str | Metric) -> float:
-        """The oracle's, where it is the same kind of number; the mean over seeds of the data."""
-        found = interval([_metric(metric).limit(result) for result in self.results])
-        return found.mean if found else math.nan
-
-
-def _metric(metric: str | Metric) -> Metric:
-    return Metric((metric,)) if isinstance(metric, str) else metric
 
 
 @dataclass
@@ -204,11 +33,22 @@ class Study:
     collection: Collection
     axes: list[Axis]
     replicates: list[str]
-    metric: Metric
+    metrics: list[Metric]
+    """What groups are compared by: one, or one for each condition; none where nothing compares them fairly."""
+    tasks: list[str] = field(default_factory=list)
+    """The names of the axes that change the task."""
+    conditions: list[str] = field(default_factory=list)
+    """Those that every complete run was evaluated under."""
 
-    @cached_property
-    def conditions(self) -> list[str]:
-        return conditions_of(self.collection.complete)
+    @property
+    def metric(self) -> Metric:
+        """The one that stands for all, in words."""
+        return self.metrics[0] if self.metrics else Metric()
+
+    @property
+    def by_condition(self) -> bool:
+        """Whether groups are compared under one condition at a time."""
+        return bool(self.tasks) and bool(self.metrics) and self.metrics[0].condition in self.conditions
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -227,60 +67,88 @@ class Study:
         return ", ".join(f"{axis.name}={as_text(group.values[axis.key])}" for axis in self.axes) or "all runs"
 
     @cached_property
+    def standings(self) -> list[Standing]:
+        """The groups by each metric that some have."""
+        ranked = ((metric, self.rank(metric)) for metric in self.metrics)
+        return [Standing.of(groups, metric, self.replicates) for metric, groups in ranked if groups]
+
+    @property
     def ranked(self) -> list[Group]:
-        """The groups that have the metric, the best one first."""
-        return self.rank(self.metric)
+        """The groups, the best one first where there is one metric; else in the order of their values."""
+        return self.standings[0].ranked if len(self.standings) == 1 else self.groups
 
     def rank(self, metric: Metric) -> list[Group]:
         measured = [group for group in self.groups if group.measured(metric)]
         return sorted(measured, key=lambda group: group.mean(metric), reverse=metric.maximize)
 
     @property
+    def winner(self) -> Group | None:
+        """The group that is best by every metric."""
+        best = [standing.best for standing in self.standings]
+        return best[0] if best and all(each is best[0] for each in best) else None
+
+    @property
     def best(self) -> Result | None:
-        """The best run of the best group."""
-        if not self.ranked:
-            return None
-        runs = [result for result in self.ranked[0].results if math.isfinite(self.metric.of(result))]
-        return (max if self.metric.maximize else min)(runs, key=self.metric.of)
+        """The best run of the group that wins."""
+        return None if self.winner is None else self.best_run(self.winner, self.metrics)
+
+    def best_run(self, group: Group, metrics: Sequence[Metric]) -> Result | None:
+        """By the mean of some metrics, which are the same for all runs of a group."""
+        means = {result.folder: sum(metric.of(result) for metric in metrics) for result in group.results}
+        runs = [result for result in group.results if math.isfinite(means[result.folder])]
+        choose = max if metrics[0].maximize else min
+        return choose(runs, key=lambda result: means[result.folder], default=None)
+
+    def is_starred(self, result: Result, metric: Metric) -> bool:
+        """Whether a table marks this run in the column of a metric: the best run of the best group."""
+        return any(each.metric == metric and result is self.best_run(each.best, [metric]) for each in self.standings)
 
 
 def study(collection: Collection, metric: str | None = None) -> Study:
-    """Finds the axes, and a metric that may be compared across them. Raises UserError for a metric that no run has."""
+    """Finds the axes, and metrics that may be compared across them. Raises UserError for a metric that no run has."""
     axes, replicates = find_axes(collection.results, collection.swept)
-    return Study(collection, axes, replicates, choose_metric(collection, axes, metric))
+    complete = collection.complete
+    settings: Mapping[str, Any] = complete[0].settings if complete else {}
+    changed = {axis.name: [key for key in (axis.key, *axis.also) if changes_task(key, settings)] for axis in axes}
+    tasks = [name for name, keys in changed.items() if keys]
+    conditions = conditions_of(complete, [key for keys in changed.values() for key in keys])
+    return Study(collection, axes, replicates, choose_metrics(collection, tasks, conditions, metric), tasks, conditions)
 
 
-def choose_metric(collection: Collection, axes: list[Axis], asked: str | None) -> Metric:
-    """The one that was asked for, else the sweep's objective, else one that compares all runs fairly. Raises UserError for a
+def choose_metrics(collection: Collection, tasks: list[str], conditions: list[str], asked: str | None) -> list[Metric]:
+    """The one that was asked for, else the sweep's objective, else those that compare all runs fairly. Raises UserError for a
     metric that no run has."""
     complete, objective = collection.complete, collection.objective
+    chosen = [Metric(f"{DEFAULT}_{each}") for each in conditions] if tasks else [Metric()]
     if asked:
         numbers = sorted({key for result in complete for key, value in result.summary.items() if is_number(value)})
         if complete and asked not in numbers:
             there = ", ".join(numbers)
             raise UserError(f"--metric {asked}: no complete run has it{suggestion(asked, numbers)} There are: {there}")
-        return Metric((asked,), "accuracy" in asked)
-    # val/loss is the objective that nobody chose; and a grid can have been told one that its runs don't have
-    if objective and objective != DEFAULT and any(objective in result.summary for result in complete):
-        return Metric((objective,), collection.maximize, "the sweep names it as its objective")
-    groups = ("masking", "data", "eval")
-    measures = [axis.name for axis in axes if axis.key.partition(".")[0] in groups and axis.key not in _TRAINING_ALONE]
-    if not measures:
-        return Metric((DEFAULT,))
-    because = f"plain {DEFAULT} is no fair comparison here, as {' and '.join(measures)} changes what is asked of the model"
-    if conditions := conditions_of(complete):
-        return Metric(tuple(f"{DEFAULT}_{each}" for each in conditions), note=because)
-    if any("val/excess_loss" in result.summary for result in complete):
-        return Metric(("val/excess_loss",), note=because)
-    return Metric((DEFAULT,), note=f"{because}; eval.mask_rates or eval.data would measure all runs alike")
+        chosen = [Metric(asked, "accuracy" in asked)]
+    # a grid can have been told an objective that its runs don't have
+    elif objective and any(objective in result.summary for result in complete):
+        chosen = [Metric(objective, collection.maximize, "the sweep names it as its objective")]
+    own = [each for each in chosen if tasks and each.condition not in conditions]
+    caution = f"each run has it on its own task, which {' and '.join(tasks)} changes: an easier task looks like a better run"
+    return [
+        Metric(each.name, each.maximize, f"{each.note}; {caution}".lstrip("; ")) if each in own else each for each in chosen
+    ]
 
 
-def conditions_of(results: Sequence[Result]) -> list[str]:
-    """The evaluation conditions that every complete run has: `rate_0.30`, `k2`, in natural order."""
+def conditions_of(results: Sequence[Result], changed: Sequence[str] = ()) -> list[str]:
+    """The evaluation conditions that every complete run has, in natural order: `rate_0.30`, `k2`. Where the keys `changed`
+    change the task, those that are the same for all: `rate_0.30` is at each run's own filter level."""
     prefix = f"{DEFAULT}_"
     found = [{name.removeprefix(prefix) for name in result.summary if name.startswith(prefix)} for result in results]
+    common = set.intersection(*found) if found else set()
+    evaluated = set.intersection(*(set(result.evaluated) for result in results)) if results else set()
 
-    def natural(name: str) -> list[tuple[int, float, str]]:
-        return [sort_key(float(part) if part[:1].isdigit() else part) for part in re.findall(r"\d+(?:\.\d+)?|\D+", name)]
+    def is_same(name: str) -> bool:
+        if name in evaluated or not changed:
+            return True
+        if name.startswith("rate_"):
+            return set(changed) <= {"masking.rate", "masking.rate.end"}
+        return all(f"eval.{key.replace('.', f'.{name}.', 1)}" in result.settings for key in changed for result in results)
 
-    return sorted(set.intersection(*found) if found else set(), key=natural)
+    return sorted(filter(is_same, common), key=natural)

@@ -1,4 +1,4 @@
-"""How every figure looks, what it is made of, and what it becomes: a PNG with a caption.
+"""How every figure looks, what it is made of, and what it becomes: a PNG, an SVG and a PDF with a caption.
 
 Each is a `matplotlib.figure.Figure` of its own (no pyplot, no window, no global state). Colours are Okabe and Ito's, which
 differ for the colour-blind, and every line has a marker of its own for a print in grey; ordered values and heat maps are
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mlm_lightning.report.metric import Metric
-from mlm_lightning.report.study import Axis, Group, as_text
+from mlm_lightning.report.groups import Axis, Group, as_text
+from mlm_lightning.report.metric import Interval, Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,8 +32,17 @@ LIMIT = "best possible (oracle)"
 LIMIT_COLOUR = "#333333"
 WIDTH = 7.4  # inches, of a page
 
+Cells = list[list[Interval | None]]
+
 LineStyle = tuple[Any, str]
 """A colour and a marker."""
+
+Format = Literal["png", "svg", "pdf"]
+FORMATS: dict[Format, str] = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
+"""The files of a picture, and what would make two of the same figure differ."""
+
+MOST_BARS = 8
+"""Points of a line whose intervals are bars: of few points, or two seeds, a band shows less than it covers."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -61,17 +70,21 @@ class Picture:
 
     @cached_property
     def png(self) -> bytes:
+        return self.rendered("png")
+
+    def rendered(self, kind: Format) -> bytes:
+        """The same bytes whenever it is drawn: without a date."""
         file = io.BytesIO()
         with applied():
-            self.figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+            self.figure.savefig(file, format=kind, dpi=200, metadata={FORMATS[kind]: None})
         return file.getvalue()
 
 
-def new_figure(width: float, height: float, panels: int = 1) -> tuple["Figure", list["Axes"]]:
+def new_figure(width: float, height: float, panels: int = 1, sharey: bool = False) -> tuple["Figure", list["Axes"]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    return figure, list(figure.subplots(ncols=panels, squeeze=False).flat)
+    return figure, list(figure.subplots(ncols=panels, squeeze=False, sharey=sharey).flat)
 
 
 def line_styles(count: int, ordered: bool = False) -> list[LineStyle]:
@@ -170,15 +183,19 @@ def draw_runs(
 def draw_series(
     ax: "Axes", axis: Axis, groups: Sequence[Group], metric: str | Metric, style: LineStyle, name: str, shift: float = 0.0
 ) -> None:
-    """A line through the groups' means, a band (between categories: bars) for their intervals."""
+    """A line through the groups' means (none between categories), with bars for their intervals; of many points a band."""
     known = [(axis.place(group.values) + shift, found) for group in groups if (found := group.interval(metric))]
     at, means, margins = np.reshape([(x, found.mean, found.margin) for x, found in known], (-1, 3)).T
-    look: Any = {"marker": style[1], "color": style[0], "label": name}
+    look: Any = {"marker": style[1], "color": style[0]}
     if axis.numeric:
-        ax.plot(at, means, zorder=3, **look)
+        ax.plot(at, means, zorder=3, label=name, **look)
+    if not len(at):
+        return
+    if axis.numeric and len(at) > MOST_BARS and min(found.n for _, found in known) > 2:
         ax.fill_between(at, means - margins, means + margins, color=style[0], alpha=0.15, linewidth=0)
     else:
-        ax.errorbar(at, means, margins, linestyle="none", capsize=4, markersize=7, **look)
+        more: Any = {} if axis.numeric else {"label": name, "markersize": 7}
+        ax.errorbar(at, means, margins, linestyle="none", capsize=3, elinewidth=1.2, zorder=3, **look, **more)
 
 
 def draw_limits(ax: "Axes", axis: Axis, groups: Sequence[Group], metric: str | Metric, style: LineStyle | None = None) -> None:
@@ -207,27 +224,47 @@ def _dashed(style: LineStyle | None, linewidth: float = 1.2) -> dict[str, Any]:
     return {"linestyle": "--", "linewidth": linewidth, "color": colour, "label": name}
 
 
+def contrast(one: Any, other: Any) -> float:
+    """The ratio of two colours' luminances, from 1 to 21 (WCAG 2)."""
+    from matplotlib.colors import to_rgb
+
+    def luminance(colour: Any) -> float:
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def text_colour(background: Any) -> str:
+    """Black or white, whichever stands out more."""
+    return max(("black", "white"), key=lambda colour: contrast(background, colour))
+
+
 def draw_heat_map(
-    ax: "Axes", cells: list[list[float]], rows: list[str], names: list[str], colours: str, per_column: bool, maximize: bool
+    ax: "Axes", cells: Cells, rows: list[str], names: list[str], colours: str, per_column: bool, maximize: bool
 ) -> None:
-    """A table of numbers as `colours`, the numbers in the cells and the best one framed, or that of each column.
-    `cells[row][column]` is NaN where nothing is known."""
+    """A table of means as `colours`, the numbers with their intervals in the cells, and the best one framed, or that of each
+    column. `cells[row][column]` is None where nothing is known."""
     from matplotlib.patches import Rectangle
 
     ax.set_facecolor("#eeeeee")  # where nothing is known
-    image: Any = ax.imshow(cells, cmap="cividis", aspect="auto")
+    means = [[each.mean if each else math.nan for each in row] for row in cells]
+    image: Any = ax.imshow(means, cmap="cividis", aspect="auto")
     name_ticks(ax, names, crowded=max(map(len, names)) > 12 and len(names) > 3)
     ax.set_yticks(range(len(rows)), rows)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.figure.colorbar(image, ax=ax, label=on_two_lines(colours))
-    known = {(y, x): value for y, row in enumerate(cells) for x, value in enumerate(row) if math.isfinite(value)}
+    found = {(y, x): each for y, row in enumerate(cells) for x, each in enumerate(row) if each}
+    known = {place: each.mean for place, each in found.items()}
     digits = 3 if known and max(known.values()) - min(known.values()) >= 0.02 else 4
     for (y, x), value in known.items() if len(rows) * len(names) <= 150 else ():
-        red, green, blue, _ = image.cmap(image.norm(value))
-        dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-        ax.text(x, y, f"{value:.{digits}f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
+        half = found[y, x].half
+        text = f"{value:.{digits}f}" + (f"\n± {half:.{digits}f}" if math.isfinite(half) else "")
+        colour = text_colour(image.cmap(image.norm(value)))
+        ax.text(x, y, text, ha="center", va="center", fontsize=9, linespacing=1.15, color=colour)
     for column in range(len(names)) if per_column else [None]:
         compared = [(y, x) for y, x in known if column in (None, x)]
         if len(compared) > 1:

@@ -1,4 +1,4 @@
-"""A study in words: what it asks and has found, and its tables as plain cells, for terminal, page and `results.csv`."""
+"""A study's tables as plain cells, for terminal and page, and the files of them."""
 
 import csv
 import io
@@ -6,14 +6,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mlm_lightning.report.metric import Interval, Metric, condition_name, describe
+from mlm_lightning.report.compare import Standing
+from mlm_lightning.report.groups import Group, as_text, differing
+from mlm_lightning.report.metric import DEFAULT, Interval, Metric, condition_name, interval, label
 from mlm_lightning.report.results import Collection, Result
-from mlm_lightning.report.study import Study, as_text, differing
+from mlm_lightning.report.study import Study
 from mlm_lightning.runs.checkpoint import flat
 
 _MAIN_METRICS = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy")
+_COSTS = ("seconds", "tokens")
+_MOST_COLUMNS = 4  # of metrics, in a terminal
 # They name a run, or follow from its config.
 _NOT_COMPARED = ("kinship", "on_one_process", "processes", "parent", "num_parameters", "overrides", "config_dir", "config_name")
 
@@ -55,79 +59,109 @@ def with_interval(found: Interval | None) -> str:
     return number(found.mean) + ("" if found.margin < 1e-9 else f" ± {number(found.half)}")
 
 
-def question(study: Study) -> str:
-    """What the runs can answer, in one sentence."""
-    words, *_ = describe(study.metric)
-    goal = f"{'highest' if study.metric.maximize else 'lowest'} {words}"
-    if not study.axes:
-        return f"Which {words} does this configuration reach?"
-    if study.collection.home is None and len(study.collection.results) == len(study.groups):
-        return f"Which of these {len(study.groups)} runs has the {goal}?"
-    return f"Which {' and '.join(axis.name for axis in study.axes)} give{'s' * (len(study.axes) == 1)} the {goal}?"
-
-
-def answer(study: Study) -> list[str]:
-    """The best group, its metric, the oracle's limit, and whether other groups' intervals overlap the best one's."""
-    ranked = [(group, found) for group in study.ranked if (found := group.interval(study.metric))]
-    if not ranked:
-        return ["No complete run has it yet."]
-    (best, found), *others = ranked
-    *_, unit = describe(study.metric)
-    runs = f" (95 % interval, {found.n} seeds)" if found.n > 1 else " (one run: no interval)"
-    sentences = [f"{study.name(best)}: {with_interval(found)} {unit}".rstrip() + runs]
-    limit = best.limit(study.metric)
-    if math.isfinite(limit) and limit != 0:
-        sentences.append(f"Best possible (oracle): {number(limit)}; the excess over it is {number(abs(found.mean - limit))}.")
-    if study.metric.note:
-        sentences.append(f"Compared by {study.metric.name}: {study.metric.note}.")
-    overlapping = [study.name(group) for group, other in others if other.overlaps(found)]
-    if others and all(each.n == 1 for _, each in ranked):
-        sentences.append("One run a group: how much of the difference is chance can't be told.")
-    elif overlapping:
-        share = "all" if len(overlapping) == len(others) > 1 else f"{len(overlapping)} of"
-        names = "; ".join(overlapping[:4]) + ("; …" if len(overlapping) > 4 else "")
-        sentences.append(f"Its interval overlaps that of {share} {len(others)} other groups ({names}).")
-    elif others:
-        sentences.append("No other group's interval overlaps it.")
-    return sentences
+def signed(found: Interval) -> str:
+    """A difference: `+0.0123 ± 0.0040`; `n = 1` where there is no interval."""
+    return f"{found.mean:+.4f}" + (" (n = 1)" if math.isnan(found.half) else f" ± {number(found.half)}")
 
 
 def compared(study: Study) -> dict[str, Metric]:
     """The metrics that a table of runs or groups shows, by the names of their columns."""
-    is_mean = len(study.metric.columns) > 1
-    wanted = dict.fromkeys(_MAIN_METRICS if is_mean else (study.metric.name, *_MAIN_METRICS))
-    measured = {name: Metric((name,)) for name in wanted if any(group.measured(name) for group in study.groups)}
-    return {"mean over conditions": study.metric} | measured if is_mean else measured
+    wanted = {metric.name: metric for metric in [*study.metrics, *map(Metric, _MAIN_METRICS)]}
+    return {name: metric for name, metric in wanted.items() if any(group.measured(metric) for group in study.groups)}
+
+
+def _names(study: Study) -> dict[str, str]:
+    """The columns of axes and replicates, by their keys."""
+    return {axis.key: axis.name for axis in study.axes} | {key: key for key in study.replicates}
 
 
 def run_table(study: Study) -> Table:
     """A line a run: what was swept, its status, the main metrics, and its step or what went wrong."""
-    metrics = compared(study)
-    names = {axis.key: axis.name for axis in study.axes} | {key: key for key in study.replicates}
+    metrics, names = compared(study), _names(study)
     has_name = study.collection.home is None or not names
     rows = []
     for result in study.collection.results:
         values = [as_text(result.get(key, "")) for key in names]
         numbers = [number(metric.of(result)) for metric in metrics.values()]
-        rows.append([*[result.name] * has_name, *values, result.status, *numbers, result.detail])
-    return Table([*["run"] * has_name, *names.values(), "status", *metrics, "step or reason"], rows)
+        costs = [_count(result.value(name)) for name in _COSTS] + [_count(parameters(result))]
+        rows.append([*[result.name] * has_name, *values, result.status, *numbers, *costs, result.detail])
+    return Table([*["run"] * has_name, *names.values(), "status", *metrics, *_COSTS, "parameters", "step or reason"], rows)
+
+
+def short_table(study: Study, most: int = 10**9) -> tuple[Table, int]:
+    """For a terminal: of each run what was swept, its status and what it is compared by, the best one starred where groups can
+    be compared; at most so many runs with a result. Returns also how many are left out."""
+    names = _names(study)
+    metrics = study.metrics[:_MOST_COLUMNS] or [Metric()]
+    has_name = study.collection.home is None or not names
+    results = list(study.collection.results)
+    if len(results) > most:
+        sign = -1 if metrics[0].maximize else 1
+        done = sorted(
+            study.collection.complete, key=lambda result: (math.isnan(metrics[0].of(result)), sign * metrics[0].of(result))
+        )
+        results = [*done[:most], *(result for result in results if result.status != "complete")]
+    rows = []
+    for result in results:
+        cells = [number(each.of(result)) + " *" * study.is_starred(result, each) for each in metrics]
+        cells = ["" if cell == "–" else cell for cell in cells]
+        values = [as_text(result.get(key, "")) for key in names]
+        seconds = _count(result.value("seconds")) if result.status == "complete" else ""
+        rows.append([*[result.name] * has_name, *values, result.status, *cells, seconds, result.detail])
+    columns = [each.condition or each.name if study.by_condition else each.name for each in metrics]
+    header = [*["run"] * has_name, *names.values(), "status", *columns, "seconds", "step or reason"]
+    return Table(header, rows), len(study.collection.results) - len(results)
+
+
+def parameters(result: Result) -> float:
+    """Of the model; NaN where the manifest doesn't say it."""
+    value = result.manifest.get("num_parameters")
+    return float(value) if isinstance(value, int) else math.nan
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "–"
 
 
 def group_table(study: Study) -> Table:
-    """A line a group, the best one first."""
+    """A line a group, the best one first where groups are compared by one number; what its runs cost on average."""
     metrics = compared(study)
     rows = []
     for group in study.ranked:
         intervals = [with_interval(group.interval(metric)) for metric in metrics.values()]
-        rows.append([*map(as_text, group.values.values()), str(len(group.results)), *intervals])
-    return Table([*(axis.name for axis in study.axes), "n", *metrics], rows)
+        rows.append([*map(as_text, group.values.values()), str(len(group.results)), *intervals, *_costs(group)])
+    return Table([*(axis.name for axis in study.axes), "n", *metrics, *_COSTS, "parameters"], rows)
+
+
+def _costs(group: Group) -> list[str]:
+    return [_count(each) for each in costs_of(group)]
+
+
+def costs_of(group: Group) -> list[float]:
+    """Seconds, tokens and parameters, the means over its runs."""
+    found = [[result.value(name) for result in group.results] for name in _COSTS]
+    means = [interval(each) for each in [*found, [parameters(result) for result in group.results]]]
+    return [each.mean if each else math.nan for each in means]
+
+
+def paired_table(study: Study) -> Table:
+    """How far each group is from the best one, a column for each condition."""
+    rows = []
+    for group in study.ranked:
+        cells = []
+        for standing in study.standings:
+            found = standing.to_best(group)
+            cells.append("best" if group is standing.best else signed(found.interval) if found else "–")
+        rows.append([*map(as_text, group.values.values()), *cells])
+    names = [condition_name(each.metric.condition) if study.by_condition else each.metric.name for each in study.standings]
+    return Table([*(axis.name for axis in study.axes), *names], rows)
 
 
 def condition_table(study: Study) -> Table:
     """The best group under each evaluation condition."""
     rows = []
     for condition in study.conditions:
-        metric = Metric((f"val/loss_{condition}",))
+        metric = Metric(f"{DEFAULT}_{condition}")
         for best in study.rank(metric)[:1]:  # none where it is not a number in any run
             loss, excess = (with_interval(best.interval(f"val/{each}_{condition}")) for each in ("loss", "excess_loss"))
             rows.append([condition_name(condition), study.name(best), loss, number(best.limit(metric)), excess])
@@ -174,11 +208,85 @@ def results_csv(collection: Collection) -> str:
     asked = (key for result in results if not result.config for key in result.settings)
     keys += [key for key in dict.fromkeys(asked) if key not in keys]
     metrics = list(dict.fromkeys(name for result in results for name in result.summary))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["folder", "status", "step", *keys, *metrics, "reason"])
+    lines: list[list[Any]] = [["folder", "status", "step", *keys, *metrics, "parameters", "reason"]]
     for result in results:
         values = [result.settings.get(key, "") for key in keys] + [result.summary.get(name, "") for name in metrics]
         cells = [value if isinstance(value, str) else json.dumps(value) for value in values]
-        writer.writerow([str(result.folder), result.status, result.step, *cells, result.reason])
+        size = result.manifest.get("num_parameters", "")
+        lines.append([str(result.folder), result.status, result.step, *cells, size, result.reason])
+    return _csv(lines)
+
+
+def groups_csv(study: Study) -> str:
+    """A line a group: the axes' values, n, and of every metric the mean and half of its 95 % interval; under each condition the
+    difference to the best group, and half of its interval; seconds, tokens and parameters."""
+    names = list(dict.fromkeys(name for result in study.collection.complete for name in result.summary))
+    metrics = [name for name in names if "/" in name]
+    header = [*(axis.key for axis in study.axes), "n", *(each for name in metrics for each in (name, f"{name} ±"))]
+    header += [f"{standing.metric.name} {each}" for standing in study.standings for each in ("to best", "to best ±")]
+    lines: list[list[Any]] = [[*header, *_COSTS, "parameters"]]
+    for group in study.groups:
+        found = [group.interval(name) for name in metrics]
+        found += [_to_best(standing, group) for standing in study.standings]
+        cells = [_exact(value) for each in found for value in ((each.mean, each.half) if each else (math.nan, math.nan))]
+        values = [value if isinstance(value, str) else json.dumps(value) for value in group.values.values()]
+        lines.append([*values, len(group.results), *cells, *map(_exact, costs_of(group))])
+    return _csv(lines)
+
+
+def _to_best(standing: Standing, group: Group) -> Interval | None:
+    if group is standing.best:
+        return Interval(0.0, 0.0, len(group.results))
+    found = standing.to_best(group)
+    return found.interval if found else None
+
+
+def _exact(value: float) -> str:
+    """A number that reads back as itself; empty where it is none."""
+    return repr(value) if math.isfinite(value) else ""
+
+
+def _csv(lines: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
     return text.getvalue()
+
+
+_TEX = {
+    **{each: f"\\{each}" for each in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
+
+
+def groups_tex(study: Study) -> str:
+    """The groups as a LaTeX table, in the style of booktabs: mean ± half of the 95 % interval, the best in bold."""
+    metrics = {metric.name: metric for metric in [*study.metrics, *map(Metric, () if study.by_condition else _MAIN_METRICS)]}
+    shown = [metric for metric in metrics.values() if any(group.measured(metric) for group in study.groups)]
+    best = {each.metric: [each.best, *(group for group, found in each.contested if found.n > 1)] for each in study.standings}
+    rows = []
+    for group in study.groups:
+        cells = [_tex(with_interval(group.interval(metric))) for metric in shown]
+        marked = [
+            rf"\textbf{{{cell}}}" if group in best.get(metric, []) else cell for metric, cell in zip(shown, cells, strict=True)
+        ]
+        rows.append(
+            [*(_tex(as_text(value)) for value in group.values.values()), str(len(group.results)), *marked, *_costs(group)]
+        )
+    header = [*(axis.name for axis in study.axes), "n", *map(label, shown), *_COSTS, "parameters"]
+    lines = [" & ".join(each) + r" \\" for each in ([_tex(name) for name in header], *rows)]
+    columns = "l" * len(study.axes) + "r" * (len(header) - len(study.axes))
+    fair = "" if study.standings else " (none here: no condition is common to all runs)"
+    notes = [
+        r"% needs \usepackage{booktabs}; mean and half of the 95 % interval (Student's t) over the n runs of a group;",
+        f"% bold: the best of its column, and what is not told apart from it{fair}",
+    ]
+    body = [lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*notes, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, ""])
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(each, each) for each in text)

@@ -169,6 +169,8 @@ class Sweep:
     command: list[str]
     swept: list[str]
     settings: SweepSettings
+    objective_chosen: bool = False
+    """Whether the command or a config names an objective, in place of the default."""
 
     def write(self, jobs: Sequence[Job]) -> None:
         """Writes sweep.json: the jobs that are expected."""
@@ -176,6 +178,7 @@ class Sweep:
             "command": self.command,
             "swept": self.swept,
             "objective": self.settings.objective,
+            "objective_chosen": self.objective_chosen,
             "direction": self.settings.direction,
             "trials": self.settings.trials,
             "jobs": [{"folder": job.run.folder.name, "overrides": job.settings.composed.typed_overrides} for job in jobs],
@@ -186,8 +189,3 @@ class Sweep:
         """A complete job's objective."""
         summary = job.run.summary
         return None if summary is None else summary.get(self.settings.objective)
-
-    def best(self, jobs: Sequence[Job]) -> Job | None:
-        values = {job: value for job in jobs if (value := self.value(job)) is not None}
-        choose = min if self.settings.direction == "minimize" else max
-        return choose(values, key=lambda job: values[job]) if values else None

@@ -18,9 +18,13 @@ from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.parse import parse
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
-from mlm_lightning.messages import print_table, speak
+from mlm_lightning.messages import speak
 from mlm_lightning.packages import missing
 from mlm_lightning.processes import num_cores
+from mlm_lightning.report.answer import answer
+from mlm_lightning.report.page import show_runs
+from mlm_lightning.report.results import DEFAULT, collect
+from mlm_lightning.report.study import study
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
 from mlm_lightning.sweeps.conditions import evaluate_all
@@ -63,7 +67,9 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     source: JobSource = Grid(jobs, settings.retries)
     if settings.trials is not None:
         source = Search(open_study(folder, settings), choices, settings, make)
-    sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings)
+    given = any(each.lstrip("+").startswith("sweep.objective=") for each in overrides)
+    chosen = given or settings.objective != DEFAULT
+    sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings, objective_chosen=chosen)
     sweep.write(source.jobs)
     began = time.monotonic()
     try:
@@ -177,29 +183,16 @@ def _task(config: DictConfig) -> float | None:
 
 
 def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
-    """The table at the end: every run, or the best ones and all that have no result."""
-    objective, best = sweep.settings.objective, sweep.best(jobs)
-    listed = list(jobs)
-    if len(listed) > _MOST_ROWS:
-        worst_first = sweep.settings.direction == "maximize"
-        with_value = sorted((job for job in jobs if sweep.value(job) is not None), key=sweep.value, reverse=worst_first)  # type: ignore[arg-type]
-        listed = [*with_value[:_MOST_ROWS], *(job for job in jobs if sweep.value(job) is None)]
-    rows = []
-    for job in listed:
-        values = dict(each.partition("=")[::2] for each in job.swept)
-        summary, value = job.run.summary or {}, sweep.value(job)
-        cells = [values.get(key, "") for key in sweep.swept]
-        cells += [job.run.status, "" if value is None else f"{value:.4f}" + (" *" if job is best else "")]
-        rows.append([*cells, f"{summary['steps']:,}" if summary else "", f"{summary['seconds']:.0f}" if summary else ""])
-    columns = len(sweep.swept)
-    print_table(rows, (*sweep.swept, "status", objective, "steps", "seconds"), right=range(columns + 1, columns + 4))
-    if len(listed) < len(jobs):
-        print(f"  … and {len(jobs) - len(listed)} further runs")
+    """The table at the end, by the rules of `mlm report`: every run, or the best ones and all that have no result."""
+    found = study(collect([str(sweep.folder)]))
+    show_runs(found, _MOST_ROWS)
     counts = Counter(job.run.status for job in jobs)
     print("\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s")
     for job in jobs:
         if job.run.status == "failed":
             print(f"failed   {job.difference}: {job.run.reason}")
-    if best is not None:
-        print(f"best     {best.run.folder}")
+    if found.collection.complete:
+        print(answer(found)[0])
+    if found.best is not None:
+        print(f"best     {found.best.folder}")
     print(f"report   mlm report {sweep.folder}\ncurves   tensorboard --logdir {sweep.folder}")

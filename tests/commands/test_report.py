@@ -43,7 +43,8 @@ def test_a_sweep_in_every_state(mixed: Path, capsys: pytest.CaptureFixture[str])
     for said in ("train/loss is nan at step 12", "above the median", "summary.json can't be read", "step 50 of 300"):
         assert said in printed
     written = {path.name for path in (mixed / "report").iterdir()}
-    assert written == {"report.html", "results.csv", "learning_curves.png"}
+    plots = {f"learning_curves.{kind}" for kind in ("png", "svg", "pdf")}
+    assert written == {"report.html", "results.csv", "groups.csv", "groups.tex", *plots}
     with (mixed / "report" / "results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     statuses = ["complete", "complete", "failed", "pruned", "interrupted", "running", "damaged", "missing"]
@@ -127,11 +128,14 @@ def test_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["report", str(tmp_path / "rates")]) == 0
     printed = capsys.readouterr().out
     assert "rates: 4 complete" in printed
-    assert "Compared by val/loss, mean over mask rate 0.15, mask rate 0.50" in printed
+    assert "Compared under one condition at a time: masking.rate changes the task" in printed
     written = {path.name for path in (tmp_path / "rates" / "report").iterdir()}
-    plots = {f"{name}.png" for name in ("by_masking.rate", "conditions", "conditions_heat", "learning_curves")}
-    assert written == {"report.html", "results.csv", *plots}
-    # the command that it prints is the best run's own: it is complete
+    names = ("differences", "conditions", "conditions_heat", "learning_curves")
+    plots = {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
+    assert written == {"report.html", "results.csv", "groups.csv", "groups.tex", *plots}
+    # by one condition, as no rate need be best under both; the command that it prints is the best run's own: it is complete
+    assert main(["report", str(tmp_path / "rates"), "--metric", "val/accuracy_rate_0.50"]) == 0
+    printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if "mlm train" in line)
     assert "another config" not in line
     import shlex

@@ -4,15 +4,16 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
-from made_runs import ORACLE, make_grid, make_run, make_sweep, summary_of
+from made_runs import ORACLE, make_grid, make_rates, make_run, make_sweep, summary_of
 
 from mlm_lightning.report.figures import draw
 from mlm_lightning.report.metric import interval, label
 from mlm_lightning.report.results import collect
 from mlm_lightning.report.study import Study, study
-from mlm_lightning.report.style import LIMIT, Picture
+from mlm_lightning.report.style import LIMIT, Picture, contrast, text_colour
 
 
 def drawn(folder: Path, metric: str | None = None) -> tuple[Study, dict[str, Picture]]:
@@ -25,11 +26,17 @@ def line(ax: Any, name: str) -> tuple[list[float], list[float]]:
     return list(map(float, found.get_xdata())), list(map(float, found.get_ydata()))
 
 
+def panel_bars(ax: Any) -> list[tuple[float, float, float]]:
+    """x, low and high of each error bar."""
+    (bars,) = (each.lines[2][0] for each in ax.containers)
+    return [(low[0], low[1], high[1]) for low, high in bars.get_segments()]
+
+
 def cells(picture: Picture) -> np.ndarray:
     return np.ma.filled(picture.figure.axes[0].images[0].get_array(), np.nan)
 
 
-def test_the_line_joins_the_means_and_the_band_is_the_interval(tmp_path: Path) -> None:
+def test_the_line_joins_the_means_and_the_bars_are_the_intervals(tmp_path: Path) -> None:
     losses = make_grid(tmp_path, "optim.lr", [0.001, 0.01, 0.1], seeds=[0, 1, 2])
     _, pictures = drawn(tmp_path)
     ax = pictures["by_optim.lr"].figure.axes[0]
@@ -37,13 +44,42 @@ def test_the_line_joins_the_means_and_the_band_is_the_interval(tmp_path: Path) -
     xs, means = line(ax, "mean and interval")
     assert xs == [0.001, 0.01, 0.1]
     assert means == pytest.approx([each.mean for each in expected if each])
-    band = ax.collections[0].get_paths()[0].vertices
-    for x, each in zip(xs, expected, strict=True):
-        assert each is not None
-        ys = band[band[:, 0] == x, 1]
-        assert (ys.min(), ys.max()) == pytest.approx((each.mean - each.half, each.mean + each.half))
+    ends = [(x, each.mean - each.half, each.mean + each.half) for x, each in zip(xs, expected, strict=True) if each]
+    assert panel_bars(ax) == [pytest.approx(each) for each in ends]
     assert ax.get_xscale() == "log"
     assert ax.get_ylabel().replace("\n", " ") == "validation loss (nats a token)"
+
+
+def test_many_points_have_a_band(tmp_path: Path) -> None:
+    lrs = [round(0.1 * n, 1) for n in range(1, 11)]
+    losses = make_grid(tmp_path, "optim.lr", lrs, seeds=[0, 1, 2])
+    ax = drawn(tmp_path)[1]["by_optim.lr"].figure.axes[0]
+    band = ax.collections[0].get_paths()[0].vertices
+    for lr in lrs:
+        each = interval([losses[lr, seed] for seed in (0, 1, 2)])
+        ys = band[np.isclose(band[:, 0], lr), 1]
+        assert each is not None
+        assert (ys.min(), ys.max()) == pytest.approx((each.mean - each.half, each.mean + each.half))
+
+
+def test_differences_to_the_best_are_bars_under_each_condition(tmp_path: Path) -> None:
+    losses = {(0.1, 0): (0.70, 1.20), (0.1, 1): (0.71, 1.22), (0.4, 0): (0.80, 1.10), (0.4, 1): (0.82, 1.11)}
+    make_rates(tmp_path, {run: {"rate_0.10": low, "rate_0.40": high} for run, (low, high) in losses.items()})
+    found, pictures = drawn(tmp_path)
+    panels = pictures["differences"].figure.axes
+    assert [panel.get_title() for panel in panels] == ["mask rate 0.10", "mask rate 0.40"]
+    for panel, standing in zip(panels, found.standings, strict=True):
+        (each,) = standing.differences
+        assert each is not None
+        (segment,) = panel.containers[0].lines[2][0].get_segments()
+        assert sorted(segment[:, 0]) == pytest.approx([each.mean - each.half, each.mean + each.half])
+    assert "paired" in pictures["differences"].caption
+
+
+def test_the_text_of_a_cell_stands_out_from_its_colour() -> None:
+    for colour in matplotlib.colormaps["cividis"](np.linspace(0, 1, 256)):
+        # WCAG 2: 4.5 is what small text needs
+        assert contrast(colour, text_colour(colour)) >= 4.5
 
 
 def test_a_common_limit_is_one_dashed_line(tmp_path: Path) -> None:
@@ -94,7 +130,8 @@ def test_the_heat_map_of_two_keys_has_the_means_in_its_cells(tmp_path: Path) -> 
     _, pictures = drawn(tmp_path)
     picture = pictures["pair_optim.lr_model.num_layers"]
     assert cells(picture) == pytest.approx(expected)
-    assert {text.get_text() for text in picture.figure.axes[0].texts} == {f"{each:.3f}" for each in expected.flat}
+    # each of two seeds, 0.002 apart: 12.706 * 0.001
+    assert {text.get_text() for text in picture.figure.axes[0].texts} == {f"{each:.3f}\n± 0.013" for each in expected.flat}
     assert {"by_optim.lr", "by_model.num_layers", "learning_curves"} <= set(pictures)
     for value, xs in (("1", [0.001, 0.01, 0.1]), ("2", [0.001, 0.01, 0.1])):
         assert line(pictures["by_optim.lr"].figure.axes[0], value)[0] == xs
@@ -124,7 +161,12 @@ def test_conditions_are_lines_with_their_limits_and_a_heat_map_of_the_excess(tmp
             summary = summary_of(losses[f"k{level}"], oracles[f"k{level}"], **losses)
             for name, limit in oracles.items():
                 summary |= {f"val/oracle_loss_{name}": limit, f"val/excess_loss_{name}": losses[name] - limit}
-            make_run(tmp_path / f"{level}{seed}", {"data.filter_level": level, "seed": seed}, summary)
+            settings = {
+                "data.filter_level": level,
+                "seed": seed,
+                "eval.data": {f"k{at}": {"filter_level": at} for at in range(3)},
+            }
+            make_run(tmp_path / f"{level}{seed}", settings, summary)
     _, pictures = drawn(tmp_path)
     expected = [[0.1 * abs(level - at) + 0.01 for at in range(3)] for level in range(3)]
     assert cells(pictures["conditions_heat"]) == pytest.approx(np.array(expected))

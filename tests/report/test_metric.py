@@ -8,7 +8,7 @@ import scipy.stats
 from made_runs import ORACLE, make_grid, make_run, make_sweep, summary_of
 
 from mlm_lightning.errors import UserError
-from mlm_lightning.report.metric import Interval, Metric, interval, limit_of, t_quantile
+from mlm_lightning.report.metric import interval, limit_of, t_quantile
 from mlm_lightning.report.results import Result, collect
 from mlm_lightning.report.study import Study, conditions_of, study
 
@@ -17,49 +17,68 @@ def opened(folder: Path, metric: str | None = None) -> Study:
     return study(collect([str(folder)]), metric)
 
 
-def test_what_changes_the_question_is_compared_under_shared_conditions(tmp_path: Path) -> None:
-    for rate, loss, shared in ((0.1, 0.5, 1.2), (0.4, 1.1, 1.0)):  # the lower rate only has the easier question
-        conditions = {"rate_0.15": shared, "rate_0.50": shared + 0.2}
-        make_run(tmp_path / str(rate), {"masking.rate": rate}, summary_of(loss, **conditions))
-    found = opened(tmp_path)
-    assert found.conditions == ["rate_0.15", "rate_0.50"]
-    assert found.metric.columns == ("val/loss_rate_0.15", "val/loss_rate_0.50")
-    assert found.name(found.ranked[0]) == "masking.rate=0.4"
-    assert found.metric.of(found.ranked[0].results[0]) == pytest.approx(1.1)
-    assert "masking.rate" in found.metric.note
-
-
 @pytest.mark.parametrize(
-    ("key", "oracle", "column"),
+    ("key", "oracle", "columns"),
     [
-        ("data.filter_level", ORACLE, "val/excess_loss"),
-        ("data.filter_level", None, "val/loss"),
-        ("optim.lr", ORACLE, "val/loss"),
-        ("data.batch_size", ORACLE, "val/loss"),
+        ("data.filter_level", ORACLE, []),
+        ("masking.rate", ORACLE, []),
+        ("masking._target_", None, []),
+        ("optim.lr", ORACLE, ["val/loss"]),
+        ("data.batch_size", ORACLE, ["val/loss"]),
+        ("masking.mask_share", ORACLE, ["val/loss"]),
     ],
 )
-def test_without_them_the_excess_is_compared_where_the_question_changes(
-    tmp_path: Path, key: str, oracle: float | None, column: str
+def test_tasks_without_a_common_condition_are_not_compared(
+    tmp_path: Path, key: str, oracle: float | None, columns: list[str]
 ) -> None:
-    for value in (1, 2):
+    for value in (0.1, 0.2):
         make_run(tmp_path / str(value), {key: value}, summary_of(1.0 + value / 10, oracle))
     found = opened(tmp_path)
-    assert found.metric.columns == (column,)
-    assert bool(found.metric.note) == (key == "data.filter_level")
+    assert [metric.name for metric in found.metrics] == columns
+    assert bool(found.tasks) == (not columns)
+    assert (found.winner is None) == (found.best is None) == (not columns)
 
 
-def test_a_sweep_is_judged_by_its_objective(tmp_path: Path) -> None:
+def test_further_mask_rates_are_common_conditions_of_one_data_alone(tmp_path: Path) -> None:
+    for folder, key in (("rates", "masking.rate"), ("levels", "data.filter_level")):
+        for value in (0.1, 0.4):
+            summary = summary_of(1.0 + value, **{"rate_0.15": 1.0 - value, "rate_0.50": 1.2 - value})
+            make_run(tmp_path / folder / str(value), {key: value}, summary)
+    found = opened(tmp_path / "rates")
+    assert [metric.name for metric in found.metrics] == ["val/loss_rate_0.15", "val/loss_rate_0.50"]
+    assert found.winner is not None
+    assert found.name(found.winner) == "masking.rate=0.4"
+    # at each run's own filter level
+    assert opened(tmp_path / "levels").metrics == []
+
+
+def test_further_data_is_a_common_condition_where_it_sets_what_is_swept(tmp_path: Path) -> None:
+    data = {"eval.data.k1": {"filter_level": 1}}
+    for folder, key in (("levels", "data.filter_level"), ("rates", "masking.rate"), ("depths", "data.depth")):
+        for value in (1, 2):
+            make_run(tmp_path / folder / str(value), {key: value} | data, summary_of(1.0 * value, k1=1.0 / value))
+    assert [metric.name for metric in opened(tmp_path / "levels").metrics] == ["val/loss_k1"]
+    assert opened(tmp_path / "rates").metrics == []
+    assert opened(tmp_path / "depths").metrics == []
+
+
+def test_a_sweep_is_judged_by_the_objective_that_was_chosen(tmp_path: Path) -> None:
     for n in range(3):
         make_run(tmp_path / str(n), {"masking.rate": 0.1 + n / 10}, summary_of(1.0 + n / 10))
     jobs = [(str(n), []) for n in range(3)]
     make_sweep(tmp_path, jobs, ["masking.rate"], objective="val/accuracy", direction="maximize")
     found = opened(tmp_path)
-    assert (found.metric.columns, found.metric.maximize) == (("val/accuracy",), True)
+    assert [(metric.name, metric.maximize) for metric in found.metrics] == [("val/accuracy", True)]
+    assert "own task, which masking.rate changes" in found.metric.note
     assert found.best is not None
     assert found.best.name == "0"
-    assert opened(tmp_path, "val/loss").metric == Metric(("val/loss",))
+    assert [metric.name for metric in opened(tmp_path, "val/loss").metrics] == ["val/loss"]
     make_sweep(tmp_path, jobs, ["masking.rate"], objective="val/loss_rate_0.15")
-    assert opened(tmp_path).metric.columns == ("val/excess_loss",)  # no run has the objective
+    assert opened(tmp_path).metrics == []  # no run has the objective
+    make_sweep(tmp_path, jobs, ["masking.rate"])
+    assert opened(tmp_path).metrics == []  # val/loss, which nobody chose
+    make_sweep(tmp_path, jobs, ["masking.rate"], objective_chosen=True)
+    assert [metric.name for metric in opened(tmp_path).metrics] == ["val/loss"]
 
 
 def test_an_unknown_metric_is_a_mistake(tmp_path: Path) -> None:
@@ -108,8 +127,6 @@ def test_one_value_has_no_interval_and_no_value_none() -> None:
     assert (found.mean, found.n) == (1.5, 1)
     assert math.isnan(found.half)
     assert interval([math.nan, math.inf]) is None
-    assert Interval(1.0, 0.1, 2).overlaps(Interval(1.05, math.nan, 1))
-    assert not Interval(1.0, 0.01, 2).overlaps(Interval(1.05, math.nan, 1))
 
 
 def test_numbers_beyond_all_bounds_are_no_error() -> None:

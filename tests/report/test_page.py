@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import make_grid, make_run, make_sweep, summary_of
+from made_runs import evaluation_of, make_grid, make_run, make_sweep, summary_of
 
+from mlm_lightning.report.answer import answer, question
 from mlm_lightning.report.figures import draw
+from mlm_lightning.report.metric import interval
 from mlm_lightning.report.page import page
 from mlm_lightning.report.results import Recipe, collect
 from mlm_lightning.report.study import study
-from mlm_lightning.report.tables import answer, manifest_table, question, results_csv, run_table, with_interval
+from mlm_lightning.report.tables import (
+    group_table,
+    groups_csv,
+    groups_tex,
+    manifest_table,
+    results_csv,
+    run_table,
+    with_interval,
+)
 
 RECIPE = Recipe("mlm train optim.lr=0.1", is_checked=True)
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -67,7 +77,7 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
             head, data = source.split(",")
             assert head == "data:image/png;base64"
             assert base64.b64decode(data).startswith(b"\x89PNG")
-    assert sum(tag == "img" for tag, _ in read.found) == 2
+    assert sum(tag == "img" for tag, _ in read.found) == 3
 
 
 def test_the_answer_comes_first(tmp_path: Path) -> None:
@@ -78,15 +88,15 @@ def test_the_answer_comes_first(tmp_path: Path) -> None:
     place = said.index("optim.lr=0.1: 1.0050 ± 0.0635 nats a token (95 % interval, 2 seeds)")
     assert said.index("Which optim.lr gives the lowest validation loss?") < place < said.index("mlm train optim.lr=0.1")
     assert "Best possible (oracle): 0.9000; the excess over it is 0.1050." in said
-    assert "overlaps that of 1 of 2 other groups (optim.lr=0.2)" in said
+    assert "Told apart from every other group." in said  # by 0.1 ± 0, as each seed adds the same
+    assert "Differences are paired by seed" in said
 
 
 @pytest.mark.parametrize(
     ("slope", "seeds", "says"),
     [
-        (0.1, [0], "One run a group"),
-        (0.5, [0, 1], "No other group's interval overlaps it"),
-        (0.01, [0, 1], "overlaps that of all 2 other groups"),
+        (0.1, [0], "One run a group (n = 1)"),
+        (0.1, [0, 1], "Told apart from every other group."),
     ],
 )
 def test_it_says_how_sure_it_is(tmp_path: Path, slope: float, seeds: list[int], says: str) -> None:
@@ -161,15 +171,15 @@ def test_derived_keys_are_noted(tmp_path: Path) -> None:
 
 
 def test_the_table_of_runs_has_a_line_a_job(tmp_path: Path) -> None:
-    make_grid(tmp_path, "masking.rate", [0.1, 0.2], seeds=[0])
+    make_grid(tmp_path, "optim.lr", [0.1, 0.2], seeds=[0])
     make_sweep(
         tmp_path,
-        [("masking.rate=0,seed=0", []), ("masking.rate=1,seed=0", []), ("later", ["++masking.rate=0.4", "seed=0"])],
-        ["masking.rate"],
+        [("optim.lr=0,seed=0", []), ("optim.lr=1,seed=0", []), ("later", ["++optim.lr=0.4", "seed=0"])],
+        ["optim.lr"],
     )
     header, lines = run_table(study(collect([str(tmp_path)])))
     table = [dict(zip(header, row, strict=True)) for row in lines]
-    assert [row["masking.rate"] for row in table] == ["0.1", "0.2", "0.4"]
+    assert [row["optim.lr"] for row in table] == ["0.1", "0.2", "0.4"]
     assert [row["status"] for row in table] == ["complete", "complete", "missing"]
     assert [row["val/loss"] for row in table] == ["1.0000", "1.1000", "–"]
     assert table[2]["step or reason"] == "not started"
@@ -188,6 +198,50 @@ def test_the_csv_gives_back_what_the_runs_wrote(tmp_path: Path) -> None:
     for line, result in zip(lines[:5], collection.results, strict=False):
         assert {name: json.loads(line[name]) for name in result.summary} == result.summary
     assert (lines[5]["status"], lines[5]["reason"], lines[5]["val/loss"]) == ("failed", "broken, it is", "")
+
+
+def test_the_groups_csv_has_means_intervals_and_differences(tmp_path: Path) -> None:
+    losses = make_grid(tmp_path, "optim.lr", [0.1, 0.2], seeds=[0, 1, 2])
+    found = study(collect([str(tmp_path)]))
+    first, second = csv.DictReader(io.StringIO(groups_csv(found), newline=""))
+    each = interval([losses[0.2, seed] for seed in (0, 1, 2)])
+    assert each is not None
+    assert (second["optim.lr"], second["n"]) == ("0.2", "3")
+    assert (float(second["val/loss"]), float(second["val/loss ±"])) == (each.mean, each.half)
+    assert (float(first["val/loss to best"]), float(second["val/loss to best"])) == (0.0, pytest.approx(0.1))
+    assert [float(second[name]) for name in ("seconds", "tokens", "parameters")] == [12.5, 3000, 12345]
+
+
+def test_the_latex_table_is_one(tmp_path: Path) -> None:
+    make_grid(tmp_path, "data.path", ["a_b&c", "50%"], seeds=[0, 1])
+    for each in tmp_path.iterdir():  # under one common condition
+        (each / "evaluations.json").write_text(
+            json.dumps(evaluation_of("rate_0.10", 1.0 + each.name.startswith("data.path=1")))
+        )
+    text = groups_tex(study(collect([str(tmp_path)])))
+    lines = [line for line in text.splitlines() if not line.startswith("%")]
+    assert lines[1::2][:1] == [r"\toprule"]
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(lines[0].partition("{tabular}{")[2].rstrip("}"))}
+    assert rows[1].startswith(r"50\%") or rows[1].startswith(r"a\_b\&c")
+    assert sum(r"\textbf{1.0000}" in row for row in rows) == 1
+    for symbol in "&%_":  # of the values, not of the table
+        assert re.search(rf"(?<!\\){symbol}[bc]", "".join(rows)) is None
+    assert r"$\pm$" in groups_tex(study(collect([str(make_seeds(tmp_path / "more"))])))
+
+
+def make_seeds(folder: Path) -> Path:
+    make_grid(folder, "optim.lr", [0.1, 0.2], seeds=[0, 1])
+    return folder
+
+
+def test_every_line_says_what_it_cost(tmp_path: Path) -> None:
+    make_grid(tmp_path, "optim.lr", [0.1, 0.2], seeds=[0, 1])
+    found = study(collect([str(tmp_path)]))
+    for header, rows in (run_table(found), group_table(found)):
+        for row in rows:
+            line = dict(zip(header, row, strict=True))
+            assert [line[name] for name in ("seconds", "tokens", "parameters")] == ["12", "3,000", "12,345"]
 
 
 def test_a_number_that_does_not_vary_has_no_interval(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from made_runs import ORACLE, make_grid, make_run, summary_of
 
+from mlm_lightning.report.groups import Axis, as_text, find_axes
 from mlm_lightning.report.metric import interval
 from mlm_lightning.report.results import Result, collect
-from mlm_lightning.report.study import Axis, Study, as_text, find_axes, study
+from mlm_lightning.report.study import Study, study
 
 
 def opened(folder: Path, metric: str | None = None) -> Study:
