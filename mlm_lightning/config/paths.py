@@ -27,7 +27,7 @@ def resolved(composed: Composed, start: Path | None, overrides: Sequence[str], t
     Raises ConfigError for paths that lead nowhere any more.
     """
     typed = tuple(each.lstrip("+~").partition("=")[0] for each in overrides)
-    config, errors = dict(composed.config), list[ConfigError]()
+    errors: list[ConfigError] = []
 
     def group(key: str, node: Any, target: Any) -> Any:
         if not isinstance(node, Mapping):
@@ -39,14 +39,13 @@ def resolved(composed: Composed, start: Path | None, overrides: Sequence[str], t
                 result[name] = _resolve(path, node[name], kind, start, errors)
         return result
 
-    for key in ("data", "model"):
-        config[key] = group(key, config.get(key), composed.get(f"{key}._target_"))
+    groups = {key: group(key, composed.get(key), composed.get(f"{key}._target_")) for key in ("data", "model")}
     if further := composed.get("eval.data"):
         own = composed.get("data._target_")
         further = {name: group(f"eval.data.{name}", node, (node or {}).get("_target_", own)) for name, node in further.items()}
-        config["eval"] = {**config["eval"], "data": further}
+        groups["eval"] = {**composed.get("eval"), "data": further}
     refuse(errors)
-    return Composed(config)
+    return Composed({**composed.config, **groups})
 
 
 def _paths_of(target: Any, trusted: bool) -> Iterator[tuple[str, Located]]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,17 @@ def test_names_and_words_are_left_alone(tmp_path, monkeypatch):
         "k": {"tokenizer": f"{start}/owner/name", "dataset": "owner/another"},
         "m": {"path": "texts"},
     }
+
+
+def test_a_launcher_may_change_the_folder(places):
+    """Hydra's workers may start anywhere, or change to a folder of their own; the command's paths are still the command's."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    here, _ = places
+    command = [sys.executable, "-m", "mlm_lightning", "train", "-m", "launcher=joblib", "hydra.job.chdir=true", "seed=0,1"]
+    command += [*TEXT, *SHORT, "trainer.max_steps=1", "trainer.val_check_interval=1", "hydra.launcher.n_jobs=1"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    runs = [path.parent for path in here.glob("outputs/default/*/summary.json")]
+    assert len(runs) == 2
+    for run in runs:
+        assert json.loads((run / "manifest.json").read_text())["working_directory"] == str(here)
