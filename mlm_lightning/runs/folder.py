@@ -35,7 +35,7 @@ from mlm_lightning.config.compose import config_yaml
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import write_atomically
-from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, Position, differences, flat
+from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, Position, differences
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
 
 log = logging.getLogger(__name__)
@@ -199,13 +199,10 @@ class Run:
             raise UserError("no checkpoint of this run can be read; resume=never starts it again:\n" + "\n".join(damaged))
         return None
 
-    def swept_values(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What the sweep of the run gives several values, with those of this run; empty for a run of no sweep."""
-        content = _read_json(self.folder.parent / "sweep.json")
-        overrides = [job["overrides"] for job in content.get("jobs", []) if job["folder"] == self.folder.name]
-        typed = dict(each.lstrip("+~").partition("=")[::2] for each in (overrides[0] if overrides else []))
-        values = flat(config)
-        return {key: values.get(key, value) for key, value in typed.items() if key in content["swept"]}
+    @property
+    def is_of_sweep(self) -> bool:
+        """Whether a sweep expects it."""
+        return any(job["folder"] == self.folder.name for job in _read_json(self.folder.parent / "sweep.json").get("jobs", []))
 
     def longest_sibling(self, settings: Settings, below: int) -> Position | None:
         """Another run that this one could go on from: the longest of those that differ in their length alone, or in their

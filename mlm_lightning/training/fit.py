@@ -34,7 +34,8 @@ from mlm_lightning.runs.load import describe_model
 from mlm_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError, Pruning
 from mlm_lightning.training.callbacks.progress import ProgressReport
 from mlm_lightning.training.callbacks.throughput import Throughput
-from mlm_lightning.training.lightning_internals import NEVER, add_summary
+from mlm_lightning.training.lightning_internals import NEVER
+from mlm_lightning.training.loggers import fill_hparams
 from mlm_lightning.training.module import MLMModule, Origin
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,10 @@ def fit(
     step = 0 if position is None else position.step
     # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
     loggers = build_each(settings.logger.values(), save_dir=str(run.folder), purge_step=step + 1 if position else 0)
+    decided = deciding(settings.composed.config, settings.trainer.world_size(), without=frozenset({"callbacks"}))
+    for logger in loggers:
+        if not isinstance(logger, TensorBoardLogger):  # whose table wants the results beside them
+            logger.log_hyperparams(decided)
     callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
     if settings.sweep and settings.sweep.trial is not None:
         callbacks.append(Pruning(run.folder.parent, settings.sweep))
@@ -74,8 +79,9 @@ def fit(
             trainer.validate(module, datamodule, verbose=False)
         summary = _summary(trainer, module)
         if trainer.is_global_zero:
-            _log_hyperparameters(loggers, run, settings, summary)
             for logger in loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    fill_hparams(logger, flat(decided), summary, compared=run.is_of_sweep)
                 logger.finalize("success")
             run.write_json("summary.json", summary)
     return summary
@@ -166,21 +172,6 @@ def _summary(trainer: Any, module: Any) -> dict[str, Any]:
             callback.state_dict()  # adds the time since the last checkpoint
             summary |= {"tokens_per_second": callback.tokens_per_second, "seconds": callback.seconds}
     return summary | {"steps": trainer.global_step, "tokens": module.tokens_trained}
-
-
-def _log_hyperparameters(loggers: list[Any], run: Run, settings: Settings, summary: dict[str, Any]) -> None:
-    """Fills TensorBoard's HParams tab: the settings (of a sweep's run: those that the sweep varies), beside the last values of
-    curves that are there already. Lightning's own way shows -1, or draws a further one-point curve for each metric."""
-    from torch.utils.tensorboard.summary import hparams
-
-    config = settings.composed.config
-    values = run.swept_values(config) or flat(deciding(config, settings.trainer.world_size(), without=frozenset({"callbacks"})))
-    plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in values.items()}
-    metrics = {name: value for name, value in summary.items() if name.startswith("val/")}
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            for part in hparams(plain, metrics):
-                add_summary(logger, part)
 
 
 def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list[Any]) -> L.Trainer:

@@ -1,4 +1,4 @@
-"""`metrics.csv`: a line a step, written as it happens; and TensorBoard's events, cut back where a run continues.
+"""`metrics.csv`: a line a step, written as it happens; TensorBoard's events, cut back where a run continues; W&B's run.
 
     step,train/loss,lr,val/loss
     50,1.31,0.003,
@@ -9,14 +9,19 @@ Lightning's CSVLogger deletes its file on a restart and holds lines back; this o
 
 import csv
 import io
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mlm_lightning.files import write_atomically
+from mlm_lightning.training.lightning_internals import add_summary
 
 
 class CSVLogger(Logger):
@@ -100,6 +105,69 @@ class TensorBoardLogger(LightningTensorBoardLogger):
         flush_secs: int = 120,
     ) -> None:
         super().__init__(save_dir, name, version, purge_step=purge_step, max_queue=max_queue, flush_secs=flush_secs)
+
+
+_FINAL = ("accuracy", "excess_loss", "loss", "oracle_loss", "perplexity")
+
+
+def fill_hparams(
+    logger: LightningTensorBoardLogger, settings: Mapping[str, Any], summary: Mapping[str, Any], compared: bool
+) -> None:
+    """Makes a complete run a line of TensorBoard's HParams tab: all that decides its result, and how its curves end.
+
+    Lightning's way, and torch's, write a table's header into each run, and TensorBoard takes that of any one: with runs of
+    several sweeps the keys of the others are missing. Without a header its columns are all keys, those that differ first, and
+    all curves, of which it shows the first five of the alphabet. Runs that are `compared` get such ones, `final/…`; a single
+    run is spared charts of one point.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    _, *line = hparams({key: _cell(key, value) for key, value in settings.items()}, {})
+    for part in line:
+        add_summary(logger, part)
+    for name in _FINAL:
+        if compared and f"val/{name}" in summary:
+            # behind the last step: a run that was killed before its summary was written draws it again, and purges from there
+            logger.experiment.add_scalar(f"final/{name}", summary[f"val/{name}"], summary["steps"] + 1)
+
+
+def _cell(key: str, value: Any) -> int | float | str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return value.rpartition(".")[2] if key.endswith("_target_") else value
+    return json.dumps(value)
+
+
+class WandbLogger(LightningWandbLogger):
+    """Lightning's, for the run of a folder: named like it, grouped by the sweep (the folder around it), and found again by the
+    same command. `project` and the others are as in wandb.init."""
+
+    def __init__(
+        self,
+        save_dir: str,
+        project: str = "mlm_lightning",
+        offline: bool = False,
+        name: str | None = None,
+        group: str | None = None,
+        entity: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
+    ) -> None:
+        folder = Path(save_dir)
+        sweep = group or folder.parent.name
+        # the hash of the settings makes it one run of a project, whatever the folder is called
+        run_id = re.sub(r"[^\w.-]+", "-", f"{folder.parent.name}-{folder.name.rpartition('-')[2]}")
+        more: dict[str, Any] = {"entity": entity, "tags": tags, "notes": notes}
+        super().__init__(name or folder.name, save_dir, run_id, offline, project=project, group=sweep, **more)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Ends W&B's run: the next one of this process would be taken for the same."""
+        if self._experiment is not None:
+            super().finalize(status)
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self._experiment = None
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

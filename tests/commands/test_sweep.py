@@ -5,12 +5,14 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TOY, composed
 from helpers import assert_equal_results, failing, run_of, runs_in, start_sweep, steps_of, train, wait_for
 
 from mlm_lightning.__main__ import main
+from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.sweeps.pool import Slot, slots
@@ -78,19 +80,50 @@ def test_a_run_whose_process_dies_is_reported_and_retried(tmp_path: Path, capsys
     assert [run.status for run in runs_in(tmp_path / "outputs").values()] == ["complete", "failed", "complete"]
 
 
-def test_hparams_shows_what_the_sweep_varies(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams import plugin_data_pb2
+def test_hparams_shows_what_several_sweeps_vary_and_how_their_runs_end(tmp_path: Path) -> None:
+    """As TensorBoard's page asks its server, with all sweeps in one table."""
+    assert sweep(tmp_path, "name=rates", "masking.rate=0.1,0.2") == 0
+    assert sweep(tmp_path, "name=rest", "optim.lr=2e-3,1e-3", "data=tree,uniform", "~data.num_symbols", "~data.depth") == 0
+    columns, metrics, lines = hparams_table(tmp_path)
+    number, word = "DATA_TYPE_FLOAT64", "DATA_TYPE_STRING"
+    assert columns == {"masking.rate": number, "optim.lr": number, "data._target_": word}
+    assert metrics[:5] == [f"final/{name}" for name in ("accuracy", "excess_loss", "loss", "oracle_loss", "perplexity")]
+    assert "hp_metric" not in metrics
+    assert len(lines) == 6
+    for folder, (settings, ends) in lines.items():
+        run = Run(tmp_path / folder).folder
+        config, summary = read_config(run), Run(run).summary or {}
+        assert settings["masking.rate"] == config.get("masking.rate")
+        assert settings["optim.lr"] == config.get("optim.lr")
+        assert settings["data._target_"] == config.get("data._target_").rpartition(".")[2]
+        assert settings["eval.mask_rates"] == "null"
+        assert settings["optim.betas"] == "[0.9, 0.98]"
+        assert ends["final/loss"] == pytest.approx(summary["val/loss"], rel=1e-6)
 
-    assert sweep(tmp_path, "optim.lr=1e-3,2e-3", "data=tree,uniform", "~data.num_symbols", "~data.depth") == 0
-    found = []
-    for run in (path for path in (tmp_path / "default").iterdir() if (path / "tensorboard").is_dir()):
-        events = EventAccumulator(str(run / "tensorboard"))
-        events.Reload()
-        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-        values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-        found.append((values["optim.lr"].number_value, values["data"].string_value, len(values)))
-    assert sorted(found) == [(lr, data, 2) for lr in (1e-3, 2e-3) for data in ("tree", "uniform")]
+
+def hparams_table(folder: Path) -> tuple[dict[str, str], list[str], dict[str, tuple[dict[str, Any], dict[str, float]]]]:
+    """The columns that differ with their types, the metrics, and the lines by run: settings and metrics."""
+    from tensorboard import context
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    events = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    backend = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(events, str(folder))))
+    request, asked = context.RequestContext(), api_pb2.ListSessionGroupsRequest(slice_size=100)
+    asked.allowed_statuses.append(api_pb2.STATUS_SUCCESS)
+    experiment = backend.experiment_from_metadata(request, "", True, backend.hparams_metadata(request, ""), [])
+    columns = {each.name: api_pb2.DataType.Name(each.type) for each in experiment.hparam_infos if each.differs}
+    metrics = [each.name.tag for each in experiment.metric_infos]
+    asked.col_params.extend(api_pb2.ColParams(hparam=each.name) for each in experiment.hparam_infos)
+    found = list_session_groups.Handler(request, backend, "", asked).run().session_groups
+    lines = {}
+    for each in found:
+        settings = {name: getattr(value, value.WhichOneof("kind")) for name, value in each.hparams.items()}
+        ends = {value.name.tag: value.value for value in each.metric_values}
+        lines[each.sessions[0].name.removesuffix("/tensorboard")] = (settings, ends)
+    return columns, metrics, lines
 
 
 def test_a_mistake_in_any_job_is_found_before_the_first_one_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,6 @@ def test_tensorboard_has_the_curves_the_samples_and_the_final_metrics(toy: Toy) 
     assert [event.step for event in events.Scalars("val/loss")] == [4, 8]
     hyperparameters = events.SummaryMetadata("_hparams_/session_start_info")
     assert b"masking.rate" in hyperparameters.plugin_data.content
-    assert b"val/excess_loss" in events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     assert not any(tag.startswith(("hp_metric", "final")) for tag in tags["scalars"])
 
 

@@ -1,10 +1,17 @@
-"""metrics.csv: a line a step, continued exactly."""
+"""metrics.csv: a line a step, continued exactly; a run of W&B's for each of ours."""
 
 import csv
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from mlm_lightning.training.loggers import CSVLogger, read_metrics
+import pytest
+from helpers import run_of, train
+
+from mlm_lightning.training.loggers import CSVLogger, WandbLogger, read_metrics
 
 FLOATS = [0.1 + 0.2, math.pi * 1e-17, 1 / 3, 1e300, -2.5]
 
@@ -91,3 +98,64 @@ def test_nothing_logged_is_no_line(tmp_path):
     logger = CSVLogger(str(tmp_path))
     logger.finalize("success")
     assert read_metrics(tmp_path / "metrics.csv") == []
+
+
+# W&B
+
+
+class FakeRun:
+    """What is asked of W&B's run."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings, self.lines, self.exit_codes = settings, [], []
+        self.config = self
+        self.values: dict[str, Any] = {}
+
+    def update(self, values: dict[str, Any], allow_val_change: bool = False) -> None:
+        self.values |= values
+
+    def log(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_codes.append(exit_code)
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    """The runs that are started of a stand-in for the package."""
+    runs: list[FakeRun] = []
+    names = ("wandb", "wandb.sdk", "wandb.sdk.lib", "wandb.wandb_run")
+    modules = {name: ModuleType(name) for name in names}
+    modules["wandb"].run = None
+    modules["wandb"].init = lambda **settings: runs.append(FakeRun(**settings)) or runs[-1]
+    modules["wandb.sdk.lib"].RunDisabled = modules["wandb.wandb_run"].Run = FakeRun
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", True)
+    return runs
+
+
+def test_a_run_of_wandb_is_named_like_its_folder_and_grouped_by_the_sweep(
+    toy: Callable[..., dict[str, Any]], wandb_runs: list[FakeRun]
+) -> None:
+    config = toy("name=rates", "masking.rate=0.2", "logger=[csv,wandb]", "logger.wandb.project=masks")
+    summary, folder = train(config), run_of(config).folder
+    (run,) = wandb_runs
+    hash8 = folder.name.rpartition("-")[2]
+    expected = {"name": folder.name, "group": "rates", "id": f"rates-{hash8}", "project": "masks", "resume": "allow"}
+    assert {key: run.settings[key] for key in expected} == expected
+    assert Path(run.settings["dir"]) == folder
+    assert run.values["masking"]["rate"] == 0.2
+    assert "output_dir" not in run.values
+    assert [line["val/loss"] for line in run.lines if "val/loss" in line][-1] == summary["val/loss"]
+    assert run.exit_codes == [0]  # once, and the next run of this process is another one
+
+
+def test_a_name_and_a_group_of_ones_own(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
+    logger = WandbLogger(str(tmp_path / "rates" / "rate=0.1-1a2b3c4d"), name="mine", group="ours", tags=["a"])
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.finalize("failed")
+    (run,) = wandb_runs
+    assert [run.settings[key] for key in ("name", "group", "tags", "id")] == ["mine", "ours", ["a"], "rates-1a2b3c4d"]
+    assert run.exit_codes == [1]

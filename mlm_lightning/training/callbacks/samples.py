@@ -1,5 +1,6 @@
 """What the model predicts, to look at."""
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from mlm_lightning.batch import IGNORE_INDEX
+from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.training.module import MLMModule
 from mlm_lightning.values import checked
 
@@ -20,7 +21,7 @@ class Samples(Callback):
     truth, and the probability that the model gave to the truth; with an oracle and a small vocabulary also as an image, the
     model's probabilities beside the exact ones."""
 
-    LARGEST_VOCABULARY = 64  # of the image: a row of it is a token
+    LARGEST_VOCABULARY = 64  # of the image: a column of it is a token
 
     @checked("callbacks.samples")
     def __init__(self, num_rows: Annotated[int, Ge(1), "callbacks.samples=null shows none"] = 4) -> None:
@@ -39,8 +40,8 @@ class Samples(Callback):
         for board in boards:
             board.experiment.add_text("val/samples", text, trainer.global_step)
             if oracle_BKV is not None and oracle_BKV.shape[-1] <= self.LARGEST_VOCABULARY:
-                image_HW = posteriors_as_image(batch, probs_BKV, oracle_BKV)
-                board.experiment.add_image("val/model_left_oracle_right", image_HW, trainer.global_step, dataformats="HW")
+                image_HWC = posteriors_as_image(batch, probs_BKV, oracle_BKV, datamodule.source.vocab)
+                board.experiment.add_image("val/model_left_oracle_right", image_HWC, trainer.global_step, dataformats="HWC")
 
 
 @torch.no_grad()
@@ -71,15 +72,53 @@ def samples_as_markdown(batch: Any, probs_BKV: Tensor, token: Callable[[int], st
     return "\n\n".join(parts)
 
 
-def posteriors_as_image(batch: Any, probs_BKV: Tensor, oracle_BKV: Tensor, size: int = 16) -> Tensor:
-    """The probabilities of the predicted tokens, black for 0 and white for 1, `image_HW`: the model's left, the oracle's right.
+def posteriors_as_image(batch: Any, probs_BKV: Tensor, oracle_BKV: Tensor, vocab: Vocab) -> Tensor:
+    """The probabilities of the tokens that can be predicted, as `image_HWC`: the model's left, the oracle's right.
 
-    A line of squares is a masked position, a square a token; a grey bar lies between two rows.
+    row:position     model             oracle
+                     0   1   2   3     0   1   2   3
+    0:5              .   .  [x]  .     .   .  [x]  .      [x]: the truth
     """
-    grey, parts = 0.5, []
-    for row, labels_K in enumerate(batch.labels_BK):
-        used_K = labels_K != IGNORE_INDEX
-        panels = [probs_BKV[row, used_K].cpu(), oracle_BKV[row, used_K].cpu().to(probs_BKV.dtype)]
-        squares = torch.cat([panels[0], torch.full((len(panels[0]), 1), grey), panels[1]], dim=1)
-        parts += [squares, torch.full((1, squares.shape[1]), grey)]
-    return torch.cat(parts[:-1]).nan_to_num().repeat_interleave(size, dim=0).repeat_interleave(size, dim=1)
+    from PIL import Image, ImageDraw, ImageFont  # it comes with TensorBoard, which encodes images by it
+
+    names = [vocab.token(i) for i in vocab.regular_ids.tolist()]
+    font, (width, height) = ImageFont.load_default(12), (max(10, min(44, 480 // len(names))), 20)
+    left, top, panel = 90, 78, width * len(names)
+    labels = batch.labels_BK.tolist()
+    lines = [(row, k) for row, labels_K in enumerate(labels) for k, label in enumerate(labels_K) if label != IGNORE_INDEX]
+    size = max(left + 2 * panel + 40, 420), top + height * len(lines) + 6 * len(labels) + 10
+    draw = ImageDraw.Draw(image := Image.new("RGB", size, "white"))
+
+    def cell(x: int, y: int, p: float, truth: bool = False, text: str = "") -> None:
+        box = (x, y, x + width - 2, y + height - 2)
+        draw.rectangle(box, colour_of(p), _TRUTH if truth else "#cccccc", 3 if truth else 1)
+        draw.text((x + width / 2 - 1, y + height / 2), text, "white" if p > 0.5 else "black", font, "mm")
+
+    draw.text((10, 18), "probability of each token at the masked positions", "black", font, "lm")
+    for i, p in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
+        draw.rectangle((10 + 30 * i, 28, 40 + 30 * i, 42), colour_of(p), "#cccccc")
+        draw.text((25 + 30 * i, 35), f"{p:g}", "white" if p > 0.5 else "black", font, "mm")
+    draw.rectangle((180, 28, 200, 42), "white", _TRUTH, 3)
+    draw.text((206, 35), "the truth", "black", font, "lm")
+    draw.text((10, top - 9), "row:position", "black", font, "lm")
+    every = math.ceil(max(font.getlength(name) + 4 for name in names) / width)
+    for title, start in (("model", left), ("oracle (exact)", left + panel + 30)):
+        draw.text((start, top - 25), title, "black", font, "lm")
+        for i, name in list(enumerate(names))[::every]:
+            draw.text((start + (i + 0.5) * width, top - 9), name, "black", font, "mm")
+    for line, (row, k) in enumerate(lines):
+        y = top + height * line + 6 * row
+        draw.text((10, y + height / 2), f"{int(batch.row_ids_B[row])}:{int(batch.positions_BK[row, k])}", "black", font, "lm")
+        for shown_BKV, start in ((probs_BKV, left), (oracle_BKV, left + panel + 30)):
+            for i, p in enumerate(shown_BKV[row, k].cpu()[vocab.regular_ids].nan_to_num().tolist()):
+                truth = int(vocab.regular_ids[i]) == labels[row][k]
+                cell(start + i * width, y, p, truth, f"{p:.2f}" if width >= 32 else "")
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
+
+
+_TRUTH = "#e8710a"
+
+
+def colour_of(p: float) -> tuple[int, int, int]:
+    """From white for 0 to dark blue for 1."""
+    return int(255 - 245 * p), int(255 - 200 * p), int(255 - 130 * p)
