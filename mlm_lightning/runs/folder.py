@@ -14,7 +14,9 @@ in forked children: a data worker that outlives its killed parent doesn't hold t
 """
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -219,6 +221,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The lines of a `metrics.csv`, each a dict of its columns; a last line that was cut off in the middle is left out."""
+    text = path.read_bytes().decode()
+    whole = text[: text.rfind("\n") + 1]
+    return [line for line in csv.DictReader(io.StringIO(whole, newline="")) if line["step"]]
 
 
 def describe_environment() -> dict[str, Any]:

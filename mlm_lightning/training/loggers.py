@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mlm_lightning.files import write_atomically
+from mlm_lightning.runs.folder import read_metrics
 
 
 class CSVLogger(Logger):
@@ -100,10 +101,3 @@ class TensorBoardLogger(LightningTensorBoardLogger):
         flush_secs: int = 120,
     ) -> None:
         super().__init__(save_dir, name, version, purge_step=purge_step, max_queue=max_queue, flush_secs=flush_secs)
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The lines of a `metrics.csv`, each a dict of its columns; a last line that was cut off in the middle is left out."""
-    text = path.read_bytes().decode()
-    whole = text[: text.rfind("\n") + 1]
-    return [line for line in csv.DictReader(io.StringIO(whole, newline="")) if line["step"]]
