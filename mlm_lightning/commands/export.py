@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--public", action="store_true")
     parser.add_argument("--trust", action="store_true")
     flags = parser.parse(arguments)
-    if flags.public and not flags.push:
+    if flags.public and flags.push is None:
         raise UserError("--public: says how to --push USER/NAME, which is not given")
     print(export(flags.run, flags.folder, flags.trust, flags.onnx, flags.push, flags.public))
     return 0
@@ -43,18 +43,20 @@ def export(
     run: str, folder: str | Path, trust: bool = False, onnx: bool = False, push: str | None = None, public: bool = False
 ) -> Path | str:
     """Writes the folder, whole or not at all, and returns it; with `push` (USER/NAME), its address on the hub."""
-    from mlm_lightning.runs.load import load_run
     from mlm_lightning.sharing import hub
-    from mlm_lightning.sharing.card import write_card
-    from mlm_lightning.sharing.folder import ONNX, write_model
-    from mlm_lightning.sharing.onnx import check_onnx, write_onnx
 
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"DIR={folder}: is there already; give a new folder")
+    api = None if push is None else hub.open_hub(push)
+
+    from mlm_lightning.runs.load import load_run
+    from mlm_lightning.sharing.card import write_card
+    from mlm_lightning.sharing.folder import ONNX, write_model
+    from mlm_lightning.sharing.onnx import check_onnx, write_onnx
+
     if onnx:
         check_onnx()
-    api = hub.open_hub(push) if push else None
     loaded = load_run(run, trust)
     place = folder.resolve()  # "." has no name
     try:

@@ -23,9 +23,8 @@ from mlm_lightning.config.compose import composer, read_config, to_plain
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs import evaluations
 from mlm_lightning.runs.checkpoint import flat
-from mlm_lightning.runs.folder import Run, processes_of
+from mlm_lightning.runs.folder import Run, processes_of, read_metrics
 from mlm_lightning.runs.identity import deciding, identity
-from mlm_lightning.training.loggers import read_metrics
 
 STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
 """Those of `Run`, and `damaged`: a file of the run can't be read."""

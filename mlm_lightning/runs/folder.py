@@ -14,7 +14,9 @@ in forked children: a data worker that outlives its killed parent doesn't hold t
 """
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -240,6 +242,13 @@ def processes_of(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> int:
     devices = trainer.get("devices", 1)
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     return count * trainer.get("num_nodes", 1)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The lines of a `metrics.csv`, each a dict of its columns; a last line that was cut off in the middle is left out."""
+    text = path.read_bytes().decode()
+    whole = text[: text.rfind("\n") + 1]
+    return [line for line in csv.DictReader(io.StringIO(whole, newline="")) if line["step"]]
 
 
 def describe_environment() -> dict[str, Any]:

@@ -25,9 +25,9 @@ from mlm_lightning.config.signatures import PROVIDED
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.models.protocol import Exportable
 from mlm_lightning.runs.checkpoint import flat
+from mlm_lightning.runs.folder import read_metrics
 from mlm_lightning.runs.identity import identity
 from mlm_lightning.runs.load import WEIGHTS, LoadedRun, tokenizer_folder
-from mlm_lightning.training.loggers import read_metrics
 
 log = logging.getLogger(__name__)
 

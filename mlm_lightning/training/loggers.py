@@ -21,6 +21,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mlm_lightning.files import write_atomically
+from mlm_lightning.runs.folder import read_metrics
 from mlm_lightning.training.lightning_internals import add_summary
 
 
@@ -168,10 +169,3 @@ class WandbLogger(LightningWandbLogger):
             super().finalize(status)
             self._experiment.finish(exit_code=0 if status == "success" else 1)
             self._experiment = None
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The lines of a `metrics.csv`, each a dict of its columns; a last line that was cut off in the middle is left out."""
-    text = path.read_bytes().decode()
-    whole = text[: text.rfind("\n") + 1]
-    return [line for line in csv.DictReader(io.StringIO(whole, newline="")) if line["step"]]
