@@ -99,12 +99,13 @@ def assert_bitwise_equal(one: Any, other: Any, where: str) -> None:
 
 
 def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """The curves as TensorBoard shows them, without those of times."""
+    """The curves as TensorBoard shows them, without those of times, and without the points that make a run of a sweep a line of
+    its table: copies of how the others end."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    names = [name for name in events.Tags()["scalars"] if not name.startswith("perf/")]
+    names = [name for name in events.Tags()["scalars"] if not name.startswith(("perf/", "final/"))]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 
