@@ -10,7 +10,7 @@ mlm COMMAND …
   train      trains one run, or a sweep with -m; continues an unfinished one
   evaluate   a run's metrics, also with other data settings
   predict    fills [MASK] in a text
-  export     a Hugging Face folder of a run
+  export     a run as a folder that opens anywhere, or on the hub
   prepare    builds the token cache of the chosen data
   report     tables and plots of a sweep, or of some runs
 

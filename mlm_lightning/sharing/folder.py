@@ -25,7 +25,7 @@ from mlm_lightning.config.signatures import PROVIDED
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.models.protocol import Exportable
 from mlm_lightning.runs.checkpoint import flat
-from mlm_lightning.runs.folder import read_metrics
+from mlm_lightning.runs.folder import Run, processes_of, read_metrics
 from mlm_lightning.runs.identity import identity
 from mlm_lightning.runs.load import WEIGHTS, LoadedRun, tokenizer_folder
 
@@ -91,7 +91,12 @@ def manifest_of(loaded: LoadedRun) -> dict[str, Any]:
         return manifest
     summary = _read_json(loaded.folder / "summary.json")
     known = {name: manifest[name] for name in _KEPT if manifest.get(name) is not None}
-    weights = {"format": FORMAT, "step": loaded.step, "identity": identity(loaded.config), "metrics": metrics_of(loaded)}
+    weights = {
+        "format": FORMAT,
+        "step": loaded.step,
+        "identity": identity(loaded.config, processes_of(Run(loaded.folder).manifest, loaded.config)),
+        "metrics": metrics_of(loaded),
+    }
     return weights | {name: summary[name] for name in ("steps", "tokens") if name in summary} | known
 
 

@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from documented import PAGES, follow
+from test_docs import make_stand_ins, write_texts
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +92,20 @@ def test_it_trains_in_an_empty_folder(bin_folder: Path, empty_folder: Path) -> N
     (run,) = empty_folder.glob("outputs/*/*/")
     evaluated = call([bin_folder / "mlm", "evaluate", run / "checkpoints" / "last.ckpt", "--json"], empty_folder)
     assert json.loads(evaluated.stdout)["val/loss"] == pytest.approx(summary_in(empty_folder)["val/loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_readme_and_docs_tell_to_type_works(
+    page: str, bin_folder: Path, empty_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stand_ins = make_stand_ins(tmp_path_factory.mktemp("hub"))
+    write_texts(empty_folder)
+
+    def run(words: list[str]) -> None:
+        done = call([bin_folder / "mlm", *words], empty_folder, MLM_CACHE=str(empty_folder / "cache"), OMP_NUM_THREADS="1")
+        assert done.returncode == 0, f"mlm {' '.join(words)}\n{done.stderr}"
+
+    follow(page, empty_folder, run, stand_ins)
 
 
 OWN_PACKAGE = '''
