@@ -73,7 +73,7 @@ def test_what_a_page_tells_to_type_works(
 
 def test_a_command_that_is_not_run_needs_what_a_test_has_not() -> None:
     """The hub, a cluster, a browser: everything else belongs in an `sh` block."""
-    needs = ("launcher=", "prepare=ray", "srun", "num_nodes", "streaming", "--push")
+    needs = ("--onnx", "launcher=", "prepare=ray", "srun", "num_nodes", "streaming", "--push")
     for page in PAGES:
         for block in blocks(page):
             if block.language == "text":
