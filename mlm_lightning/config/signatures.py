@@ -12,7 +12,7 @@ from typing import Any
 
 from mlm_lightning.config.unimported import parameters_of
 from mlm_lightning.errors import NO_VALUE, ConfigError, MissingPackagesError, UntrustedError, one_line
-from mlm_lightning.packages import OF_CLASSES, need
+from mlm_lightning.packages import OF_CLASSES, missing, need
 from mlm_lightning.values import check_arguments, unknown
 
 _CALLBACKS, _TRAINING = "mlm_lightning.training.callbacks", "mlm_lightning.training"
@@ -97,10 +97,13 @@ def check_node(key: str, node: Mapping[str, Any], base: Any, trusted: bool, also
 
 
 def mistyped_keys(key: str, node: Mapping[str, Any]) -> list[ConfigError]:
-    """The same, as far as the source of the class shows it without an import: no class, or keys that it doesn't know."""
+    """The same, as far as it is known without an import: no class, a package that is not installed, or keys that the class
+    doesn't know by its source."""
     if "_target_" not in node:
         return [_no_target(key)]
     target = MOVED.get(str(node["_target_"]), str(node["_target_"]))
+    if absent := missing(*OF_CLASSES.get(target, ("",))):
+        return [*absent]
     names = parameters_of(target)
     if names is None:
         return []
