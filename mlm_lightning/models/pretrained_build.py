@@ -5,14 +5,17 @@ The library accepts any key and most values without a word; here, what it does n
 
 import difflib
 import logging
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, one_line, refuse
 
@@ -134,6 +137,7 @@ def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
 def _read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig) -> PreTrainedModel:
     """With the weights of a checkpoint; says which ones it lacks."""
     try:
+        _show_downloads_alone()
         model, loading = AutoModelForMaskedLM.from_pretrained(
             checkpoint,
             revision=revision,
@@ -155,6 +159,13 @@ def _read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig)
         )
     # loaded for inference by default: without this, Lightning keeps dropout switched off
     return model.train()
+
+
+def _show_downloads_alone() -> None:
+    """Weights are read in a moment: a bar of transformers would only break into ours. Those of the hub are for downloads."""
+    disable_progress_bar()  # and the hub's with it
+    if sys.stderr.isatty():
+        enable_progress_bars()
 
 
 def _on_meta() -> bool:

@@ -94,7 +94,7 @@ class Run:
     def reason(self) -> str:
         """Why the run failed or was pruned; empty otherwise."""
         for name in ("error.json", "pruned.json"):
-            if content := _read_json(self.folder / name):
+            if content := read_json(self.folder / name):
                 return str(content.get("message", ""))
         return ""
 
@@ -155,11 +155,11 @@ class Run:
         if (composed := settings.composed).overrides is not None:  # a rank does not know its command
             command: dict[str, Any] = {"overrides": composed.typed_overrides}
             command |= {"config_dir": composed.config_dir, "config_name": composed.config_name}
-            self.write_json("manifest.json", _read_json(self.folder / "manifest.json") | command)
+            self.write_json("manifest.json", read_json(self.folder / "manifest.json") | command)
 
     def describe(self, **more: Any) -> list[str]:
         """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
-        environment, before = describe_environment(), _read_json(self.folder / "manifest.json")
+        environment, before = describe_environment(), read_json(self.folder / "manifest.json")
         command = {name: before.get(name) for name in ("overrides", "config_dir", "config_name")}
         self.write_json("manifest.json", environment | command | more)
         return differences(of_last_digits(before), of_last_digits(environment)) if "packages" in before else []
@@ -189,7 +189,7 @@ class Run:
 
     def swept_values(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What the sweep of the run gives several values, with those of this run; empty for a run of no sweep."""
-        content = _read_json(self.folder.parent / "sweep.json")
+        content = read_json(self.folder.parent / "sweep.json")
         overrides = [job["overrides"] for job in content.get("jobs", []) if job["folder"] == self.folder.name]
         typed = dict(each.lstrip("+~").partition("=")[::2] for each in (overrides[0] if overrides else []))
         values = flat(config)
@@ -201,7 +201,7 @@ class Run:
         found, wanted = [], sibling_hash(settings)
         for manifest in self.folder.parent.glob("*/manifest.json"):
             last = manifest.parent / "checkpoints" / LAST
-            if manifest.parent != self.folder and _read_json(manifest).get("kinship") == wanted and last.exists():
+            if manifest.parent != self.folder and read_json(manifest).get("kinship") == wanted and last.exists():
                 with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
                     step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
                     found += [(step, manifest.parent)] if step < below else []
@@ -213,7 +213,8 @@ def _write_process_id(descriptor: int) -> None:
     os.write(descriptor, str(os.getpid()).encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's object; empty where there is none, or it is damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
