@@ -39,6 +39,7 @@ def build(
 ) -> PreTrainedModel:
     """The model, in float32, with positions for rows of `seq_len`: from scratch it gets as many unless `settings` say how many.
     On the meta device no weights are read. Raises ConfigError."""
+    _show_downloads_alone()
     if checkpoint is not None:
         config = _checkpoint_config(checkpoint, revision, architecture, settings, vocab_size)
     elif architecture is None:
@@ -137,7 +138,6 @@ def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
 def _read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig) -> PreTrainedModel:
     """With the weights of a checkpoint; says which ones it lacks."""
     try:
-        _show_downloads_alone()
         model, loading = AutoModelForMaskedLM.from_pretrained(
             checkpoint,
             revision=revision,
@@ -162,7 +162,7 @@ def _read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig)
 
 
 def _show_downloads_alone() -> None:
-    """Weights are read in a moment: a bar of transformers would only break into ours. Those of the hub are for downloads."""
+    """Weights are read and written in a moment: transformers' bars would only break into ours. The hub's are for downloads."""
     disable_progress_bar()  # and the hub's with it
     if sys.stderr.isatty():
         enable_progress_bars()

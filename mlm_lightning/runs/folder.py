@@ -6,6 +6,7 @@
         checkpoints/  tensorboard/  metrics.csv
         summary.json                      written last
         error.json, pruned.json           why it failed, or why a search gave it up
+        .progress.json                    how far it is, while a process works in it (progress.py)
         .lock                             locked by the operating system while a process works in the folder, until it
                                           ends, however it ends; holds the id of that process
 
@@ -37,6 +38,7 @@ from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, Position, differences, flat
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
+from mlm_lightning.runs.progress import RunProgress
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +150,7 @@ class Run:
         """Makes the folder ready: its config, and nothing half-written."""
         for ended in ("error.json", "pruned.json"):
             (self.folder / ended).unlink(missing_ok=True)
+        RunProgress.clear(self.folder)  # of a killed process
         self.checkpoints.mkdir(exist_ok=True)
         for half_written in [*self.checkpoints.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:  # by a killed process
             half_written.unlink()
