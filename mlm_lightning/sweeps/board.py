@@ -6,6 +6,7 @@ shows its own bar, or its own lines.
 
 import contextlib
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ class Board:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, padding=(0, 2), title=self.headline(), title_justify="left", title_style="", expand=True)
+        width = shutil.get_terminal_size().columns - 3  # room for the "^C" that a terminal shows, else it would wrap
+        table = Table(box=None, padding=(0, 2), title=self.headline(), title_justify="left", title_style="", width=width)
         table.add_column("run", no_wrap=True, overflow="ellipsis", ratio=1)
         for name in ("step", "loss", "val/loss", "left"):
             table.add_column(name, no_wrap=True, justify="right")
