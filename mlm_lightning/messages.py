@@ -10,10 +10,12 @@ import shlex
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
-from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError, asks_for_trust
+from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError, asks_for_trust, one_line
 
 
 class _StandardError(logging.Handler):
@@ -50,12 +52,52 @@ def _clear() -> str:
     return "\r\x1b[2K" if before else ""
 
 
+_LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+"""What keeps libraries quiet, unless the user has set it otherwise; they read it when they are imported."""
+_FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
+_warned: set[str] = set()
+
+
 def speak() -> None:
-    """Makes notes and progress reach the user; called by whatever starts a command, also more than once."""
+    """Makes notes and progress reach the user, and of the libraries nothing but a warning that matters, once and in our form;
+    called by whatever starts a command, also more than once."""
+    for name, value in _LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # on a terminal, a download is worth a bar
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:  # python -W …: the user wants to see them as they are
+        warnings.showwarning = _warn
     logger = logging.getLogger("mlm_lightning")
     if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
         logger.addHandler(_StandardError())
+    if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A library's warning without the line of its source."""
+    text = one_line(message) if isinstance(message, Warning) else message
+    if not issubclass(category, _FOR_DEVELOPERS) and text not in _warned:
+        _warned.add(text)
+        logging.getLogger(__name__).warning("warning: %s", text)
+
+
+def duration(seconds: float) -> str:
+    """`0:05`, `12:34`, `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Collection[int] = ()) -> None:

@@ -70,5 +70,7 @@ def _show(source: "Source") -> None:
             if key not in ("duplicates", "truncated") or any(row[key] for row in rows)
         ]
         print_table(cells, ("", *(row["split"] for row in rows)), right=range(1, len(rows) + 1))
+    if (cache := source.cache_folder) is not None:
+        print(f"\ncache        {cache}")
     if source.endless:
         print("Rows for training are read as they are asked for.")

@@ -1,6 +1,8 @@
 """`mlm train`: overrides ─ compose ─► parse ─► train, or a sweep of such runs; a table at the end."""
 
+from argparse import ArgumentParser
 from pathlib import Path
+from textwrap import shorten, wrap
 from typing import Any
 
 from mlm_lightning.commands.arguments import see_own_packages
@@ -27,7 +29,7 @@ Hydra's own flags work: --cfg job, --info, -m, --config-dir, --config-name, --re
 
 def main(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
+        print(HELP + _choices(arguments), end="")
         return 0
     from mlm_lightning.config.compose import answer_by_hydra, composer, hydra_flags, is_for_hydra
 
@@ -41,9 +43,10 @@ def main(arguments: list[str]) -> int:
         several = any(override.is_sweep_override() for override in hydra.choices(overrides))
         config = hydra.master(overrides) if several else hydra.compose(overrides)
         if flags.multirun or str(config.hydra.mode) == "RunMode.MULTIRUN":
-            from mlm_lightning.sweeps.run import run_sweep
+            with waiting(f"{config.output_dir}/{config.name}: checking the runs of the sweep"):
+                from mlm_lightning.sweeps.run import run_sweep
 
-            return run_sweep(hydra, overrides, hydra.master(overrides))
+                return run_sweep(hydra, overrides, hydra.master(overrides))
         if several:
             raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
         composed = hydra.with_origin(config, overrides)
@@ -53,9 +56,26 @@ def main(arguments: list[str]) -> int:
         from mlm_lightning.training.train import announce, train
 
         settings = parse(composed, announce=announce)
-    summary = train(settings)
+    summary = train(settings, announced=True)
     show(Run.find(settings).folder, summary)
     return 0
+
+
+def _choices(arguments: list[str]) -> str:
+    """What `GROUP=OPTION` may say, as lines of the help: also of the folder that --config-dir names."""
+    from mlm_lightning.config.shipped import options
+
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    groups = options(parser.parse_known_args(arguments)[0].config_dir)
+    lines = ["", "Groups, and their options (GROUP=OPTION):", ""]
+    for group, files in groups.items():
+        if group not in ("experiment", "sweep"):
+            lines += wrap(", ".join(files), 78, initial_indent=f"  {group:12} ", subsequent_indent=" " * 15)
+    for group, title in (("experiment", "Whole experiments"), ("sweep", "Whole sweeps")):
+        lines += ["", f"{title} ({group}=NAME):", ""]
+        lines += [f"  {name:17} {shorten(what, 60, placeholder=' …')}" for name, what in groups.get(group, {}).items()]
+    return "\n".join(lines) + "\n"
 
 
 def show(folder: Path, summary: dict[str, Any]) -> None:

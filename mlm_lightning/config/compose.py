@@ -21,18 +21,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.shipped import GROUPS, config_folder
 from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
 from mlm_lightning.packages import need, requirements
 from mlm_lightning.values import suggestion
 
 CONFIG_NAME = "train"
-GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep", "launcher")
-
-
-def config_folder() -> Path:
-    """The shipped `conf/`: in the wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).resolve().parent.parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 @contextmanager

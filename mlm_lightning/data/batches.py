@@ -50,6 +50,13 @@ class Plan:
         """Whether validation follows optimizer step `step`."""
         return step >= self.total_steps or step // self.validate_every > (step - 1) // self.validate_every
 
+    def validations_after(self, step: int) -> int:
+        """How many validations follow the optimizer steps after `step`."""
+        if step >= self.total_steps:
+            return 0
+        last = self.total_steps - 1
+        return int(last // self.validate_every - min(step, last) // self.validate_every) + 1
+
 
 class TrainBatches(Dataset[MLMBatch]):
     """Batch j of a rank's stream; endless rows have one epoch. `mask` is a masking with its vocabulary and its key."""

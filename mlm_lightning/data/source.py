@@ -134,6 +134,11 @@ class Source(ABC):
         """What was prepared, a dict a split, for `mlm prepare` to show; None where there is nothing to prepare."""
         return None
 
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where what was prepared lies; None where nothing is prepared."""
+        return None
+
     def tokenizer_keys(self) -> dict[str, Any]:
         """The keys of a config that give another source of text these very tokens; empty where there is no tokenizer."""
         return {}

@@ -5,14 +5,17 @@ The library accepts any key and most values without a word; here, what it does n
 
 import difflib
 import logging
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, one_line, refuse
 
@@ -36,6 +39,7 @@ def build(
 ) -> PreTrainedModel:
     """The model, in float32, with positions for rows of `seq_len`: from scratch it gets as many unless `settings` say how many.
     On the meta device no weights are read. Raises ConfigError."""
+    _show_downloads_alone()
     if checkpoint is not None:
         config = _checkpoint_config(checkpoint, revision, architecture, settings, vocab_size)
     elif architecture is None:
@@ -155,6 +159,13 @@ def read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig) 
         )
     # loaded for inference by default: without this, Lightning keeps dropout switched off
     return model.train()
+
+
+def _show_downloads_alone() -> None:
+    """Weights are read and written in a moment: transformers' bars would only break into ours. The hub's are for downloads."""
+    disable_progress_bar()  # and the hub's with it
+    if sys.stderr.isatty():
+        enable_progress_bars()
 
 
 def _on_meta() -> bool:

@@ -6,6 +6,7 @@
         checkpoints/  tensorboard/  metrics.csv
         summary.json                      written last
         error.json, pruned.json           why it failed, or why a search gave it up
+        .progress.json                    how far it is, while a process works in it (progress.py)
         .lock                             locked by the operating system while a process works in the folder, until it
                                           ends, however it ends; holds the id of that process
 
@@ -39,6 +40,7 @@ from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, Position, differences
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
+from mlm_lightning.runs.progress import RunProgress
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class Run:
     @property
     def working_directory(self) -> Path | None:
         """Where its command was called; None for runs of versions that did not note it."""
-        noted = _read_json(self.folder / "manifest.json").get("working_directory")
+        noted = read_json(self.folder / "manifest.json").get("working_directory")
         return Path(noted) if isinstance(noted, str) else None
 
     @property
@@ -103,13 +105,13 @@ class Run:
     def reason(self) -> str:
         """Why the run failed or was pruned; empty otherwise."""
         for name in ("error.json", "pruned.json"):
-            if content := _read_json(self.folder / name):
+            if content := read_json(self.folder / name):
                 return str(content.get("message", ""))
         return ""
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return _read_json(self.folder / "manifest.json")
+        return read_json(self.folder / "manifest.json")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -161,6 +163,7 @@ class Run:
         """Makes the folder ready: its config, and nothing half-written."""
         for ended in ("error.json", "pruned.json"):
             (self.folder / ended).unlink(missing_ok=True)
+        RunProgress.clear(self.folder)  # of a killed process
         self.checkpoints.mkdir(exist_ok=True)
         for half_written in [*self.checkpoints.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:  # by a killed process
             half_written.unlink()
@@ -169,11 +172,11 @@ class Run:
             command: dict[str, Any] = {"overrides": composed.typed_overrides}
             command |= {"config_dir": composed.config_dir, "config_name": composed.config_name}
             command |= {"working_directory": os.getcwd()}  # that relative paths of the config start from
-            self.write_json("manifest.json", _read_json(self.folder / "manifest.json") | command)
+            self.write_json("manifest.json", read_json(self.folder / "manifest.json") | command)
 
     def describe(self, **more: Any) -> list[str]:
         """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
-        environment, before = describe_environment(), _read_json(self.folder / "manifest.json")
+        environment, before = describe_environment(), read_json(self.folder / "manifest.json")
         command = {name: before.get(name) for name in _COMMAND}
         self.write_json("manifest.json", environment | command | more)
         return differences(of_last_digits(before), of_last_digits(environment)) if "packages" in before else []
@@ -204,7 +207,7 @@ class Run:
     @property
     def is_of_sweep(self) -> bool:
         """Whether a sweep expects it."""
-        return any(job["folder"] == self.folder.name for job in _read_json(self.folder.parent / "sweep.json").get("jobs", []))
+        return any(job["folder"] == self.folder.name for job in read_json(self.folder.parent / "sweep.json").get("jobs", []))
 
     def longest_sibling(self, settings: Settings, below: int) -> Position | None:
         """Another run that this one could go on from: the longest of those that differ in their length alone, or in their
@@ -226,7 +229,8 @@ def _write_process_id(descriptor: int) -> None:
     os.write(descriptor, str(os.getpid()).encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's object; empty where there is none, or it is damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -58,9 +58,15 @@ def slots(at_once: int, trainer: TrainerSettings) -> list[Slot]:
     return [Slot(threads, devices[number % len(devices)] if devices else None) for number in range(at_once)]
 
 
-def run_all(source: JobSource, free: list[Slot], started: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
-    """Runs what `source` hands out until nothing is left. On a signal all runs save and end, and Interrupted is raised; a
-    second Ctrl-C ends them at once."""
+def run_all(
+    source: JobSource,
+    free: list[Slot],
+    started: Callable[[Job], None],
+    ended: Callable[[Job], None],
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs what `source` hands out until nothing is left, and calls `tick` once a second. On a signal all runs save and end,
+    and Interrupted is raised; a second Ctrl-C ends them at once."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(_PRELOADED))
     alone, running = len(free) == 1, dict[Any, tuple[BaseProcess, Job, Slot]]()
@@ -76,7 +82,8 @@ def run_all(source: JobSource, free: list[Slot], started: Callable[[Job], None],
                 running[process.sentinel] = (process, job, slot)
             if not running:
                 return
-            for sentinel in wait(list(running)):
+            tick()
+            for sentinel in wait(list(running), timeout=1.0):
                 process, job, slot = running.pop(sentinel)
                 process.join()
                 free.append(slot)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mlm_lightning.report.results import DEFAULT, collect
 from mlm_lightning.report.study import study
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
+from mlm_lightning.sweeps.board import Board
 from mlm_lightning.sweeps.conditions import evaluate_all
 from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, swept_overrides
 from mlm_lightning.training.train import check_start
@@ -71,6 +72,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     chosen = given or settings.objective != DEFAULT
     sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings, objective_chosen=chosen)
     sweep.write(source.jobs)
+    log.info("%-12s %s, %d runs", "sweep", folder, settings.trials or len(jobs))
     began = time.monotonic()
     try:
         _run(hydra, master, source, sweep, jobs[0].settings)
@@ -131,21 +133,24 @@ def _run(hydra: Composer, master: DictConfig, source: JobSource, sweep: Sweep, e
     total = sweep.settings.trials or known
     if done:
         log.info("%d of %d runs have a result already", done, total)
-    number = count(done + 1)
+    by_us = "BasicLauncher" in master.hydra.launcher._target_
+    at_once = min(num_cores() if sweep.settings.jobs == "auto" else sweep.settings.jobs, total) if by_us else 1
+    board = Board(total, done, at_once)
 
     def started(job: Job) -> None:
         if len(source.jobs) != known:
             sweep.write(source.jobs)
-        log.info("[%d/%d] %s", next(number), total, job.difference)
+        board.started(job)
 
     def ended(job: Job) -> None:
+        board.ended(job)
         value, status = sweep.value(job), job.run.status
         result = job.run.reason[:200].partition("\n")[0] if value is None else f"{sweep.settings.objective} {value:.4f}"
         log.info("    %s: %s  %s", status, job.difference, result)
 
-    if "BasicLauncher" in master.hydra.launcher._target_:
-        at_once = num_cores() if sweep.settings.jobs == "auto" else sweep.settings.jobs
-        pool.run_all(source, pool.slots(min(at_once, total), example.trainer), started, ended)
+    if by_us:
+        with board.shown():
+            pool.run_all(source, pool.slots(at_once, example.trainer), started, ended, board.tick)
     else:
         _run_by_plugin(hydra, master, source, sweep, started, ended)
 

@@ -268,6 +268,12 @@ class MLMModule(L.LightningModule):
         """Input positions trained on so far, padding aside, on all ranks."""
         return int(self._running[2].item())
 
+    @property
+    def recent_loss(self) -> float | None:
+        """Of the optimizer steps since `train/loss` was logged; None right after that. Waits for an accelerator."""
+        loss_sum, predicted, _ = self._running.tolist()
+        return loss_sum / predicted if predicted else None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATE] = {
             "record": self.origin.record,

@@ -24,19 +24,22 @@ from mlm_lightning.training import ranks
 log = logging.getLogger(__name__)
 
 
-def announce(settings: Settings) -> None:
+def announce(settings: Settings, naming: Sequence[str] | None = None) -> None:
     """Says where the run of these settings is or will be."""
-    log.info("run          %s", Run.find(settings).folder)
+    log.info("%-12s %s", "run", Run.find(settings, naming).folder)
 
 
-def train(settings: Settings, naming: Sequence[str] | None = None) -> dict[str, Any]:
+def train(settings: Settings, naming: Sequence[str] | None = None, announced: bool = False) -> dict[str, Any]:
     """Trains the run of these settings, or continues it, and returns its summary (on the first machine of several).
 
-    A new folder is named after the overrides `naming`, by default those of the settings. Raises UserError for what can't be,
+    A new folder is named after the overrides `naming`, by default those of the settings; it is `announced`, or that is done
+    here. Raises UserError for what can't be,
     `errors.Interrupted` where a signal stopped the run, and whatever stops the training; error.json then says why.
     """
     speak()
     check_start(settings)
+    if not announced:
+        announce(settings, naming)
     run, nodes = Run.find(settings, naming), ranks.Nodes(settings)
     if settings.trainer.num_nodes > 1 and ranks.node_rank() > 0:
         return ranks.follow(settings.trainer, nodes)

@@ -52,7 +52,10 @@ def test_the_table_has_the_numbers_of_the_source_in_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main(arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
+    table, _, cache = capsys.readouterr().out.partition("\n\ncache        ")
+    (folder,) = (tmp_path / "cache").glob("[!.]*")
+    assert Path(cache.rstrip("\n")) == folder
+    lines = table.splitlines()
     assert max(map(len, lines)) <= 80
     cells = {line[:20].strip(): line[20:].split() for line in lines}
     assert cells[""] == ["train", "val", "test"]

@@ -107,8 +107,7 @@ class TextSettings:
     @property
     def cache_path(self) -> Path:
         """The folder of all token caches."""
-        shared = os.environ.get("MLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mlm_lightning")
-        return Path(shared if self.cache_dir is None else self.cache_dir).expanduser()
+        return shared_cache() if self.cache_dir is None else Path(self.cache_dir).expanduser()
 
     @property
     def num_held_out(self) -> int:
@@ -268,3 +267,9 @@ def fingerprint_of(request: dict[str, Any]) -> str:
 
 def path_key(split: str) -> str:
     return "path" if split == "train" else f"{split}_path"
+
+
+def shared_cache() -> Path:
+    """Where token caches are unless a config says otherwise."""
+    home = os.environ.get("MLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mlm_lightning")
+    return Path(home).expanduser()

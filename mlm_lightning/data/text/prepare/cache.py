@@ -113,3 +113,26 @@ def publish(work: Path, folder: Path) -> None:
             raise
         shutil.rmtree(work)
     sync_folder(folder.parent)
+
+
+def token_caches(home: Path) -> list[Path]:
+    """The caches in a folder, complete, damaged or unfinished: those alone that look like ours."""
+    if not home.is_dir():
+        return []
+    complete = [path for path in home.iterdir() if (path / "meta.json").is_file() and any(path.glob("*.tokens"))]
+    return sorted([*complete, *(path for path in home.glob(".*.work") if path.is_dir())])
+
+
+def is_being_built(path: Path) -> bool:
+    """Whether a process is at work on a cache."""
+    from filelock import FileLock, Timeout
+
+    name = path.name.removeprefix(".").partition(".")[0]
+    lock_file = path.parent / f".{name}.lock"
+    if not lock_file.exists():
+        return False
+    try:
+        with FileLock(lock_file, timeout=0):
+            return False
+    except (Timeout, OSError, NotImplementedError):
+        return True

@@ -1,0 +1,61 @@
+"""`mlm clean`: what could go from a folder of runs, and away with it when told."""
+
+import json
+
+from mlm_lightning.commands.arguments import Parser
+from mlm_lightning.errors import FAILURE, UserError
+
+HELP = """\
+mlm clean [FOLDER] [--old] [--failed] [--interrupted] [--pruned] [--cache] [--files] [--yes] [--json]
+
+What could go from FOLDER (default: outputs), with the space that this would free. It removes nothing without --yes, and with
+it the kinds alone that are named. Complete runs, and those that a process works in, are never touched.
+
+  mlm clean                                       what there is, of all kinds
+  mlm clean --old --files                         of these kinds
+  mlm clean --old --files --yes                   removes them
+  mlm clean outputs/mask_rate --failed --yes
+
+  --old           runs that were started again (resume=never), in NAME/.old
+  --failed        failed runs: the same command would try them again
+  --interrupted   stopped runs: the same command would continue them
+  --pruned        the checkpoints of runs that a search gave up
+  --cache         token caches that no run in FOLDER was trained on: made again when they are needed
+  --files         half-written files, and messages of runs that are gone
+"""
+
+
+def main(arguments: list[str]) -> int:
+    kinds = ("old", "failed", "interrupted", "pruned", "cache", "files")
+    parser = Parser(HELP)
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", default="outputs")
+    for flag in (*kinds, "yes", "json"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    flags = parser.parse(arguments)
+    chosen = [kind for kind in kinds if getattr(flags, kind)]
+    if flags.yes and not chosen:
+        raise UserError(f"--yes: say what may go: {', '.join(f'--{kind}' for kind in kinds)}")
+    from mlm_lightning.runs.leftovers import KINDS, leftovers
+    from mlm_lightning.runs.listing import existing, readable_size
+
+    found = [each for each in leftovers(existing(flags.folder)) if each.kind in (chosen or kinds)]
+    kept = [each for each in found if flags.yes and not each.remove()]
+    gone = [each for each in found if each not in kept]
+    if flags.json:
+        plain = [{"kind": e.kind, "path": str(e.path), "bytes": e.bytes, "removed": flags.yes and e in gone} for e in found]
+        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        return FAILURE if kept else 0
+    for kind in kinds:
+        if of_kind := [each for each in found if each.kind == kind]:
+            print(f"--{kind}  {KINDS[kind]}: {readable_size(sum(each.bytes for each in of_kind))}")
+            for each in of_kind:
+                print(f"  {readable_size(each.bytes):>9}  {each.path}" + ("  (kept: in use)" if each in kept else ""))
+    total = readable_size(sum(each.bytes for each in gone))
+    if not found:
+        print(f"{flags.folder}: there is nothing to clean")
+    elif flags.yes:
+        print(f"{total} freed")
+    else:
+        example = " ".join(f"--{kind}" for kind in kinds if any(each.kind == kind for each in found))
+        print(f"{total} could be freed; nothing was removed. mlm clean {flags.folder} {example} --yes would")
+    return FAILURE if kept else 0

@@ -1,0 +1,33 @@
+"""The configs that there are to choose from: those in `conf/`, and the user's own beside them. Their names are files' names, so
+that they can be listed without Hydra."""
+
+from pathlib import Path
+
+GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep", "launcher")
+
+
+def config_folder() -> Path:
+    """The shipped `conf/`: in the wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parent.parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
+    """By group its options, each with what the first line of its file says of it; the user's own last."""
+    found: dict[str, dict[str, str]] = {group: {} for group in GROUPS}
+    for folder in (config_folder(), *([Path(config_dir)] if config_dir else [])):
+        for file in sorted(folder.glob("*/*.yaml")):
+            if file.parent.name != "hydra":
+                found.setdefault(file.parent.name, {})[file.stem] = _description(file)
+    return {group: files for group, files in found.items() if files}
+
+
+def _description(file: Path) -> str:
+    """The first sentence of the comment that a file begins with; empty where there is none."""
+    comment = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            comment.append(line.lstrip("# ").rstrip())
+    return " ".join(comment).partition(". ")[0].removesuffix(".")
