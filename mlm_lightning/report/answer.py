@@ -98,7 +98,13 @@ def _each_condition(study: Study) -> list[str]:
         *_, unit = describe(standing.metric)
         found = with_interval(standing.best.interval(standing.metric))
         where = condition_name(standing.metric.condition)
-        rest = f"; not told apart from {_names(study, standing.contested)}" if standing.contested else ""
+        few = [study.name(group) for group, _ in standing.contested]
+        among = (
+            f"{len(few)} of {len(standing.differences)} others ({_joined(few)})"
+            if len(standing.differences) > 1
+            else "the other"
+        )
+        rest = f"; not told apart from {among}" if few else ""
         lines.append(f"At {where}: {study.name(standing.best)}, {found} {unit}{'' if _no_intervals(study) else rest}.")
     if len(study.standings) > _MOST_LINES:
         lines.append(f"… and {len(study.standings) - _MOST_LINES} further conditions.")

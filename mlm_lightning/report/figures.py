@@ -22,14 +22,14 @@ def draw(study: Study) -> list[Picture]:
 
 
 def _pictures(study: Study) -> Iterator[Picture]:
+    if any(each and math.isfinite(each.half) for standing in study.standings for each in standing.differences):
+        yield _differences(study)
     if study.groups:
         groups, conditions, complete = study.groups, study.conditions, study.collection.complete
         # of two runs, a table says it; of one key, the figure of conditions
         if study.standings and (len(groups) > 2 or len(groups) < len(complete)):
             axes = [] if study.by_condition and len(conditions) > 1 and len(study.axes) == 1 else study.axes
             yield from (_by_key(study, axis) for axis in axes)
-        if any(each and math.isfinite(each.half) for standing in study.standings for each in standing.differences):
-            yield _differences(study)
         if len(conditions) > 1 and study.axes:
             has_excess = all(f"val/excess_loss_{each}" in result.summary for each in conditions for result in complete)
             if len(study.axes) == 1 and len(conditions) <= MAX_COLOURS:
@@ -75,7 +75,9 @@ def _by_key(study: Study, axis: Axis) -> Picture:
                 style.draw_series(ax, axis, groups, metric, blue, "best of the other keys")
         style.draw_limits(ax, axis, study.groups, metric)
         is_cut |= style.frame(ax, study.groups, [metric])
-        ax.set_ylabel(style.on_two_lines(label(metric)))
+        ax.set_ylabel(style.on_two_lines(label(DEFAULT if study.by_condition else metric)))
+        if study.by_condition:
+            ax.set_title(condition_name(metric.condition).replace(", ", ",\n"))
         if study.metric.note and metric.name == DEFAULT:
             ax.set_title("each run on its own masks and data")
     style.add_legend(figure, panels, colour_axis.name if colour_axis else "")
@@ -109,7 +111,7 @@ def _differences(study: Study) -> Picture:
         ax.errorbar(means, places, xerr=[each.interval.margin for _, each in found], label="difference, 95 % interval", **look)
         at = [place for place, group in enumerate(groups) if group is standing.best]
         ax.plot([0] * len(at), at, linestyle="none", marker="*", markersize=10, color=style.FRAME_COLOUR, label="best")
-        ax.set_title(condition_name(standing.metric.condition))
+        ax.set_title(condition_name(standing.metric.condition).replace(", ", ",\n"))
         ax.locator_params(axis="x", nbins=4)
         ax.set_xlabel(f"difference\n({unit})" if unit else "difference")
     panels[0].set_yticks(range(len(names)), names)
@@ -172,8 +174,10 @@ def _pair(study: Study, across: Axis, down: Axis, metric: Metric) -> Picture:
         caption = caption.replace("mean over", "mean and 95 % interval over") + " Framed: the best."
         cells = [[best.get((canonical(x), canonical(y))) for x in across.values] for y in down.values]
         figure, (ax,) = style.new_figure(min(WIDTH, 2.8 + 1.1 * len(names)), 1.5 + 0.5 * len(rows))
-        style.draw_heat_map(ax, cells, rows, names, metric_label, per_column=False, maximize=metric.maximize)
+        colours = label(DEFAULT) if study.by_condition else metric_label
+        style.draw_heat_map(ax, cells, rows, names, colours, per_column=False, maximize=metric.maximize)
         ax.set_xlabel(across.name)
+        ax.set_title(condition_name(metric.condition) if study.by_condition else "")
     else:
         figure, (ax,) = style.new_figure(5.6, 3.8)
         style.show_key(ax, across, 4.0)

@@ -66,8 +66,15 @@ def signed(found: Interval) -> str:
 
 def compared(study: Study) -> dict[str, Metric]:
     """The metrics that a table of runs or groups shows, by the names of their columns."""
-    wanted = {metric.name: metric for metric in [*study.metrics, *map(Metric, _MAIN_METRICS)]}
+    own = " (own task)" if study.tasks else ""
+    wanted = {_column(study, metric): metric for metric in study.metrics}
+    wanted |= {f"{name}{own}": Metric(name) for name in _MAIN_METRICS if own or name not in wanted}
     return {name: metric for name, metric in wanted.items() if any(group.measured(metric) for group in study.groups)}
+
+
+def _column(study: Study, metric: Metric) -> str:
+    """`val/loss at mask rate 0.30`, where that is what groups are compared by."""
+    return f"{DEFAULT} at {condition_name(metric.condition)}" if study.by_condition else metric.name
 
 
 def _names(study: Study) -> dict[str, str]:
@@ -164,8 +171,11 @@ def condition_table(study: Study) -> Table:
         metric = Metric(f"{DEFAULT}_{condition}")
         for best in study.rank(metric)[:1]:  # none where it is not a number in any run
             loss, excess = (with_interval(best.interval(f"val/{each}_{condition}")) for each in ("loss", "excess_loss"))
-            rows.append([condition_name(condition), study.name(best), loss, number(best.limit(metric)), excess])
-    return Table(["evaluated at", "best group", "val/loss", "best possible", "excess"], rows)
+            standing = next((each for each in study.standings if each.metric.name == metric.name), None)
+            contested = [] if standing is None else [study.name(group) for group, found in standing.contested if found.n > 1]
+            apart = "; ".join(contested[:3]) + f"; and {len(contested) - 3} more" * (len(contested) > 3) or "–"
+            rows.append([condition_name(condition), study.name(best), loss, number(best.limit(metric)), excess, apart])
+    return Table(["evaluated at", "best group", "val/loss", "best possible", "excess", "not told apart from"], rows)
 
 
 def difference_table(results: Sequence[Result]) -> Table:
@@ -276,11 +286,13 @@ def groups_tex(study: Study) -> str:
         rows.append(
             [*(_tex(as_text(value)) for value in group.values.values()), str(len(group.results)), *marked, *_costs(group)]
         )
-    header = [*(axis.name for axis in study.axes), "n", *map(label, shown), *_COSTS, "parameters"]
+    names = [condition_name(each.condition) if study.by_condition else label(each) for each in shown]
+    header = [*(axis.name for axis in study.axes), "n", *names, *_COSTS, "parameters"]
     lines = [" & ".join(each) + r" \\" for each in ([_tex(name) for name in header], *rows)]
     columns = "l" * len(study.axes) + "r" * (len(header) - len(study.axes))
     fair = "" if study.standings else " (none here: no condition is common to all runs)"
     notes = [
+        f"% {label(DEFAULT)}{', evaluated at' if study.by_condition else ''}",
         r"% needs \usepackage{booktabs}; mean and half of the 95 % interval (Student's t) over the n runs of a group;",
         f"% bold: the best of its column, and what is not told apart from it{fair}",
     ]

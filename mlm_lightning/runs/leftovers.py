@@ -18,7 +18,7 @@ from mlm_lightning.config.compose import read_config
 from mlm_lightning.data.text.prepare.cache import is_being_built, token_caches
 from mlm_lightning.data.text.settings import shared_cache
 from mlm_lightning.errors import BusyError
-from mlm_lightning.runs.folder import Run, read_json
+from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.listing import run_folders, size_of
 
 KINDS = {
@@ -88,7 +88,8 @@ def _unused_caches(runs: list[Run]) -> list[Path]:
     """In the shared cache, and where the runs' configs say."""
     homes, used = {shared_cache()}, set[str]()
     for run in runs:
-        used.update(str(read_json(run.folder / "manifest.json").get("data")).split("+"))
+        fingerprints = str(run.manifest.get("data")).split("+")
+        used.update(each.partition(":")[0] for each in fingerprints)
         with contextlib.suppress(Exception):  # a damaged config names no cache
             if own := read_config(run.folder).get("data.cache_dir"):
                 homes.add(Path(own).expanduser())

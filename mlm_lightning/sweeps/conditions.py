@@ -74,10 +74,15 @@ class Asked:
         return Condition(("",), self.masking, source, source.oracle())
 
 
+def asked_of(jobs: Sequence[Job]) -> dict[str, Asked]:
+    """What the runs of a sweep are asked, by what is the same for all seeds; one alone where the sweep changes no task."""
+    return {each.shared_key: each for each in (Asked.of(job.settings) for job in jobs)}
+
+
 def evaluate_all(jobs: Sequence[Job]) -> None:
     """Measures the complete runs of a sweep under all conditions among its jobs, if there are several. What can't be measured
     is said, and left out. An interruption loses the one condition at hand."""
-    asked = {each.shared_key: each for each in (Asked.of(job.settings) for job in jobs)}
+    asked = asked_of(jobs)
     if len(asked) < 2:
         return
     names = _names(asked, jobs)

@@ -28,7 +28,7 @@ from mlm_lightning.report.study import study
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
 from mlm_lightning.sweeps.board import Board
-from mlm_lightning.sweeps.conditions import evaluate_all
+from mlm_lightning.sweeps.conditions import asked_of, evaluate_all
 from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, swept_overrides
 from mlm_lightning.training.train import check_start
 
@@ -65,11 +65,16 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     def make(values: list[str], trial: int) -> Job:
         return _job(hydra, [*_fixed(hydra, overrides), *values, f"++sweep.trial={trial}"], swept)
 
+    given = any(each.lstrip("+").startswith("sweep.objective=") for each in overrides)
+    chosen = given or settings.objective != DEFAULT
     source: JobSource = Grid(jobs, settings.retries)
     if settings.trials is not None:
         source = Search(open_study(folder, settings), choices, settings, make)
-    given = any(each.lstrip("+").startswith("sweep.objective=") for each in overrides)
-    chosen = given or settings.objective != DEFAULT
+        if not chosen and len(asked_of(jobs)) > 1:
+            log.warning(
+                "the search changes the task, and so looks for the easiest one: val/loss is each run's own. A fair objective "
+                "is the same for all runs: eval.mask_rates=[0.15] sweep.objective=val/loss_rate_0.15"
+            )
     sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings, objective_chosen=chosen)
     sweep.write(source.jobs)
     log.info("%-12s %s, %d runs", "sweep", folder, settings.trials or len(jobs))

@@ -97,6 +97,14 @@ def test_a_key_of_training_alone_measures_nothing(tmp_path: Path, measured: list
     assert not list(tmp_path.rglob(evaluations.FILE))
 
 
+def test_a_search_for_the_easiest_task_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search = ("sweep.trials=1", "trainer.max_steps=1")
+    assert sweep(tmp_path / "rates", RATES, *search) == 0
+    assert "looks for the easiest one" in capsys.readouterr().err
+    assert sweep(tmp_path / "lrs", "optim.lr=1e-3,1e-2", *search) == 0
+    assert "the easiest one" not in capsys.readouterr().err
+
+
 def test_a_vocabulary_that_a_model_does_not_know_is_no_common_condition(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
