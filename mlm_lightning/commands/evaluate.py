@@ -1,11 +1,11 @@
 """`mlm evaluate`: a run's metrics, also on other data or at other mask rates."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser
-from mlm_lightning.errors import NO_VALUE, ConfigError, mistakes, one_line
+from mlm_lightning.errors import NO_VALUE, ConfigError, mistakes, one_line, refuse
 from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
@@ -43,27 +43,58 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+_OF_TRAINING = ("optim", "schedule", "model", "callbacks", "logger", "sweep", "seed", "name", "output_dir", "resume")
+_OF_EVALUATION = {
+    *("accelerator", "precision", "limit_val_batches", "limit_test_batches", "inference_mode", "deterministic"),
+    *("benchmark", "profiler", "enable_progress_bar", "enable_model_summary"),
+}
+
+
+def check_effect(overrides: list[str]) -> None:
+    """Raises for keys that a training alone reads: a result would look as if they had changed something."""
+    from mlm_lightning.config.trainer import TrainerSettings
+
+    trainer, found = {field.name for field in fields(TrainerSettings)} - _OF_EVALUATION, []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group, _, name = key.partition(".")
+        if group in _OF_TRAINING or (group == "trainer" and name in trainer):
+            remedy = "leave it out" + ("; the seed of the masks is eval.seed" if key == "seed" else "")
+            found.append(ConfigError(key, value, "has no effect on the evaluation of a run that is trained", remedy))
+    refuse(found)
+
+
 def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
     """The metrics of a run on a split, by name (`val/loss` …)."""
     import torch
 
     from mlm_lightning.config.build import prepare
-    from mlm_lightning.config.compose import changed, read_config
+    from mlm_lightning.config.compose import WRITTEN_AGAIN, changed, read_config
     from mlm_lightning.config.parse import parse
     from mlm_lightning.data.condition import packs_documents
     from mlm_lightning.data.datamodule import MLMDataModule
     from mlm_lightning.data.text.tokenizer.load import TRAIN, keys_of
+    from mlm_lightning.files import damaged
     from mlm_lightning.runs.load import load_run, locate
+    from mlm_lightning.training.check import trainer_errors
     from mlm_lightning.training.fit import build_trainer, quiet
     from mlm_lightning.training.module import MLMModule
 
     quiet()
     folder = locate(run)[0]
-    composed = changed(read_config(folder), overrides or []).changed("callbacks", None).changed("logger", None)
+    check_effect(overrides or [])
+    written = read_config(folder)
+    if missing := {"data", "eval", "masking", "model", "trainer"} - set(written.config):
+        raise damaged(folder / "config.yaml", ValueError(f"it lacks {', '.join(sorted(missing))}"), WRITTEN_AGAIN)
+    composed = changed(written, overrides or [])
+    for group in ("callbacks", "logger", "sweep"):
+        composed = composed.changed(group, None)
     if (folder / "tokenizer").is_dir() and any(each.lstrip("+").startswith("data.") for each in overrides or []):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
         composed = composed.changed("data", keys_of(folder / "tokenizer"))
     settings = parse(composed, trust)
+    of_one = replace(settings.trainer, devices=1, num_nodes=1, strategy="auto")
+    refuse(trainer_errors(of_one))
     loaded = load_run(run, trust)
     with mistakes():
         conditions = prepare(settings, evaluated=split)
@@ -85,7 +116,7 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     if packs_documents(conditions):  # the rows that it was trained on may not
         with mistakes():
             loaded = load_run(run, trust, separate_documents=True)
-    trainer = build_trainer(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto"), [], [])
+    trainer = build_trainer(of_one, [], [])
     module = MLMModule(loaded.model, conditions)
     batch_size, eval_seed = settings.loader.batch_size, settings.eval.seed
     datamodule = MLMDataModule(source, settings.masking.instance, conditions, batch_size=batch_size, eval_seed=eval_seed)

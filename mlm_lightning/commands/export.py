@@ -1,6 +1,5 @@
 """`mlm export`: a folder that `transformers` opens."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -68,8 +67,9 @@ def export(run: str, folder: str | Path, trust: bool = False) -> Path:
 
 
 def _model_card(loaded: Any) -> str:
-    summary_path = loaded.folder / "summary.json"
-    summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {}
+    from mlm_lightning.runs.folder import Run
+
+    summary = Run(loaded.folder).summary or {}
     names = ("val/loss", "val/perplexity", "val/accuracy", "steps", "tokens")
     rows = "\n".join(f"| {name} | {summary[name]:.5g} |" for name in names if name in summary)
     base = loaded.composed.get("model.checkpoint")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm_lightning.commands.arguments import see_own_packages
-from mlm_lightning.errors import UserError
+from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.messages import print_table
 
 HELP = """\
@@ -48,6 +48,9 @@ def main(arguments: list[str]) -> int:
         if several:
             raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
         settings = parse(hydra.with_origin(config, overrides))
+        if settings.sweep and settings.sweep.trials is not None:
+            remedy = "add -m, and give keys several values"
+            raise ConfigError("sweep.trials", settings.sweep.trials, "one run is no search", remedy)
     from mlm_lightning.runs.folder import Run
     from mlm_lightning.training.train import train
 

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from mlm_lightning.config.compose import config_yaml
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import BusyError, UserError
-from mlm_lightning.files import write_atomically
+from mlm_lightning.files import read_json, write_atomically
 from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, Position, differences, flat
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
 
@@ -76,7 +76,9 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """The result of a complete run."""
         path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return read_json(path, "remove it, and the command that trained this run writes it again")
 
     @property
     def status(self) -> Status:
@@ -190,10 +192,14 @@ class Run:
     def swept_values(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What the sweep of the run gives several values, with those of this run; empty for a run of no sweep."""
         content = _read_json(self.folder.parent / "sweep.json")
-        overrides = [job["overrides"] for job in content.get("jobs", []) if job["folder"] == self.folder.name]
+        try:
+            overrides = [job["overrides"] for job in content.get("jobs", []) if job["folder"] == self.folder.name]
+            swept = set(content["swept"] if overrides else ())
+        except (KeyError, TypeError):  # a damaged file; the next command of the sweep writes it again
+            return {}
         typed = dict(each.lstrip("+~").partition("=")[::2] for each in (overrides[0] if overrides else []))
         values = flat(config)
-        return {key: values.get(key, value) for key, value in typed.items() if key in content["swept"]}
+        return {key: values.get(key, value) for key, value in typed.items() if key in swept}
 
     def longest_sibling(self, settings: Settings, below: int) -> tuple[Path, int] | None:
         """The folder and the step of another run that this one could go on from: the longest of those that differ in their
@@ -214,11 +220,14 @@ def _write_process_id(descriptor: int) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    """What a file says that a run can do without; of a damaged one nothing, and a note."""
+    if not path.is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        return read_json(path, "going on without it")
+    except UserError as error:
+        log.warning("%s", error)
+        return {}
 
 
 def describe_environment() -> dict[str, Any]:

@@ -3,22 +3,21 @@
 model.json   the model's class and all its arguments        vocab.json   tokenizer/
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.config.compose import read_config
+from mlm_lightning.config.compose import WRITTEN_AGAIN, read_config
 from mlm_lightning.config.settings import Composed, Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
-from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.errors import ConfigError, UserError
+from mlm_lightning.files import damaged, read_json
 from mlm_lightning.models.protocol import Rebuildable
-from mlm_lightning.runs.checkpoint import BEST
+from mlm_lightning.runs.checkpoint import BEST, DamagedCheckpointError, read_checkpoint
 from mlm_lightning.runs.folder import CHECKPOINTS, Run
 
 
@@ -51,31 +50,48 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
     folder, checkpoint = locate(path)
     composed = read_config(folder)
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        arguments = json.loads((folder / "model.json").read_text())
-        target = arguments.pop("_target_")
-        vocab = Vocab.from_json(json.loads((folder / "vocab.json").read_text()))
-    except Exception as error:
-        raise UserError(f"{checkpoint}: cannot be read: {one_line(error)}") from error
+        state = read_checkpoint(checkpoint)
+    except DamagedCheckpointError as error:
+        others = [path for path in sorted(checkpoint.parent.glob("*.ckpt")) if path != checkpoint]
+        remedy = f"give another one: {', '.join(map(str, others))}" if others else "there is no other one; train the run again"
+        raise UserError(f"{checkpoint}: cannot be read: {error}; {remedy}") from error
+    arguments = read_json(folder / "model.json", WRITTEN_AGAIN)
+    if (target := arguments.pop("_target_", None)) is None:
+        raise damaged(folder / "model.json", ValueError("it has no _target_"), WRITTEN_AGAIN)
+    content = read_json(folder / "vocab.json", WRITTEN_AGAIN)
+    try:
+        vocab = Vocab.from_json(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder / "vocab.json", error, WRITTEN_AGAIN) from error
     if arguments.pop("separates_documents", False) or separate_documents:  # the key of versions up to 0.1
         arguments["separate_documents"] = True
-    model: nn.Module = resolve_target(target, trust)(**arguments)
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in state["state_dict"].items() if name.startswith(prefix)}
-    model.load_state_dict(weights)
+    build = resolve_target(target, trust)
+    try:
+        model: nn.Module = build(**arguments)
+        model.load_state_dict(weights)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        remedy = f"its model is not that of {checkpoint.name}; {WRITTEN_AGAIN}"
+        raise damaged(folder / "model.json", error, remedy) from error
     model.eval()
     seq_len, tokenizer = arguments.get("seq_len") or composed.get("data.chunk_size"), None
     if (folder / "tokenizer").is_dir():
         from mlm_lightning.data.text.tokenizer.load import load_tokenizer
 
-        tokenizer = load_tokenizer(folder / "tokenizer")
+        try:
+            tokenizer = load_tokenizer(folder / "tokenizer")
+        except ConfigError as error:
+            raise UserError(f"{folder / 'tokenizer'}: {error.problem}; {WRITTEN_AGAIN}") from error
     return LoadedRun(folder, checkpoint, state["global_step"], composed, model, vocab, seq_len, tokenizer)
 
 
 def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
     """The folder and the checkpoint that a RUN argument (or `resume`) names."""
     path = Path(path)
-    hint = "give a run's folder (outputs/NAME/…) or a .ckpt file in it"
+    hint = "give a run's folder (outputs/NAME/…) or a .ckpt file in it" + (", or auto or never" if argument == "resume" else "")
     if path.is_file() and path.suffix == ".ckpt":
         folder, checkpoint = path.parent.parent, path
     elif path.is_dir():

@@ -20,7 +20,7 @@ from mlm_lightning.messages import print_table, speak
 from mlm_lightning.processes import num_cores
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
-from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, swept_overrides
+from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, search_space, swept_overrides
 from mlm_lightning.training.train import check_start
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
 
     source: JobSource = Grid(jobs, settings.retries)
     if settings.trials is not None:
+        search_space(choices)  # what can't be is found before there is a folder
         source = Search(open_study(folder, settings), choices, settings, make)
     sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings)
     sweep.write(source.jobs)
