@@ -1,14 +1,33 @@
 """Files that are either whole or not there."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from mlm_lightning.errors import UserError, one_line
 
 _REFUSALS = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO", "ESTALE", "ENOTDIR", "EEXIST")
 UNWRITABLE = {getattr(errno, name) for name in _REFUSALS if hasattr(errno, name)}
 """What an OSError's `errno` is where a disk is full, read-only, broken or not ours."""
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A file that holds one group of keys; UserError with the remedy where it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no group of keys")
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error, remedy) from error
+    return content
+
+
+def damaged(path: Path, error: BaseException, remedy: str) -> UserError:
+    """What to raise where a file can't be read."""
+    return UserError(f"{path}: can't be read: {one_line(error)}; {remedy}")
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -29,12 +29,12 @@ class MetricSums:
     se² = R / (R - 1) · Σ (d_r - e n_r)² / (Σ n_r)².
     """
 
-    NAMES = ("tokens", "loss", "correct", "oracle_loss", "oracle_correct", "kl", "rows", "dd", "dn", "nn")
+    SUMS = ("tokens", "loss", "correct", "oracle_loss", "oracle_correct", "kl", "rows", "dd", "dn", "nn")
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         # float64 sums of up to 1e9 token losses; MPS has none
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        self.vector = torch.zeros(len(self.NAMES), dtype=dtype, device=device)
+        self.vector = torch.zeros(len(self.SUMS), dtype=dtype, device=device)
 
     def update(self, logits_BKV: Tensor, batch: MLMBatch, oracle_probs_BKV: Tensor | None = None) -> None:
         """Adds a batch. `oracle_probs_BKV` is the oracle's posterior at the predicted positions."""
@@ -65,15 +65,20 @@ class MetricSums:
                 "nn": tokens_B.square(),
             }
         zero = self.vector.new_zeros(())
-        self.vector += torch.stack([sums[n].sum(dtype=self.vector.dtype) if n in sums else zero for n in self.NAMES])
+        self.vector += torch.stack([sums[n].sum(dtype=self.vector.dtype) if n in sums else zero for n in self.SUMS])
+
+    @classmethod
+    def names(cls, with_oracle: bool) -> tuple[str, ...]:
+        """Of the metrics that `compute` returns."""
+        return tuple(cls().compute(with_oracle))
 
     @property
     def nothing_predicted(self) -> bool:
-        return not self.vector[self.NAMES.index("tokens")]
+        return not self.vector[self.SUMS.index("tokens")]
 
     def compute(self, with_oracle: bool) -> dict[str, float]:
         """The token-weighted means; NaN where nothing was predicted at all."""
-        s = dict(zip(self.NAMES, self.vector.tolist(), strict=True))
+        s = dict(zip(self.SUMS, self.vector.tolist(), strict=True))
         tokens, rows = s["tokens"] or math.nan, s["rows"]
         loss = s["loss"] / tokens
         metrics = {"loss": loss, "perplexity": perplexity(loss), "accuracy": s["correct"] / tokens}

@@ -88,10 +88,10 @@ def check_arguments(
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
     owner = getattr(target, "OWNER", target.__name__)
     prefix = f"{key}." if key else ""
-    found = []
+    found: list[ConfigError] = []
     for name, value in arguments.items():
         if name not in named and not takes_any:
-            found.append(unknown(f"{prefix}{name}", owner, [*sorted(named - set(provided)), *also]))
+            found.append(UnknownKeyError(f"{prefix}{name}", owner, [*sorted(named - set(provided)), *also]))
         else:
             found += check(f"{prefix}{name}", value, hints.get(name, Any))
     for name in sorted(named - set(arguments) - set(provided)):
@@ -101,8 +101,17 @@ def check_arguments(
     return found
 
 
-def unknown(key: str, owner: str, names: Sequence[str]) -> ConfigError:
-    return ConfigError(key, NO_VALUE, f"unknown key of {owner}{suggestion(key.rpartition('.')[2], names)}")
+class UnknownKeyError(ConfigError):
+    """A key that its owner doesn't have; `names` are those that it has, `elsewhere` keys of others that may be meant."""
+
+    def __init__(self, key: str, owner: str, names: Sequence[str], elsewhere: Sequence[str] = ()) -> None:
+        self.owner, self.names = owner, tuple(names)
+        hint = suggestion(key.rpartition(".")[2], names)
+        if elsewhere:
+            hint = f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+        elif hint == "." and names:
+            hint = f". There are: {', '.join(names)}"
+        super().__init__(key, NO_VALUE, f"unknown key of {owner}{hint}")
 
 
 def not_one_of(key: str, value: object, options: Sequence[object]) -> ConfigError:

@@ -1,10 +1,11 @@
 """`mlm evaluate`: a run's metrics, also on other data or at other mask rates."""
 
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser
-from mlm_lightning.errors import mistakes
+from mlm_lightning.errors import ConfigError, mistakes, refuse
 from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
@@ -42,13 +43,35 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+_OF_TRAINING = ("optim", "schedule", "model", "callbacks", "logger", "sweep", "seed", "name", "output_dir", "resume")
+_OF_EVALUATION = {
+    *("accelerator", "precision", "limit_val_batches", "limit_test_batches", "inference_mode", "deterministic"),
+    *("benchmark", "profiler", "enable_progress_bar", "enable_model_summary"),
+}
+
+
+def check_effect(overrides: list[str]) -> None:
+    """Raises for keys that a training alone reads: a result would look as if they had changed something."""
+    from mlm_lightning.config.trainer import TrainerSettings
+
+    trainer, found = {field.name for field in fields(TrainerSettings)} - _OF_EVALUATION, []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group, _, name = key.partition(".")
+        if group in _OF_TRAINING or (group == "trainer" and name in trainer):
+            remedy = "leave it out" + ("; the seed of the masks is eval.seed" if key == "seed" else "")
+            found.append(ConfigError(key, value, "has no effect on the evaluation of a run that is trained", remedy))
+    refuse(found)
+
+
 def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
     """The metrics of a run on a split, by name (`val/loss` …)."""
     from mlm_lightning.config.build import prepare
-    from mlm_lightning.config.compose import changed, read_config
+    from mlm_lightning.config.compose import WRITTEN_AGAIN, changed, read_config
     from mlm_lightning.config.parse import parse
     from mlm_lightning.config.paths import resolved
     from mlm_lightning.data.text.tokenizer.load import keys_of
+    from mlm_lightning.files import damaged
     from mlm_lightning.runs.folder import Run
     from mlm_lightning.runs.load import WEIGHTS, locate_weights, see_packages_of, tokenizer_folder
     from mlm_lightning.training import evaluate as evaluation
@@ -56,10 +79,14 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
 
     quiet()
     folder, weights = locate_weights(run)
+    check_effect(overrides or [])
     if trust:
         see_packages_of(folder)
-    composed = resolved(changed(read_config(folder), overrides or []), Run(folder).working_directory, overrides or [], trust)
-    for unused in ("callbacks", "logger", "prepare"):
+    written = read_config(folder)
+    if missing := {"data", "eval", "masking", "model", "trainer"} - set(written.config):
+        raise damaged(folder / "config.yaml", ValueError(f"it lacks {', '.join(sorted(missing))}"), WRITTEN_AGAIN)
+    composed = resolved(changed(written, overrides or []), Run(folder).working_directory, overrides or [], trust)
+    for unused in ("callbacks", "logger", "prepare", "sweep"):
         composed = composed.changed(unused, None)
     tokenizer, is_export = tokenizer_folder(folder), weights.name == WEIGHTS
     if tokenizer and (is_export or any(each.lstrip("+").startswith("data.") for each in overrides or [])):

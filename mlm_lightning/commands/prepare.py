@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mlm_lightning.commands.arguments import Parser, see_own_packages
-from mlm_lightning.errors import mistakes
+from mlm_lightning.errors import UserError, mistakes
 from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ def main(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     see_own_packages()
     with composer(flags.config_dir) as hydra:
-        settings = parse(hydra.composed(hydra.plain(flags.overrides)))
+        overrides = hydra.plain(flags.overrides)
+        if several := [each for each in hydra.choices(overrides) if each.is_sweep_override()]:
+            typed = str(several[0].input_line).lstrip("+")
+            raise UserError(f"{typed}: several values for one key; give one, or quote a value that contains commas")
+        settings = parse(hydra.composed(overrides))
     with mistakes():  # documents, sizes or a tokenizer that will not do
         conditions = prepare(settings)
     names = {condition.source: condition.names for condition in reversed(conditions)}

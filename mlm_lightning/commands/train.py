@@ -6,7 +6,7 @@ from textwrap import shorten, wrap
 from typing import Any
 
 from mlm_lightning.commands.arguments import see_own_packages
-from mlm_lightning.errors import UserError
+from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.messages import print_table, waiting
 
 HELP = """\
@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
         if several:
             raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
         composed = hydra.with_origin(config, overrides)
+    if (trials := composed.get("sweep.trials")) is not None:
+        raise ConfigError("sweep.trials", trials, "one run is no search", "add -m, and give keys several values")
     with waiting(f"{composed.get('output_dir')}/{composed.get('name')}: checking the settings"):
         from mlm_lightning.config.parse import parse
         from mlm_lightning.runs.folder import Run

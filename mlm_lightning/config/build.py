@@ -1,6 +1,7 @@
 """Settings become objects, each built once: sources and the conditions of an evaluation, model, optimizer, callbacks."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -138,7 +139,7 @@ def model_for(model: Node, seq_len: int, separate_documents: bool, **arguments: 
 def build_optimizer(optim: Node, precision: int | str) -> Callable[[list[dict[str, Any]]], Optimizer]:
     """Makes the optimizer from parameter groups."""
     arguments = dict(optim.arguments)
-    if "lr" in arguments and not arguments["lr"] > 0:
+    if "lr" in arguments and not 0 < arguments["lr"] < math.inf:
         raise ConfigError("optim.lr", arguments["lr"], "give a learning rate above 0")
     if isinstance(arguments.get("betas"), list):
         arguments["betas"] = tuple(arguments["betas"])

@@ -9,6 +9,7 @@ check that follows (`parse`) finds all of them, whichever way they came in.
 
 import argparse
 import itertools
+import math
 import os
 import re
 import sys
@@ -21,12 +22,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.hints import PACKAGE_REMEDY, WITHOUT_PACKAGE, homes
 from mlm_lightning.config.shipped import GROUPS, config_folder
 from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
+from mlm_lightning.files import damaged
 from mlm_lightning.packages import need, requirements
-from mlm_lightning.values import suggestion
+from mlm_lightning.values import UnknownKeyError, suggestion
 
 CONFIG_NAME = "train"
+WRITTEN_AGAIN = "remove the run's summary.json, and the command that trained it writes this file again"
+MOST_JOBS = 100_000
+"""Of a sweep: each is composed and checked before the first one starts."""
 
 
 @contextmanager
@@ -131,20 +137,25 @@ class Composer:
         choices: list[list[str]] = []
         for override in self.choices(overrides):
             key = override.get_key_element()
+            typed = (override.input_line or "").lstrip("+")
             if override.is_interval_sweep():
-                problem = "an interval has no end of values; give sweep.trials=N to search in it"
-                raise UserError(f"{key.lstrip('+')}={override.value()}: {problem}")
+                raise UserError(f"{typed}: an interval has no end of values; give sweep.trials=N to search in it")
             swept = override.is_sweep_override()
+            if override.is_range_sweep() and not 0 < _length(override.value()) <= MOST_JOBS:
+                problem = f"has {max(0, _length(override.value())):,.0f} values; give from 1 to {MOST_JOBS:,}"
+                raise UserError(f"{typed}: {problem}, e.g. {key.lstrip('+')}='range(0,5)', which ends before 5")
             values = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [override.input_line or ""]
             choices.append(values)
+        if (number := math.prod(map(len, choices))) > MOST_JOBS:
+            raise UserError(
+                f"this sweep would have {number:,} runs, more than {MOST_JOBS:,}; give fewer values, or sweep.trials=N"
+            )
         return [list(job) for job in itertools.product(*choices)]
 
     def _plain(self, override: str) -> str:
         key, equals, value = override.partition("=")
         if not key:
             raise UserError(self._no_key_value(override))
-        if key == "resume" and "," in value and value[0] not in "'\"":  # the name of a run's folder, whose commas are no choice
-            return f'++resume="{value}"'
         if not equals or key[0] in "+~" or "@" in key or key.startswith("hydra."):
             return override
         if not key.startswith("hydra/") and key not in GROUPS and ("." in key or not self.options(key)):
@@ -171,6 +182,8 @@ class Composer:
             return f"{group}={choice}: no such option{suggestion(choice, options)} There are: {', '.join(options)}"
         if isinstance(error, OverrideParseException):
             return self._no_key_value(error.override)
+        if found := re.search(r"In '(\w+/[^']+)': Could not override '\w+@", str(error)):
+            return f"{found[1].replace('/', '=', 1)}: {WITHOUT_PACKAGE}; {PACKAGE_REMEDY}"
         return _with_key(error)
 
     @staticmethod
@@ -202,6 +215,11 @@ def _need_launcher(option: str, overrides: Sequence[str]) -> None:
         need(typed[-1] if typed else f"{group}={choice}", plugin)
 
 
+def _length(sweep: Any) -> float:
+    """The number of values of a range."""
+    return math.ceil((sweep.stop - sweep.start) / sweep.step) if sweep.step else math.inf
+
+
 def _with_key(error: Exception) -> str:
     """The message without OmegaConf's details, but with the key that they name."""
     message, key = one_line(error), getattr(error, "full_key", None)
@@ -229,9 +247,16 @@ def config_yaml(composed: Composed) -> bytes:
 
 
 def read_config(folder: Path) -> Composed:
-    """The config of a run's folder."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-    assert isinstance(config, dict)
+    """The config of a run's folder. Raises UserError where it is damaged."""
+    from yaml import YAMLError
+
+    path = folder / "config.yaml"
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        if not isinstance(config, dict) or not config:
+            raise ValueError("it holds no config")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise damaged(path, error, WRITTEN_AGAIN) from error
     return Composed({str(key): value for key, value in config.items()})
 
 
@@ -287,7 +312,7 @@ def changed(composed: Composed, overrides: Sequence[str]) -> Composed:
             if isinstance(value, str) and isinstance(config.get(key), dict):
                 result[key] = OmegaConf.create(dict(hydra.composed([text]).config))[key]
             elif key.split(".")[0] not in config:
-                raise ConfigError(key, NO_VALUE, "unknown key of the run's config")
+                raise UnknownKeyError(key, "the run's config", sorted(config), homes(key, config))
             else:
                 try:
                     OmegaConf.update(result, key, value, merge=True, force_add=True)

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, make_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -29,15 +30,17 @@ from mlm_lightning.config.build import (
 )
 from mlm_lightning.config.compose import composer
 from mlm_lightning.config.composed import Composed
-from mlm_lightning.config.settings import Eval, Loader, Node, Settings, SweepSettings
+from mlm_lightning.config.feasible import too_large_batches, too_large_model, too_large_training, unknown_metrics
+from mlm_lightning.config.hints import hinted
+from mlm_lightning.config.settings import Eval, Loader, Node, Seed, Settings, SweepSettings
 from mlm_lightning.config.signatures import check_node, mistyped_keys
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.source import Source
-from mlm_lightning.errors import NO_VALUE, ConfigError, config_errors, refuse
+from mlm_lightning.errors import NO_VALUE, ConfigError, config_errors, one_line, refuse
 from mlm_lightning.masking import Masking
-from mlm_lightning.models.protocol import MayBeAnotherTask
+from mlm_lightning.models.protocol import HasOwnTokens, MayBeAnotherTask
 from mlm_lightning.processes import Workers
-from mlm_lightning.values import check_arguments
+from mlm_lightning.values import check, check_arguments
 
 T = TypeVar("T")
 Sources = dict[tuple[str, ...], Node]
@@ -50,7 +53,7 @@ _LOADER_KEYS = tuple(each.name for each in fields(Loader))
 _TopLevel = make_dataclass(
     "_TopLevel",
     [
-        *[("seed", int), ("name", str), ("output_dir", str), ("resume", str)],
+        *[("seed", Seed), ("name", str), ("output_dir", str), ("resume", str)],
         *((group, dict) for group in ("eval", "data", "masking", "model", "optim", "schedule", "trainer")),
         *((group, dict | None, None) for group in ("prepare", "callbacks", "logger", "sweep")),
     ],
@@ -93,8 +96,13 @@ class _Findings:
 
     def unimported(self, key: str, nodes: Any) -> dict[str, Node]:
         """A group of named nodes, such as callbacks, by what is known of them without Lightning; a null switches one off."""
-        every = nodes.items() if isinstance(nodes, dict) else ()
-        named = {name: node for name, node in every if isinstance(node, dict) and node}
+        every = nodes if isinstance(nodes, dict) else {}
+        for name, node in every.items():
+            if node is not None:
+                remedy = f"choose what there is with {key}=NAME; {key}.{name}=null switches it off"
+                wrong = check(f"{key}.{name}", node, dict)
+                self.errors += [ConfigError(each.key, each.value, each.problem, remedy) for each in wrong]
+        named = {name: node for name, node in every.items() if isinstance(node, dict) and node}
         found = {name: mistyped_keys(f"{key}.{name}", node) for name, node in named.items()}
         self.errors += itertools.chain.from_iterable(found.values())
         return {name: self._made(node) for name, node in named.items() if not found[name]}
@@ -114,9 +122,21 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
     for name in ("name", "output_dir", "resume"):
         if isinstance(value := config.get(name, "default"), str) and not value.strip():
             findings.errors.append(ConfigError(name, "", "give it a value, or leave it out"))
+    place = Path(str(config.get("name")))
+    if ".." in place.parts or place.is_absolute():
+        findings.errors.append(
+            ConfigError("name", str(place), "leads out of output_dir", "set output_dir to where runs are to lie")
+        )
     parts = _parse_parts(findings, config)
-    sources, maskings = _check_together(findings, parts)
-    refuse(findings.errors)
+    sources, maskings = _check_together(findings, parts, trains=composed.overrides is not None)
+    if composed.overrides is not None:  # else it is of a run that was checked before it was trained
+        output = Path(str(config.get("output_dir")))
+        if any(each.exists() and not each.is_dir() for each in (output / place, output, *output.parents)):
+            findings.errors.append(ConfigError("output_dir", str(output), "there is a file of that name", "give a folder"))
+        findings.errors += too_large_training(parts["trainer"], parts["loader"])
+        if maskings:
+            findings.errors += unknown_metrics(parts, sources, maskings)
+    refuse(hinted(findings.errors, composed))
     if not trusted:  # refused if it is ever built
         parts |= {name: Node(str(composed.get(f"{name}._target_")), {}, trusted=False) for name in ("optim", "schedule")}
     top = {name: config[name] for name in ("seed", "name", "output_dir", "resume")}
@@ -124,7 +144,7 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
     if announce is not None:
         announce(settings)
     _check_slowly(findings, settings)
-    refuse(findings.errors)
+    refuse(hinted(findings.errors, composed))
     return settings
 
 
@@ -176,7 +196,7 @@ def _split(node: Any, keys: Collection[str]) -> tuple[dict[str, Any] | None, dic
     return {k: v for k, v in node.items() if k in keys}, {k: v for k, v in node.items() if k not in keys}
 
 
-def _check_together(findings: _Findings, parts: Mapping[str, Any]) -> tuple[Sources, Maskings]:
+def _check_together(findings: _Findings, parts: Mapping[str, Any], trains: bool) -> tuple[Sources, Maskings]:
     """What must fit each other, as far as it is right itself; returns the sources and the maskings to evaluate on."""
     data, evaluation, trainer, masking, model = (parts[name] for name in ("data", "eval", "trainer", "masking", "model"))
     if data is None:
@@ -196,8 +216,12 @@ def _check_together(findings: _Findings, parts: Mapping[str, Any]) -> tuple[Sour
             if (epochs := node.arguments.get("every_n_epochs")) is not None:
                 key, problem = f"callbacks.{name}.every_n_epochs", "the training rows have no end, and so no epochs"
                 findings.errors.append(ConfigError(key, epochs, problem, f"set {key}=null"))
+    if loader := parts["loader"]:
+        findings.errors += too_large_batches(loader, [train_source, *(node.instance for node in sources.values())])
     if model is not None:
-        findings.attempt("model", lambda: _build_on_meta(model, train_source, sources))
+        built = findings.attempt("model", lambda: _build_on_meta(model, train_source, sources))
+        if built is not None and trains:
+            findings.errors += too_large_model(model, built)
     if masking is None or evaluation is None:
         return sources, {}
     kind, rates = evaluation.masking, evaluation.mask_rates
@@ -231,13 +255,19 @@ def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, trai
     return len(findings.errors) == before
 
 
-def _build_on_meta(model: Node, train_source: Source, sources: Sources) -> None:
+def _build_on_meta(model: Node, train_source: Source, sources: Sources) -> nn.Module:
     """Builds the model without memory, for a vocabulary that nothing is known about yet."""
     packs = any(source.packs_documents for source in [train_source, *(node.instance for node in sources.values())])
-    with torch.device("meta"), _NoRandomNumbers():
-        built = model_for(model, train_source.seq_len, packs, vocab_size=8)
+    try:
+        with torch.device("meta"), _NoRandomNumbers():
+            built = model_for(model, train_source.seq_len, packs, vocab_size=8)
+    except (RuntimeError, OverflowError) as error:  # sizes beyond 64 bits
+        raise ConfigError("model", NO_VALUE, one_line(error)) from error
     if isinstance(built, MayBeAnotherTask):
         built.check_masked_lm()
+    if isinstance(built, HasOwnTokens) and type(train_source).prepare is Source.prepare:  # the vocabulary is known
+        built.check_tokens(train_source.vocab)
+    return built
 
 
 class _NoRandomNumbers(TorchFunctionMode):

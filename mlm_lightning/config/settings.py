@@ -7,6 +7,7 @@ Settings(seed=0, data=Node("…TreeSource", {"depth": 4}), loader=Loader(batch_s
 import inspect
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,6 +20,8 @@ from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
 from mlm_lightning.masking import MASKINGS, Masking
 from mlm_lightning.values import check, check_fields, describe, not_one_of
+
+Seed = Annotated[int, Interval(ge=-(2**63), le=2**64 - 1), "64 bits of it count"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Eval:
 
     OWNER: ClassVar = "eval"
 
-    seed: int
+    seed: Seed
     mask_rates: list[Annotated[float, Interval(gt=0, le=1), "give masking rates, e.g. [0.15, 0.3]"]] | None
     masking: str | None
     data: dict[str, Any] | None = None  # runs of earlier versions have none
@@ -74,7 +77,15 @@ class Eval:
     def __post_init__(self) -> None:
         kinds = [] if self.masking in (None, *MASKINGS) else [not_one_of("eval.masking", self.masking, tuple(MASKINGS))]
         data = (_name_errors(name) or check(f"eval.data.{name}", keys, dict) for name, keys in (self.data or {}).items())
-        refuse([*kinds, *itertools.chain.from_iterable(data)])
+        refuse([*check("eval.seed", self.seed, Seed), *kinds, *self._alike(), *itertools.chain.from_iterable(data)])
+
+    def _alike(self) -> Iterator[ConfigError]:
+        """Rates whose metrics would have one name."""
+        by_name: dict[str, float] = {}
+        for rate in self.mask_rates or ():
+            if by_name.setdefault(f"{rate:.2f}", rate) != rate:
+                problem = f"{by_name[f'{rate:.2f}']} and {rate} would both be val/loss_rate_{rate:.2f}"
+                yield ConfigError("eval.mask_rates", self.mask_rates, problem, "give rates that differ when rounded to 0.01")
 
 
 def _name_errors(name: object) -> list[ConfigError]:

@@ -13,7 +13,7 @@ from typing import Any
 from mlm_lightning.config.unimported import parameters_of
 from mlm_lightning.errors import NO_VALUE, ConfigError, MissingPackagesError, UntrustedError, one_line
 from mlm_lightning.packages import OF_CLASSES, missing, need
-from mlm_lightning.values import check_arguments, unknown
+from mlm_lightning.values import UnknownKeyError, check_arguments
 
 _CALLBACKS, _TRAINING = "mlm_lightning.training.callbacks", "mlm_lightning.training"
 MOVED: dict[str, str] = {
@@ -109,7 +109,7 @@ def mistyped_keys(key: str, node: Mapping[str, Any]) -> list[ConfigError]:
         return []
     options = sorted({*names} - {*PROVIDED.get(key.partition(".")[0], ())})
     found = [name for name in node if name not in ("_target_", *names)]
-    return [unknown(f"{key}.{name}", target.rpartition(".")[2], options) for name in found]
+    return [UnknownKeyError(f"{key}.{name}", target.rpartition(".")[2], options) for name in found]
 
 
 def _no_target(key: str) -> ConfigError:

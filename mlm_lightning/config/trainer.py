@@ -1,7 +1,9 @@
 """The `trainer` part of a config, named as Lightning names it; and what a config may not set, with what to use instead."""
 
 import math
+import re
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -34,7 +36,10 @@ _PRECISIONS = (
     *("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
     *("transformer-engine", "transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
 )
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+
+_TIMES = "give days:hours:minutes:seconds, e.g. 00:12:00:00, or 12h, 90m, 1d12h, or {hours: 12}"
+_MAX_TIME = r"""(?P<days>\d+) : (?P<hours>\d\d) : (?P<minutes>\d\d) : (?P<seconds>\d\d)
+    | (?:(?P<days_>\d+)d)? (?:(?P<hours_>\d+)h)? (?:(?P<minutes_>\d+)m)? (?:(?P<seconds_>\d+)s)?"""
 
 _Count = Annotated[int, Ge(1)]
 _Share = Annotated[float, Interval(gt=0, le=1), "give a whole number, or a share"]
@@ -64,7 +69,7 @@ class TrainerSettings:
     limit_train_batches: _Count | _Share | None = 1.0
     limit_val_batches: _Limit = 1.0
     limit_test_batches: _Limit = 1.0
-    num_sanity_val_steps: int | None = 0
+    num_sanity_val_steps: Annotated[int, Ge(-1), "-1: all of them"] | None = 0
     deterministic: bool | Literal["warn"] | None = False
     benchmark: bool | None = False
     detect_anomaly: bool = False
@@ -81,8 +86,6 @@ class TrainerSettings:
 
     def _impossible(self) -> list[ConfigError]:
         found = []
-        if self.accelerator not in _ACCELERATORS:
-            found.append(not_one_of("trainer.accelerator", self.accelerator, _ACCELERATORS))
         missing = {"gpu": not (torch.cuda.is_available() or torch.backends.mps.is_available())}
         missing |= {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
         if missing.get(self.accelerator):
@@ -90,6 +93,11 @@ class TrainerSettings:
             found.append(ConfigError("trainer.accelerator", self.accelerator, problem, remedy))
         if self.precision not in _PRECISIONS:
             found.append(not_one_of("trainer.precision", self.precision, _PRECISIONS))
+        elif str(self.precision) in ("16", "16-mixed") and self._is_cpu:
+            problem, remedy = "CPUs have no such precision", "use trainer.precision=bf16-mixed, 32-true or auto"
+            found.append(ConfigError("trainer.precision", self.precision, problem, remedy))
+        if self.max_time is not None and not self.max_duration:
+            found.append(ConfigError("trainer.max_time", self.max_time, "is no time that a run could take", _TIMES))
         if self.max_steps is None and self.max_epochs is None:
             remedy = "give one of them, so that the run ends"
             found.append(ConfigError("trainer.max_steps and trainer.max_epochs", NO_VALUE, "are both null", remedy))
@@ -97,6 +105,23 @@ class TrainerSettings:
             remedy = "give a number above 0, a list of device ids, or auto"
             found.append(ConfigError("trainer.devices", self.devices, "is no number of devices", remedy))
         return found
+
+    @property
+    def _is_cpu(self) -> bool:
+        gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+        return self.accelerator == "cpu" or (self.accelerator == "auto" and not gpu)
+
+    @property
+    def max_duration(self) -> timedelta | None:
+        """`max_time`, of which Lightning itself takes two forms; None also where it is none."""
+        if isinstance(self.max_time, dict):
+            try:
+                return timedelta(**self.max_time)
+            except (TypeError, OverflowError):
+                return None
+        found = re.fullmatch(_MAX_TIME, str(self.max_time), re.VERBOSE)
+        values = {name.rstrip("_"): int(value) for name, value in (found.groupdict() if found else {}).items() if value}
+        return timedelta(**values) if values else None
 
     def num_processes(self) -> int:
         """The number of processes on this machine, one a device."""

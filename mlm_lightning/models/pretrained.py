@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 from transformers.utils.logging import disable_progress_bar
 
+from mlm_lightning.batch import Vocab
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.models.packing import attendable, positions_within
 from mlm_lightning.models.pretrained_build import build, first_position, read_model, settings_of
@@ -73,7 +74,7 @@ class PretrainedMLM(nn.Module):
         separate_documents: bool = False,
     ) -> None:
         super().__init__()
-        self.seq_len = seq_len
+        self.seq_len, self.checkpoint = seq_len, checkpoint
         self.separate_documents = separate_documents
         self.hf_model = build(checkpoint, revision, architecture, dict(config or {}), vocab_size, seq_len, pad_token_id)
         hf_config, encoder = self.hf_model.config, cast(Any, self.hf_model.base_model)
@@ -95,6 +96,17 @@ class PretrainedMLM(nn.Module):
             except ValueError as error:
                 problem = f"{hf_config.model_type} does not support it"
                 raise ConfigError("model.gradient_checkpointing", True, problem) from error
+
+    def check_tokens(self, vocab: Vocab) -> None:
+        tokens = self.hf_model.config.vocab_size
+        if self.checkpoint is not None and vocab.tokens is None and vocab.size != tokens:
+            problem = (
+                f"was trained on the {tokens:,} tokens of its tokenizer, and the data has {vocab.size - 1} symbols and no text"
+            )
+            remedy = (
+                "choose data=text with the checkpoint's tokenizer, or train from scratch: model=transformer or model=distilbert"
+            )
+            raise ConfigError("model.checkpoint", self.checkpoint, problem, remedy)
 
     def rebuild_config(self) -> dict[str, Any]:
         """The YAML that builds this architecture again, without a checkpoint and without the hub."""

@@ -9,12 +9,15 @@ Rebuildable       rebuild_config()           a model whose YAML alone does not b
 Exportable        save_pretrained(folder)    a model that `transformers` opens once `mlm export` has written it
 Loadable          load_pretrained(folder)    such a model that can be opened from there again by `mlm predict`, too
 MayBeAnotherTask  check_masked_lm()          a model that some of its settings make unfit for a masked LM
+HasOwnTokens      check_tokens(vocab)        a model that was pretrained on the tokens of its own tokenizer
 """
 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from mlm_lightning.batch import Vocab
 
 
 class MaskedLM(Protocol):
@@ -58,4 +61,12 @@ class MayBeAnotherTask(Protocol):
     def check_masked_lm(self) -> None:
         """Raises ConfigError where the model is a good one, such as a classifier of rows, but no masked LM: its constructor
         cannot refuse that. Called when a config is checked, on the meta device."""
+        ...
+
+
+@runtime_checkable
+class HasOwnTokens(Protocol):
+    def check_tokens(self, vocab: Vocab) -> None:
+        """Raises ConfigError where data of this vocabulary can't be what the model was pretrained on. Called when a config is
+        checked, on the meta device, if the vocabulary is known by then."""
         ...

@@ -34,7 +34,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Interval, Lt
 from torch import Tensor, nn
 
 from mlm_lightning.errors import ConfigError
@@ -74,7 +74,7 @@ class TransformerClassifier(nn.Module):
         vocab_size: Size,
         seq_len: Size,
         d_model: Size = 64,
-        num_layers: Size = 4,
+        num_layers: Annotated[int, Interval(ge=1, le=1000)] = 4,
         nhead: Size = 4,
         dim_feedforward: Size = 256,
         dropout: Annotated[float, Ge(0), Lt(1), "it is a probability"] = 0.0,

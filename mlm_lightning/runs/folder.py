@@ -37,7 +37,7 @@ from filelock import FileLock, Timeout
 from mlm_lightning.config.compose import config_yaml
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import BusyError, UserError
-from mlm_lightning.files import write_atomically
+from mlm_lightning.files import read_json, write_atomically
 from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, Position, differences
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
 from mlm_lightning.runs.progress import RunProgress
@@ -81,12 +81,14 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """The result of a complete run."""
         path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return read_json(path, "remove it, and the command that trained this run writes it again")
 
     @property
     def working_directory(self) -> Path | None:
         """Where its command was called; None for runs of versions that did not note it."""
-        noted = read_json(self.folder / "manifest.json").get("working_directory")
+        noted = read_note(self.folder / "manifest.json").get("working_directory")
         return Path(noted) if isinstance(noted, str) else None
 
     @property
@@ -105,13 +107,13 @@ class Run:
     def reason(self) -> str:
         """Why the run failed or was pruned; empty otherwise."""
         for name in ("error.json", "pruned.json"):
-            if content := read_json(self.folder / name):
+            if content := read_note(self.folder / name):
                 return str(content.get("message", ""))
         return ""
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.folder / "manifest.json")
+        return read_note(self.folder / "manifest.json")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -172,11 +174,11 @@ class Run:
             command: dict[str, Any] = {"overrides": composed.typed_overrides}
             command |= {"config_dir": composed.config_dir, "config_name": composed.config_name}
             command |= {"working_directory": os.getcwd()}  # that relative paths of the config start from
-            self.write_json("manifest.json", read_json(self.folder / "manifest.json") | command)
+            self.write_json("manifest.json", read_note(self.folder / "manifest.json") | command)
 
     def describe(self, **more: Any) -> list[str]:
         """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
-        environment, before = describe_environment(), read_json(self.folder / "manifest.json")
+        environment, before = describe_environment(), read_note(self.folder / "manifest.json")
         command = {name: before.get(name) for name in _COMMAND}
         self.write_json("manifest.json", environment | command | more)
         return differences(of_last_digits(before), of_last_digits(environment)) if "packages" in before else []
@@ -207,7 +209,7 @@ class Run:
     @property
     def is_of_sweep(self) -> bool:
         """Whether a sweep expects it."""
-        return any(job["folder"] == self.folder.name for job in read_json(self.folder.parent / "sweep.json").get("jobs", []))
+        return any(job["folder"] == self.folder.name for job in read_note(self.folder.parent / "sweep.json").get("jobs", []))
 
     def longest_sibling(self, settings: Settings, below: int) -> Position | None:
         """Another run that this one could go on from: the longest of those that differ in their length alone, or in their
@@ -229,13 +231,15 @@ def _write_process_id(descriptor: int) -> None:
     os.write(descriptor, str(os.getpid()).encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's object; empty where there is none, or it is damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+def read_note(path: Path) -> dict[str, Any]:
+    """What a file says that a run can do without; of a damaged one nothing, and a note."""
+    if not path.is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        return read_json(path, "going on without it")
+    except UserError as error:
+        log.warning("%s", error)
+        return {}
 
 
 def processes_of(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlm_lightning.errors import UserError
-from mlm_lightning.runs.folder import Run, Status, read_json
+from mlm_lightning.runs.folder import Run, Status, read_note
 from mlm_lightning.runs.progress import RunProgress
 
 DEFAULT_OBJECTIVE = "val/loss"
@@ -69,7 +69,7 @@ def groups(folder: Path) -> list[Group]:
         by_parent.setdefault(path.parent, []).append(path)
     found = []
     for parent, paths in by_parent.items():
-        sweep = read_json(parent / "sweep.json")
+        sweep = read_note(parent / "sweep.json")
         objective = str(sweep.get("objective") or DEFAULT_OBJECTIVE)
         runs = [_listed(path, objective) for path in paths]
         runs.sort(key=lambda run: -run.changed)
@@ -82,7 +82,7 @@ def groups(folder: Path) -> list[Group]:
 
 def _listed(folder: Path, objective: str) -> Listed:
     run = Run(folder)
-    summary, status = read_json(folder / "summary.json"), run.status
+    summary, status = read_note(folder / "summary.json"), run.status
     value, step = summary.get(objective, summary.get(DEFAULT_OBJECTIVE)), summary.get("steps")
     if status != "complete":
         value, step = _last_logged(folder / "metrics.csv", objective)

@@ -4,27 +4,27 @@ config.yaml  model.json  vocab.json  tokenizer/      the model's class and all i
 checkpoints/  or, exported, model.safetensors        its weights; neither executes anything when it is read
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.config.compose import read_config
+from mlm_lightning.config.compose import WRITTEN_AGAIN, read_config
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
-from mlm_lightning.errors import UserError, one_line
+from mlm_lightning.errors import ConfigError, UserError, one_line
+from mlm_lightning.files import damaged, read_json
 from mlm_lightning.models.protocol import Exportable, Loadable, Rebuildable
-from mlm_lightning.runs.checkpoint import BEST
+from mlm_lightning.runs.checkpoint import BEST, DamagedCheckpointError, read_checkpoint
 from mlm_lightning.runs.folder import CHECKPOINTS, Run
 
 WEIGHTS = "model.safetensors"
+_EXPORTED_AGAIN = "export the run again"
 
 
 @dataclass
@@ -57,33 +57,61 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
     if trust:
         see_packages_of(folder)
     composed, is_export = read_config(folder), checkpoint.name == WEIGHTS
-    try:
-        state = None if is_export else torch.load(checkpoint, map_location="cpu", weights_only=True)
-        step = json.loads((folder / "manifest.json").read_text())["step"] if state is None else state["global_step"]
-        arguments = json.loads((folder / "model.json").read_text())
-        target = arguments.pop("_target_")
-        vocab_file = folder / "vocab.json"
-        vocab = Vocab.from_json(json.loads(vocab_file.read_text())) if vocab_file.is_file() or not is_export else None
-    except Exception as error:
-        raise UserError(f"{checkpoint}: cannot be read: {one_line(error)}") from error
+    if is_export:
+        weights, step = None, read_json(folder / "manifest.json", _EXPORTED_AGAIN).get("step", 0)
+    else:
+        weights, step = _read_weights(checkpoint)
+    remedy = _EXPORTED_AGAIN if is_export else WRITTEN_AGAIN
+    arguments = read_json(folder / "model.json", remedy)
+    if (target := arguments.pop("_target_", None)) is None:
+        raise damaged(folder / "model.json", ValueError("it has no _target_"), remedy)
+    vocab = None if is_export and not (folder / "vocab.json").is_file() else _read_vocab(folder / "vocab.json", remedy)
     if arguments.pop("separates_documents", False) or separate_documents:  # the key of versions up to 0.1
         arguments["separate_documents"] = True
-    model: nn.Module = resolve_target(target, trust)(**arguments)
-    if state is None:
+    build = resolve_target(target, trust)
+    try:
+        model: nn.Module = build(**arguments)
+        if weights is not None:
+            model.load_state_dict(weights)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise damaged(folder / "model.json", error, f"its model is not that of {checkpoint.name}; {remedy}") from error
+    if is_export:
         _read_export(model, folder)
-    else:
-        prefix, weights = "model.", state["state_dict"]
-        model.load_state_dict({name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)})
     model.eval()
     seq_len, tokenizer = arguments.get("seq_len") or composed.get("data.chunk_size"), None
     if (tokenizer_files := tokenizer_folder(folder)) is not None:
         from mlm_lightning.data.text.tokenizer.load import load_tokenizer, read_vocab
 
-        tokenizer = load_tokenizer(tokenizer_files)
+        try:
+            tokenizer = load_tokenizer(tokenizer_files)
+        except ConfigError as error:
+            raise UserError(f"{tokenizer_files}: {error.problem}; {remedy}") from error
         vocab = vocab or read_vocab(tokenizer)
     if vocab is None:
         raise UserError(f"{folder}: has neither vocab.json nor a tokenizer; export the run again")
     return LoadedRun(folder, checkpoint, step, composed, model, vocab, seq_len, tokenizer)
+
+
+def _read_weights(checkpoint: Path) -> tuple[dict[str, Any], int]:
+    """Of the model in a checkpoint, and its step."""
+    try:
+        state = read_checkpoint(checkpoint)
+    except DamagedCheckpointError as error:
+        others = [path for path in sorted(checkpoint.parent.glob("*.ckpt")) if path != checkpoint]
+        remedy = f"give another one: {', '.join(map(str, others))}" if others else "there is no other one; train the run again"
+        raise UserError(f"{checkpoint}: cannot be read: {error}; {remedy}") from error
+    prefix, weights = "model.", state["state_dict"]
+    return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}, state["global_step"]
+
+
+def _read_vocab(path: Path, remedy: str) -> Vocab:
+    content = read_json(path, remedy)
+    try:
+        return Vocab.from_json(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error, remedy) from error
 
 
 def _read_export(model: nn.Module, folder: Path) -> None:
@@ -128,7 +156,7 @@ def see_packages_of(folder: Path) -> None:
 def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
     """The folder and the checkpoint that a RUN argument (or `resume`) names."""
     path = Path(path)
-    hint = "give a run's folder (outputs/NAME/…) or a .ckpt file in it"
+    hint = "give a run's folder (outputs/NAME/…) or a .ckpt file in it" + (", or auto or never" if argument == "resume" else "")
     if path.is_file() and path.suffix == ".ckpt":
         folder, checkpoint = path.parent.parent, path
     elif path.is_dir():

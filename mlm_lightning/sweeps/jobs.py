@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlm_lightning.config.settings import Settings, SweepSettings
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.errors import ConfigError, UserError, one_line
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs.folder import Run
 
@@ -113,6 +113,17 @@ def distribution(override: Any) -> "optuna.distributions.BaseDistribution":
     return optuna.distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
+def search_space(choices: Sequence[Any]) -> "dict[str, optuna.distributions.BaseDistribution]":
+    """The distributions of parsed overrides by their keys. Raises UserError for intervals that can't be."""
+    space = {}
+    for override in choices:
+        try:
+            space[override.get_key_element()] = distribution(override)
+        except ValueError as error:
+            raise UserError(f"{str(override.input_line).lstrip('+')}: {one_line(error)}") from error
+    return space
+
+
 class Search:
     """Jobs that Optuna proposes: `settings.trials` of them in all, those included that an earlier command has made.
 
@@ -123,7 +134,7 @@ class Search:
         import optuna
 
         self._study, self._settings, self._make = study, settings, make
-        self._space = {override.get_key_element(): distribution(override) for override in choices}
+        self._space = search_space(choices)
         state = optuna.trial.TrialState
         begun = [trial for trial in study.trials if trial.state != state.WAITING]
         self.jobs = [self._job(trial) for trial in begun]

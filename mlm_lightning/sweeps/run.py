@@ -29,7 +29,7 @@ from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
 from mlm_lightning.sweeps.board import Board
 from mlm_lightning.sweeps.conditions import asked_of, evaluate_all
-from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, swept_overrides
+from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, search_space, swept_overrides
 from mlm_lightning.training.train import check_start
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     chosen = given or settings.objective != DEFAULT
     source: JobSource = Grid(jobs, settings.retries)
     if settings.trials is not None:
+        search_space(choices)  # what can't be is found before there is a folder
         source = Search(open_study(folder, settings), choices, settings, make)
         if not chosen and len(asked_of(jobs)) > 1:
             log.warning(

@@ -184,6 +184,7 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
     arguments: dict[str, Any] = {name: value for name, value in vars(settings).items() if name not in owned}
     arguments |= {
         "precision": settings.resolved_precision(),
+        "max_time": settings.max_duration,
         "max_epochs": 1,
         "val_check_interval": NEVER,  # MLMModule says when
         "check_val_every_n_epoch": None,

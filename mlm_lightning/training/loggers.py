@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mlm_lightning.files import write_atomically
+from mlm_lightning.files import damaged, write_atomically
 from mlm_lightning.runs.folder import read_metrics
 from mlm_lightning.training.lightning_internals import add_summary
 
@@ -35,6 +35,7 @@ class CSVLogger(Logger):
         self._line: dict[str, Any] = {}
         self._purge_step = purge_step
         self._last_step: int | None = None  # in the file when it was opened
+        self._read()  # what is wrong with it is found before anything is trained
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ class CSVLogger(Logger):
     def save(self) -> None:
         """Writes the line at hand. Called with every new step and with every checkpoint."""
         if not self._columns:
-            lines = read_metrics(self.path) if self.path.exists() else []
+            lines = self._read()
             if self._purge_step is not None:
                 lines = [line for line in lines if int(line["step"]) < self._purge_step]
             filled = (name for line in lines for name, value in line.items() if value and name != "step")
@@ -82,6 +83,16 @@ class CSVLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+    def _read(self) -> list[dict[str, str]]:
+        """The lines that are there already. Raises UserError where the file is damaged."""
+        try:
+            lines = read_metrics(self.path) if self.path.exists() else []
+            [int(line["step"]) for line in lines]
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+            remedy = "remove it, and the run goes on without the values before its last checkpoint"
+            raise damaged(self.path, error, remedy) from error
+        return lines
 
     def _rewrite(self, columns: list[str], lines: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")

@@ -14,12 +14,13 @@ from typing import Any
 
 from mlm_lightning.config.build import prepare
 from mlm_lightning.config.settings import Settings
-from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes
+from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes, refuse
 from mlm_lightning.messages import speak
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.load import locate
 from mlm_lightning.runs.resume import begin, check_complete, parent_of
 from mlm_lightning.training import ranks
+from mlm_lightning.training.check import check_training, schedule_errors
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def check_start(settings: Settings) -> None:
     ranks.check_environment(settings.trainer)
     if settings.resume != "never" and (run := Run.find(settings)).summary is not None:
         check_complete(run, settings)
+    check_training(settings)
     if settings.resume not in ("auto", "never"):
         locate(settings.resume, "resume")
 
@@ -69,7 +71,8 @@ def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
     if again or run.summary is None:
         with mistakes():  # downloads, builds caches, and finds what is wrong with the data, before there is a folder
             conditions = prepare(settings, evaluated="val")
-            conditions[0].source.rows("train")
+            total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
+            refuse(schedule_errors(settings, total))
     if again and run.folder.exists():
         with run.locked():
             aside = run.move_aside()

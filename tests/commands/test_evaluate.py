@@ -18,7 +18,7 @@ from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.config.compose import read_config
 from mlm_lightning.data.languages.tree import TreeSource
 from mlm_lightning.data.source import SPLITS
-from mlm_lightning.errors import UserError
+from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.masking import Bernoulli
 from mlm_lightning.metrics import MetricSums
 from mlm_lightning.randomness import key
@@ -97,8 +97,9 @@ def test_the_batch_size_does_not_matter(run: Run, batch_size: int) -> None:
     assert other == pytest.approx(one, rel=1e-9)
 
 
-def test_the_masks_are_frozen_whatever_the_seed_of_the_run(run: Run, best: dict[str, Any]) -> None:
-    assert metrics_of(evaluate(str(run.folder), ["seed=7"])) == metrics_of(best)
+def test_the_masks_have_a_seed_of_their_own_and_the_runs_is_refused(run: Run, best: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="seed=7: has no effect"):
+        evaluate(str(run.folder), ["seed=7"])
     assert evaluate(str(run.folder), ["eval.seed=7"])["val/loss"] != best["val/loss"]
 
 

@@ -164,9 +164,28 @@ def test_any_other_precision_stays():
 
 
 @pytest.mark.parametrize(
+    ("typed", "seconds"),
+    [
+        ("00:12:00:00", 43_200),
+        ("12h", 43_200),
+        ("1d12h", 129_600),
+        ("90m", 5_400),
+        ("30s", 30),
+        ({"hours": 1, "minutes": 1}, 3_660),
+    ],
+)
+def test_times_as_people_type_them(typed, seconds):
+    duration = TrainerSettings(max_steps=1, max_time=typed).max_duration
+    assert duration is not None
+    assert duration.total_seconds() == seconds
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"accelerator": "gpuu"}, "trainer.accelerator=gpuu: unknown; did you mean 'gpu'?"),
+        ({"max_time": "soon"}, "trainer.max_time=soon: is no time that a run could take; give days:hours:minutes:seconds"),
+        ({"max_time": {"hour": 3}}, "trainer.max_time={hour: 3}"),
+        ({"precision": "16-mixed", "accelerator": "cpu"}, "trainer.precision=16-mixed: CPUs have no such precision"),
         ({"precision": "bf17"}, "trainer.precision=bf17: unknown; did you mean 'bf1"),
         ({"max_steps": None}, "both null"),
         ({"max_steps": 0}, "trainer.max_steps=0: must be at least 1"),

@@ -1,0 +1,96 @@
+"""What a config asks for that no run of it could give, as far as it is known beforehand: memory, metrics.
+
+Sizes are lower bounds: what is refused here can't work, and what is not refused may still be too large.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlm_lightning.config.settings import Loader, Node
+from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.data.source import Source
+from mlm_lightning.errors import ConfigError
+from mlm_lightning.masking import Masking
+from mlm_lightning.metrics import MetricSums
+from mlm_lightning.processes import memory
+from mlm_lightning.values import suggestion
+
+_GB = 10**9
+_TOKEN = 3 * 8  # bytes: of the row, the input and the label
+_PARAMETER = 2 * 4  # bytes: itself and its gradient
+_DEVICE, _WORKER = 200 * 2**20, 20 * 2**20  # bytes of a process that trains, and of one that reads rows
+_SUMMARY = ("best/val/loss", "best/step", "steps", "tokens", "tokens_per_second", "seconds")
+"""What a run's summary has beside the metrics of its last validation."""
+_KNOWN = ("mlm_lightning.", "lightning.")
+"""Where callbacks come from that log no metrics of their own."""
+
+
+def too_large_batches(loader: Loader, sources: Sequence[Source]) -> list[ConfigError]:
+    """Of training or evaluation."""
+    seq_len = max(source.seq_len for source in sources)
+    what = f"so many rows of {seq_len:,} tokens"
+    return _beyond(memory(), "data.batch_size", loader.batch_size, loader.batch_size * seq_len * _TOKEN, what)
+
+
+def too_large_training(trainer: TrainerSettings | None, loader: Loader | None) -> list[ConfigError]:
+    """Processes that don't fit in memory."""
+    found = []
+    if loader:
+        what = "so many processes"
+        found += _beyond(memory(), "data.num_workers", loader.num_workers, loader.num_workers * _WORKER, what)
+    if trainer:
+        found += _beyond(memory(), "trainer.devices", trainer.devices, trainer.num_processes() * _DEVICE, "so many processes")
+    return found
+
+
+def too_large_model(model: Node, built: nn.Module) -> list[ConfigError]:
+    """A model that can't be trained on any device here, sharded or not."""
+    parameters = sum(parameter.numel() for parameter in built.parameters())
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    there = max(memory(), sum(torch.cuda.get_device_properties(device).total_memory for device in devices))
+    sizes = {name: value for name, value in model.arguments.items() if isinstance(value, int)}
+    largest = max(sizes, key=lambda name: sizes[name], default="_target_")
+    what = f"the model's {parameters:,} parameters and their gradients"
+    return _beyond(there, f"model.{largest}", model.arguments.get(largest, model.target), parameters * _PARAMETER, what)
+
+
+def _beyond(there: int, key: str, value: Any, needed: int, what: str) -> list[ConfigError]:
+    """An error where `needed` bytes are more than there are."""
+    if needed <= there:
+        return []
+    problem = f"{what} take at least {needed / _GB:,.0f} GB, and there are {there / _GB:,.0f} GB here"
+    return [ConfigError(key, value, problem, "give less")]
+
+
+def unknown_metrics(
+    parts: Mapping[str, Any], sources: Mapping[tuple[str, ...], Node], maskings: Mapping[tuple[str, ...], Masking]
+) -> Iterator[ConfigError]:
+    """Metrics that are asked for by name, and that no validation of this run has. `parts` are those of Settings."""
+    data, sweep = parts["data"], parts["sweep"]
+    by_name = {name: node for names, node in sources.items() for name in names}
+    names: dict[str, None] = {}
+    for ends in maskings:
+        has_oracle = type(by_name.get(ends[0], data).instance).oracle is not Source.oracle
+        names |= {f"val/{metric}{'_' * bool(end)}{end}": None for end in ends for metric in MetricSums.names(has_oracle)}
+    foreign = any(not node.target.startswith(_KNOWN) for node in parts["callbacks"].values())
+    for name, node in parts["callbacks"].items():
+        monitor = node.arguments.get("monitor")
+        own = node.target.startswith(_KNOWN[0])  # which looks at the metrics of validations alone
+        if isinstance(monitor, str) and monitor not in names and (own or not foreign) and node.target.startswith(_KNOWN):
+            yield _no_metric(f"callbacks.{name}.monitor", monitor, names)
+    if sweep is None:
+        return
+    reported = sweep.trials is not None and sweep.prune
+    if sweep.objective not in names and (reported or sweep.objective not in _SUMMARY):
+        if sweep.objective in _SUMMARY:
+            problem = "is known at a run's end alone, so that a search can't give up runs by it"
+            yield ConfigError("sweep.objective", sweep.objective, problem, "set sweep.prune=false")
+        else:
+            yield _no_metric("sweep.objective", sweep.objective, names)
+
+
+def _no_metric(key: str, value: str, names: Collection[str]) -> ConfigError:
+    return ConfigError(key, value, f"is no metric of this run{suggestion(value, list(names))} There are: {', '.join(names)}")
