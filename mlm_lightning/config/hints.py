@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mlm_lightning.config.settings import Composed
+from mlm_lightning.config.composed import Composed
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.values import UnknownKeyError
 

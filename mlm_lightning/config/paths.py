@@ -13,7 +13,7 @@ from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from mlm_lightning.config.settings import Composed
+from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.errors import ConfigError, refuse
 from mlm_lightning.values import Located, located

@@ -112,7 +112,7 @@ def _differences(study: Study) -> Picture:
         at = [place for place, group in enumerate(groups) if group is standing.best]
         ax.plot([0] * len(at), at, linestyle="none", marker="*", markersize=10, color=style.FRAME_COLOUR, label="best")
         ax.set_title(condition_name(standing.metric.condition).replace(", ", ",\n"))
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=3)
         ax.set_xlabel(f"difference\n({unit})" if unit else "difference")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)

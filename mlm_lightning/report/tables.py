@@ -19,7 +19,10 @@ _MAIN_METRICS = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy
 _COSTS = ("seconds", "tokens")
 _MOST_COLUMNS = 4  # of metrics, in a terminal
 # They name a run, or follow from its config.
-_NOT_COMPARED = ("kinship", "on_one_process", "processes", "parent", "num_parameters", "overrides", "config_dir", "config_name")
+_NOT_COMPARED = (
+    *("kinship", "on_one_process", "processes", "parent", "num_parameters", "splits"),
+    *("overrides", "config_dir", "config_name", "working_directory"),
+)
 
 
 class Table(NamedTuple):

@@ -209,7 +209,9 @@ class Run:
     @property
     def is_of_sweep(self) -> bool:
         """Whether a sweep expects it."""
-        return any(job["folder"] == self.folder.name for job in read_note(self.folder.parent / "sweep.json").get("jobs", []))
+        jobs = read_note(self.folder.parent / "sweep.json").get("jobs")
+        listed = jobs if isinstance(jobs, list) else ()
+        return any(isinstance(job, dict) and job.get("folder") == self.folder.name for job in listed)
 
     def longest_sibling(self, settings: Settings, below: int) -> Position | None:
         """Another run that this one could go on from: the longest of those that differ in their length alone, or in their

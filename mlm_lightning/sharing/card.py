@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mlm_lightning.config.compose import read_config
-from mlm_lightning.config.settings import Composed
+from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.signatures import TRUSTED_MODULES, resolve_target
 from mlm_lightning.errors import as_typed
 from mlm_lightning.models.protocol import Exportable

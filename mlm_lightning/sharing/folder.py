@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from mlm_lightning.config.compose import config_yaml
-from mlm_lightning.config.settings import Composed
+from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.signatures import PROVIDED
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.models.protocol import Exportable

@@ -409,7 +409,7 @@ def test_a_config_to_evaluate_needs_trust_only_for_what_is_built():
     assert problems(config, trusted=False) == []
     config["model"] = {"_target_": "os.system", "command": "false"}
     (problem,) = problems(config, trusted=False)
-    assert problem.startswith("model._target_=os.system: is none of this package's own classes")
+    assert problem.startswith("model._target_=os.system: the run names a class that is not mlm_lightning's own")
     config = composed("eval.data={other: {_target_: os.system}}") | {"callbacks": None, "logger": None}
     (problem,) = problems(config, trusted=False)
     assert problem.startswith("eval.data.other._target_=os.system: is none of this package's own classes")
