@@ -149,7 +149,9 @@ def test_a_choice_beside_an_experiment_or_a_sweep_wins(whole, choice, corpus, ch
     assert config[group].get("_target_") == alone[group].get("_target_")
     if config["model"].get("checkpoint"):
         config["model"]["checkpoint"] = checkpoint
-    assert problems(config) == []
+    # words mean nothing to a synthetic language
+    is_odd = config["model"].get("checkpoint") and config["data"]["_target_"].startswith("mlm_lightning.data.languages")
+    assert [each.partition(":")[0] for each in problems(config)] == [f"model.checkpoint={checkpoint}"] * bool(is_odd)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """`mlm evaluate`: a run's metrics, also on other data or at other mask rates."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser
@@ -75,6 +75,7 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     from mlm_lightning.runs.folder import Run
     from mlm_lightning.runs.load import WEIGHTS, locate_weights, see_packages_of, tokenizer_folder
     from mlm_lightning.training import evaluate as evaluation
+    from mlm_lightning.training.check import trainer_errors
     from mlm_lightning.training.fit import quiet
 
     quiet()
@@ -93,6 +94,7 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
         composed = composed.changed("data", keys_of(tokenizer))
     settings = parse(composed, trust)
+    refuse(trainer_errors(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto")))
     with mistakes():
         conditions = prepare(settings, evaluated=split)
     return evaluation.evaluate(run, settings, conditions, split, trust)

@@ -40,10 +40,11 @@ def resolved(composed: Composed, start: Path | None, overrides: Sequence[str], t
         return result
 
     groups = {key: group(key, composed.get(key), composed.get(f"{key}._target_")) for key in ("data", "model")}
-    if further := composed.get("eval.data"):
+    if isinstance(further := composed.get("eval.data"), Mapping):
         own = composed.get("data._target_")
-        further = {name: group(f"eval.data.{name}", node, (node or {}).get("_target_", own)) for name, node in further.items()}
-        groups["eval"] = {**composed.get("eval"), "data": further}
+        targets = {name: node.get("_target_", own) if isinstance(node, Mapping) else None for name, node in further.items()}
+        found = {name: group(f"eval.data.{name}", further[name], target) for name, target in targets.items()}
+        groups["eval"] = {**composed.get("eval"), "data": found}
     refuse(errors)
     return Composed({**composed.config, **groups})
 

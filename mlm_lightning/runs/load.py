@@ -17,7 +17,7 @@ from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
-from mlm_lightning.errors import ConfigError, UserError, one_line
+from mlm_lightning.errors import ConfigError, MissingPackagesError, UserError, one_line
 from mlm_lightning.files import damaged, read_json
 from mlm_lightning.models.protocol import Exportable, Loadable, Rebuildable
 from mlm_lightning.runs.checkpoint import BEST, DamagedCheckpointError, read_checkpoint
@@ -86,6 +86,8 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
 
         try:
             tokenizer = load_tokenizer(tokenizer_files)
+        except MissingPackagesError:
+            raise
         except ConfigError as error:
             raise UserError(f"{tokenizer_files}: {error.problem}; {remedy}") from error
         vocab = vocab or read_vocab(tokenizer)

@@ -113,7 +113,6 @@ VALUES = [
     ("train model=bert", ["model=bert", "distilbert"]),
     ("train masking=word", ["masking=word", "whole_word"]),
     ("train schedule=cos", ["schedule=cos", "cosine"]),
-    ("train callbacks=none", ["callbacks=none", "default"]),
     ("train launcher=slrum", ["launcher=slrum", "did you mean 'slurm'"]),
     ("train prepare=loca", ["prepare=loca", "local"]),
     ("train logger=[csv,tensorbord]", ["logger=tensorbord", "did you mean 'tensorboard'"]),
@@ -252,10 +251,6 @@ TRAINER = [
     ("train callbacks=early_stopping callbacks.early_stopping.mode=smallest", ["callbacks.early_stopping", "min", "max"]),
     ("train sweep.objective=val/accurcy", ["sweep.objective=val/accurcy", "did you mean 'val/accuracy'"]),
     ("train -m seed=0,1 sweep.objective=val/loss_rate_0.15", ["sweep.objective=val/loss_rate_0.15", "val/loss"]),
-    (
-        "train sweep=mask_rate masking.rate=0.1,0.2 seed=0 eval.mask_rates=null",
-        ["sweep.objective=val/loss_rate_0.15", "val/loss"],
-    ),
     # lengths and sizes that cannot be
     ("train schedule.warmup_steps=5000 trainer.max_steps=100", ["schedule.warmup_steps=5000", "100"]),
     (

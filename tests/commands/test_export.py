@@ -283,7 +283,7 @@ def test_the_card_tells_data_training_and_limits(kind: str, run: str, alone: Pat
     ("file", "content", "names"),
     [
         ("model.safetensors", "cut off", ["model.safetensors: cannot be read"]),
-        ("model.json", "{", ["model.safetensors: cannot be read"]),
+        ("model.json", "{", ["model.json: can't be read", "export the run again"]),
         ("model.json", None, ["was not written by mlm export", "model.json"]),
         ("vocab.json", None, ["neither vocab.json nor a tokenizer"]),
     ],

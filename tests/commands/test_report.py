@@ -3,8 +3,6 @@
 import csv
 import fcntl
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -102,23 +100,6 @@ def test_a_mistake_is_one_message(
     message = capsys.readouterr().err
     assert says in message
     assert "Traceback" not in message
-
-
-@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
-def test_without_a_library_it_names_the_extra(tmp_path: Path, library: str) -> None:
-    make_grid(tmp_path, "optim.lr", [0.1, 0.2], seeds=[0])
-    code = (
-        "import importlib.util as u, sys; find = u.find_spec; "
-        "u.find_spec = lambda name, *more: None if name == sys.argv[-1] else find(name, *more); "
-        "from mlm_lightning.__main__ import main; sys.exit(main(sys.argv[1:-1]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "report", str(tmp_path), library], capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 2
-    assert library in done.stderr.lower()
-    assert "pip install 'mlm-lightning[report]'" in done.stderr
-    assert not (tmp_path / "report").exists()
 
 
 def test_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,7 +306,7 @@ def test_dropout_at_the_edges():
     ("settings", "message"),
     [
         ({"nhead": 3}, r"model\.nhead=3: does not divide model\.d_model=16; heads that do: 1, 2, 4, 8, 16"),
-        ({"num_layers": 0}, r"model\.num_layers=0: must be at least 1"),
+        ({"num_layers": 0}, r"model\.num_layers=0: must be from 1 to 1000"),
         ({"d_model": -4}, r"model\.d_model=-4: must"),
         ({"dim_feedforward": 2.5}, r"model\.dim_feedforward=2\.5: should be a whole number"),
         ({"decoder_hidden_sizes": [8, 0]}, r"model\.decoder_hidden_sizes: 0 must be at least 1"),

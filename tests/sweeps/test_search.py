@@ -90,7 +90,7 @@ def test_a_run_that_falls_behind_is_given_up_and_a_single_command_completes_it(
     assert main(["train", "-m", *TOY, *options, spread]) == 0
     states = [trial.state for trial in open_study(tmp_path / "default", SETTINGS).trials]
     assert states == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED]
-    (folder,) = (tmp_path / "default").glob("optim.lr=1e-09*")
+    (folder,) = (tmp_path / "default").glob("lr=1e-09*")
     run = Run(folder)
     assert run.status == "pruned"
     assert "worse than the median" in run.reason

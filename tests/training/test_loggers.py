@@ -133,6 +133,7 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", True)
+    monkeypatch.setattr("mlm_lightning.packages._is_installed", lambda package: True)
     return runs
 
 

@@ -45,13 +45,13 @@ def hearing(pool: ThreadPoolExecutor, nodes: Nodes) -> "Future[dict[str, Any]]":
 def test_all_others_hear_the_first_message_whether_they_come_before_it_or_after(
     machine: Machine, others: ThreadPoolExecutor, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    early = hearing(others, machine())
+    early = hearing(others, machine(num_nodes=3))
     nodes = machine(num_nodes=3)
     with nodes.leading():
         nodes.tell({"folder": "here"})
         assert early.result(60) == {"folder": "here"}
         nodes.tell({"folder": "elsewhere"})
-        late = hearing(others, machine())
+        late = hearing(others, machine(num_nodes=3))
     assert late.result(60) == {"folder": "here"}  # the first machine, whose port is closed now, has waited for it
     assert capfd.readouterr() == ("", "")
 

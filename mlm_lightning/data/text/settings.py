@@ -60,7 +60,7 @@ class TextSettings:
     - `deduplicate` keeps the first of equal documents, those held out coming first.
     """
 
-    tokenizer: Annotated[str, Located(or_name=True, word=TRAIN)]
+    tokenizer: Annotated[str, Located(or_name=True, word=TRAIN)] = ""
     path: _Paths | None = None
     val_path: _Paths | None = None
     test_path: _Paths | None = None
@@ -135,7 +135,9 @@ class TextSettings:
 
     def _rules(self) -> Iterator[tuple[bool, str, str, str]]:
         """Of each rule: whether it is broken, the key, what the problem is, and the remedy."""
-        for key in ("tokenizer", "text_column", "dataset", "dataset_config", "revision", "val_split", "test_split"):
+        what = "a hub name, a folder, a vocab.txt, or train: data.tokenizer=train"
+        yield self.tokenizer == "", "tokenizer", "none is given", f"give {what}"
+        for key in ("text_column", "dataset", "dataset_config", "revision", "val_split", "test_split"):
             yield getattr(self, key) == "", key, "must not be empty", ""
         for split in SPLITS:
             paths = self.paths(split)

@@ -76,7 +76,7 @@ class ProgressReport(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._left is not None and trainer.state.fn == "fit":
-            self._left.validating(time.monotonic())
+            self._left.validation_began(time.monotonic())
             if self._bar is not None:
                 self._bar.update(self._task, description="validating")
 
@@ -153,7 +153,7 @@ class TimeLeft:
             self._steps += 1
         self._mark = now
 
-    def validating(self, now: float) -> None:
+    def validation_began(self, now: float) -> None:
         self._validating_since = now
 
     def validated(self, now: float) -> None:

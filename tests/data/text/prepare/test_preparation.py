@@ -99,9 +99,11 @@ def test_shards_and_workers_change_nothing(corpus, expected, small_shards, num_w
     assert content(source) == expected
 
 
-@pytest.mark.parametrize("workers", [Local(2), Ray()])
-def test_nothing_to_do_is_done(workers):
+@pytest.mark.parametrize("make", [lambda: Local(2), Ray])
+def test_nothing_to_do_is_done(make, monkeypatch):
     """A command that was killed after its last shard."""
+    monkeypatch.setattr("mlm_lightning.packages._is_installed", lambda package: True)
+    workers = make()
     assert list(workers.run(count, Work({}), [])) == []
 
 
