@@ -269,8 +269,8 @@ TRAINER = [
 ]
 
 TEXT = [
-    ("train data=text", ["data.tokenizer", "no value given", "data.path", "data.dataset"]),
-    ("prepare data=text", ["data.tokenizer", "no value given", "data.path", "data.dataset"]),
+    ("train data=text", ["data.tokenizer", "none is given", "data.path", "data.dataset"]),
+    ("prepare data=text", ["data.tokenizer", "none is given", "data.path", "data.dataset"]),
     ("train data=text data.tokenizer=train data.vocab_size=99", ["data.path", "data.dataset", "neither"]),
     ("train data=text data.path='no/*.txt' data.tokenizer=train data.vocab_size=99", ["data.path", "no/*.txt"]),
     ("train data=text data.path={files}/one.txt data.dataset=x data.tokenizer=train data.vocab_size=99", ["both are given"]),
