@@ -117,7 +117,7 @@ def test_an_unknown_key_composes_so_that_the_check_names_it(hydra):
 
 
 def test_a_missing_value_stays_a_question(hydra):
-    assert composed(hydra, "data=text")["data"]["tokenizer"] == "???"
+    assert composed(hydra, "data.depth=???")["data"]["depth"] == "???"
 
 
 def test_hydras_own_part_is_left_out(hydra):

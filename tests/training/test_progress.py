@@ -34,7 +34,7 @@ def test_the_time_left_is_that_of_steps_and_validations() -> None:
         if step == 3:
             assert left.text(step) == "0:34 + 4 validations"
         if step in (5, 10):
-            left.validating(now)
+            left.validation_began(now)
             now += 10
     assert left.seconds(12) == pytest.approx(8 * 2 + 2 * 10)
     assert left.text(12) == "0:36"
