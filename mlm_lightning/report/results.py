@@ -187,7 +187,7 @@ def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
     with _reading("config.yaml", result, "damaged"):
         if has_config:
             result.config = dict(read_config(folder).config)
-            result.settings = flat(deciding(result.config, processes_of(result.manifest, result.config)))
+            result.settings = flat(deciding(result.config)) | {"processes": processes_of(result.manifest, result.config)}
     if result.status == "damaged":
         return result
     run = Run(folder)
