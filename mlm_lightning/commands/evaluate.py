@@ -65,7 +65,12 @@ def check_effect(overrides: list[str]) -> None:
 
 
 def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
-    """The metrics of a run on a split, by name (`val/loss` …)."""
+    """The metrics of a run (its best checkpoint, else its last), of one checkpoint, or of what `mlm export` wrote, on frozen masks.
+
+    `overrides` change what it is evaluated on, as in `mlm evaluate`: `["data.filter_level=2", "eval.mask_rates=[0.15,0.3]"]`.
+    With `trust`, classes that are not this package's own are built. Returns `checkpoint`, `step` and the metrics by name:
+    `val/loss` in nats a predicted token, `val/loss_rate_0.30` … Raises UserError for what can't be.
+    """
     from mlm_lightning.config.build import prepare
     from mlm_lightning.config.compose import WRITTEN_AGAIN, changed, read_config
     from mlm_lightning.config.parse import parse

@@ -230,7 +230,10 @@ def _check_together(findings: _Findings, parts: Mapping[str, Any], trains: bool)
 
 
 def settings(overrides: Sequence[str] = (), config_dir: str | None = None, config_name: str | None = None) -> Settings:
-    """The settings of a command line: `settings(["data.depth=3", "optim.lr=1e-3"])`. `config_dir` has your own configs."""
+    """The settings of a command line: `settings(["data.depth=3", "optim.lr=1e-3"])`. `config_dir` has your own configs.
+
+    Raises UserError where they can't be composed, and ConfigError or InvalidConfigError with all that is wrong with them.
+    """
     with composer(config_dir, config_name) as hydra:
         return parse(hydra.composed(hydra.plain(overrides)))
 
