@@ -65,7 +65,7 @@ def check_effect(overrides: list[str]) -> None:
 
 
 def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val", trust: bool = False) -> dict[str, Any]:
-    """The metrics of a run (its best checkpoint, else its last), of one checkpoint, or of what `mlm export` wrote, on frozen masks.
+    """The metrics of a run (its best checkpoint, else its last), of one checkpoint, or of an export, on frozen masks.
 
     `overrides` change what it is evaluated on, as in `mlm evaluate`: `["data.filter_level=2", "eval.mask_rates=[0.15,0.3]"]`.
     With `trust`, classes that are not this package's own are built. Returns `checkpoint`, `step` and the metrics by name:
