@@ -17,7 +17,7 @@ UNWRITABLE = {getattr(errno, name) for name in _REFUSALS if hasattr(errno, name)
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """A file that holds one group of keys; UserError with the remedy where it is damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it holds no group of keys")
     except (OSError, ValueError, RecursionError) as error:

@@ -25,7 +25,7 @@ from mlm_lightning.config.signatures import PROVIDED
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.models.protocol import Exportable
 from mlm_lightning.runs.checkpoint import flat
-from mlm_lightning.runs.folder import Run, processes_of, read_metrics
+from mlm_lightning.runs.folder import processes_of, read_metrics, read_note
 from mlm_lightning.runs.identity import identity
 from mlm_lightning.runs.load import WEIGHTS, LoadedRun, tokenizer_folder
 
@@ -60,13 +60,13 @@ def write_model(loaded: LoadedRun, folder: Path) -> None:
             _write_json(folder / "vocab.json", loaded.vocab.to_json())
         else:
             shutil.copytree(tokenizer_files, folder / "tokenizer")
-    description = _read_json(loaded.folder / "model.json")
+    description = read_note(loaded.folder / "model.json")
     if found := list(_local("model", description)):
         key, value = found[0]
         remedy = "the model can't be built again elsewhere; give its class rebuild_config(), as models/protocol.py says"
         raise ConfigError(key, value, "is a place on this machine", remedy)
     for file in folder.rglob("*config.json"):  # a tokenizer may name the folder that it came from
-        _write_json(file, _without_places(_read_json(file)))
+        _write_json(file, _without_places(read_note(file)))
     _write_json(folder / "model.json", description)
     (folder / "config.yaml").write_bytes(config_yaml(shared_config(loaded, description)))
     _write_json(folder / "manifest.json", manifest_of(loaded))
@@ -86,15 +86,15 @@ def shared_config(loaded: LoadedRun, description: Mapping[str, Any]) -> Composed
 
 def manifest_of(loaded: LoadedRun) -> dict[str, Any]:
     """What is known of these weights. That of an export is handed on."""
-    manifest = _read_json(loaded.folder / "manifest.json")
+    manifest = read_note(loaded.folder / "manifest.json")
     if loaded.checkpoint.name == WEIGHTS:
         return manifest
-    summary = _read_json(loaded.folder / "summary.json")
+    summary = read_note(loaded.folder / "summary.json")
     known = {name: manifest[name] for name in _KEPT if manifest.get(name) is not None}
     weights = {
         "format": FORMAT,
         "step": loaded.step,
-        "identity": identity(loaded.config, processes_of(Run(loaded.folder).manifest, loaded.config)),
+        "identity": identity(loaded.config, processes_of(manifest, loaded.config)),
         "metrics": metrics_of(loaded),
     }
     return weights | {name: summary[name] for name in ("steps", "tokens") if name in summary} | known
@@ -107,7 +107,7 @@ def metrics_of(loaded: LoadedRun) -> dict[str, float]:
     found: dict[str, float] = {}
     for line in (line for line in lines if int(line["step"]) == loaded.step):
         found |= {name: float(value) for name, value in line.items() if name.startswith("val/") and value}
-    summary = _read_json(loaded.folder / "summary.json")
+    summary = read_note(loaded.folder / "summary.json")
     if not found and summary.get("steps") == loaded.step:
         found = {name: value for name, value in summary.items() if name.startswith("val/")}
     return found
@@ -141,10 +141,6 @@ def is_place(text: str) -> bool:
     here = (str(place) for place in (Path.home(), Path.cwd()) if len(place.parts) > 1)
     absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith(("~", "file:"))
     return absolute or any(place in text for place in here)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _write_json(file: Path, content: Any) -> None:

@@ -334,3 +334,14 @@ def test_a_model_that_names_a_file_of_this_machine(synthetic: str, tmp_path: Pat
     (loaded.folder / "model.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"model\.vectors=/home/me/vectors\.bin: is a place on this machine"):
         write_model(loaded, tmp_path / "there")
+
+
+def test_a_damaged_summary_costs_the_card_its_numbers_alone(
+    synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(synthetic, run)
+    (run / "summary.json").write_text("{")
+    assert main(["export", str(run), str(tmp_path / "there")]) == 0
+    assert "summary.json: can't be read" in capsys.readouterr().err
+    assert load_run(tmp_path / "there").step == load_run(synthetic).step
