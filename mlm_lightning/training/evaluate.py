@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mlm_lightning.config.settings import Settings
+from mlm_lightning.data.batches import Plan
 from mlm_lightning.data.condition import Condition, packs_documents
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.source import Source, Split
@@ -34,7 +35,7 @@ def evaluate(
         with mistakes():
             loaded = load_run(path, trust, separate_documents=True)
     trainer = build_trainer(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto"), [], [])
-    module = MLMModule(loaded.model, conditions)
+    module = MLMModule(loaded.model, conditions, plan=Plan(total_steps=0))  # whose metrics are returned, not logged
     batch_size, eval_seed = settings.loader.batch_size, settings.eval.seed
     datamodule = MLMDataModule(source, settings.masking.instance, conditions, batch_size=batch_size, eval_seed=eval_seed)
     try:

@@ -209,7 +209,6 @@ def quiet() -> None:
         ".*recommended to use `self.log.*sync_dist=True.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
         ".*is smaller than the logging interval.*",
-        ".*but have no logger configured.*",
         ".*Found keys that are not in the model state dict.*",
         ".*The `srun` command is available.*",
         ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",
