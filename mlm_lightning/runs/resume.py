@@ -42,9 +42,11 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
     record = record_of(settings, fingerprint(conditions))
     if position := run.last_checkpoint():
         if changes := position.changes(record):
+            kept = f"trainer.precision={position.record.get('precision')} resume={run.folder} goes on in another folder; "
             raise UserError(
                 f"{position.path}: is a checkpoint of something else than this command computes (there → here):\n"
                 + "".join(f"  {each}\n" for each in changes)
+                + kept * any(each.startswith("trainer.precision=auto") for each in changes)
                 + f"resume=never starts the run again and moves {run.folder} aside"
             )
         return position

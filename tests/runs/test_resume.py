@@ -335,8 +335,12 @@ def test_automatic_precision_is_kept_throughout_a_run(toy: Toy, monkeypatch: pyt
     with pytest.raises(Interrupted):
         train(config)
     monkeypatch.setattr(TrainerSettings, "resolved_precision", lambda self: "bf16-mixed")  # on another machine
-    with pytest.raises(UserError, match=r"trainer\.precision=auto: 32-true → bf16-mixed"):
+    with pytest.raises(UserError, match=r"trainer\.precision=auto: 32-true → bf16-mixed") as error:
         train(config)
+    folder = run_of(config).folder
+    assert f"trainer.precision=32-true resume={folder}" in str(error.value)
+    monkeypatch.undo()
+    assert train(toy("trainer.precision=32-true", f"resume={folder}"))["steps"] == 8
 
 
 def test_another_division_of_the_same_rows_goes_on_from_a_parent(toy: Toy, tmp_path: Path) -> None:
