@@ -32,7 +32,14 @@ def as_transformers(model: TransformerClassifier, vocab: Vocab) -> PretrainedMLM
     ((architecture, settings),) = found
     if architecture == "eurobert":  # its published [MASK] is beyond other vocabularies
         settings |= {"mask_token_id": vocab.mask_id}
-    made = PretrainedMLM(vocab.size, model.seq_len, architecture=architecture, config=settings, pad_token_id=vocab.pad_id)
+    made = PretrainedMLM(
+        vocab.size,
+        model.seq_len,
+        architecture=architecture,
+        config=settings,
+        pad_token_id=vocab.pad_id,
+        separate_documents=model.separate_documents,
+    )
     ours, theirs = model.state_dict(), made.hf_model.state_dict()
     for name, their_names in _names(architecture, model).items():
         parts = ours[name].chunk(len(their_names)) if isinstance(their_names, tuple) else [ours[name]]
@@ -138,7 +145,7 @@ def _common(model: TransformerClassifier) -> dict[str, Any]:
 
 def _thetas(model: TransformerClassifier) -> list[float]:
     """Of global and of local layers."""
-    return [rotary.theta for rotary in model.encoder.rotary or () if isinstance(rotary, Rotary)]
+    return [rotary.theta for rotary in model.encoder.rotary if isinstance(rotary, Rotary)]
 
 
 def _has_head(model: TransformerClassifier) -> bool:

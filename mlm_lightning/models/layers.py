@@ -70,9 +70,10 @@ class Positions(nn.Module):
     sinusoidal   sines and cosines of geometrically spaced wavelengths, 2π … 10000·2π (Vaswani et al. 2017, section 3.5), scaled
                  to the size of the token vectors at the start of training, which they would drown otherwise
     none         nothing: tokens know their company, not their order
+    rotary       nothing: queries and keys are turned instead (Rotary)
     """
 
-    def __init__(self, kind: Literal["learned", "sinusoidal", "none"], seq_len: int, d_model: int) -> None:
+    def __init__(self, kind: str, seq_len: int, d_model: int) -> None:
         super().__init__()
         self.kind = kind
         if kind == "learned":
@@ -85,7 +86,7 @@ class Positions(nn.Module):
             self.register_buffer("table_LD", table_LD * (EMBEDDING_STD * math.sqrt(2)), persistent=False)
 
     def forward(self, x_BLD: Tensor, position_BL: Tensor | None = None) -> Tensor:
-        if self.kind == "none":
+        if self.kind in ("none", "rotary"):
             return x_BLD
         vectors_LD = self.weight_LD if self.kind == "learned" else self.get_buffer("table_LD")
         return x_BLD + (vectors_LD[: x_BLD.shape[1]] if position_BL is None else F.embedding(position_BL, vectors_LD))

@@ -23,9 +23,19 @@ LATER_KEYS: dict[str, Any] = {"callbacks.monitor": None}
 """Keys that are younger than the first release, with the value that means what was done before them."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mlm_lightning.models.transformer.TransformerClassifier": {
-        **{"size": None, "norm": "layer", "norm_eps": 1e-5, "embedding_norm": False, "bias": True},
-        **{"rope_theta": 10_000.0, "local_rope_theta": None, "attention_window": None, "global_every_n_layers": 3},
-        **{"qk_norm": False, "tie_embeddings": False, "decoder_norm": False, "decoder_bias": True},
+        "size": None,
+        "norm": "layer",
+        "norm_eps": 1e-5,
+        "embedding_norm": False,
+        "bias": True,
+        "rope_theta": 10_000.0,
+        "local_rope_theta": None,
+        "attention_window": None,
+        "global_every_n_layers": 3,
+        "qk_norm": False,
+        "tie_embeddings": False,
+        "decoder_norm": False,
+        "decoder_bias": True,
     },
 }
 """The same for arguments of a class, wherever it stands."""

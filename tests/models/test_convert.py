@@ -9,8 +9,9 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Rotary
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.models.convert import as_transformers, take_weights
+from mlm_lightning.models.encoder import LayerSettings, SelfAttention, View
 from mlm_lightning.models.layers import Rotary
-from mlm_lightning.models.transformer import LayerSettings, SelfAttention, TransformerClassifier, View
+from mlm_lightning.models.transformer import TransformerClassifier
 
 V, L = 101, 24
 VOCAB = Vocab(V, mask_id=2, pad_id=0)

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from mlm_lightning.models.encoder import Encoder, LayerSettings
 from mlm_lightning.models.layers import FFNN, Dropout, Rotary, turn
-from mlm_lightning.models.transformer import SIZES, Encoder, LayerSettings, TransformerClassifier
+from mlm_lightning.models.transformer import SIZES, TransformerClassifier
 
 V, L, B = 11, 9, 5
 
@@ -368,7 +369,7 @@ def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_fused_kernel(monkeypatch:
         return logits_BKV.float(), model.encoder.layers[0].self_attn.in_proj_weight.grad
 
     plain = logits_and_gradient()
-    monkeypatch.setattr("mlm_lightning.models.transformer._SHORT", 0)
+    monkeypatch.setattr("mlm_lightning.models.encoder._SHORT", 0)
     fused = logits_and_gradient()
     for one, other in zip(plain, fused, strict=True):
         # bfloat16 has 8 bits
