@@ -7,9 +7,10 @@
                      steps                                     steps
 
 Both are pure functions of the step: a resumed run has the lengths and sizes of the uninterrupted one, and nothing is saved.
-Short rows are cheaper by more than their share, and position embeddings and attention learn near neighbours first (Li et al.,
-"The Stability-Efficiency Dilemma", 2022); small batches take more steps from as many rows while gradients agree (McCandlish et
-al. 2018). Only training is warmed up: evaluation sees whole rows.
+Short rows are cheaper by more than their share, and training begins more stably on them (Li, Zhang, He, "The
+Stability-Efficiency Dilemma", 2022); small batches take more steps from as many rows while gradients are large against their
+noise (McCandlish et al., "An Empirical Model of Large-Batch Training", 2018). Only training is warmed up: evaluation sees whole
+rows.
 """
 
 from dataclasses import dataclass
