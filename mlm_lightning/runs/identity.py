@@ -19,7 +19,7 @@ from typing import Any
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import MOVED
 
-LATER_KEYS: dict[str, Any] = {"callbacks.monitor": None}
+LATER_KEYS: dict[str, Any] = {"callbacks.monitor": None, "data.length_schedule": None, "trainer.batch_schedule": None}
 """Keys that are younger than the first release, with the value that means what was done before them."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mlm_lightning.models.transformer.TransformerClassifier": {

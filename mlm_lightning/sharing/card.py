@@ -13,6 +13,7 @@ import yaml
 
 from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.settings import LOADER_KEYS
 from mlm_lightning.config.signatures import TRUSTED_MODULES, resolve_target
 from mlm_lightning.errors import as_typed
 from mlm_lightning.models.protocol import Exportable
@@ -96,7 +97,7 @@ def _data(loaded: LoadedRun, manifest: Manifest) -> str:
     words = ""
     if target.rpartition(".")[0] in TRUSTED_MODULES:
         words = " ".join((inspect.getdoc(resolve_target(target)) or "").split("\n\n")[0].split())
-    settings = {key: value for key, value in data.items() if key not in ("batch_size", "num_workers")}
+    settings = {key: value for key, value in data.items() if key not in LOADER_KEYS}
     return f"`{target.rpartition('.')[2]}`: {words} {rows}\n\n{_table(('setting', 'value'), settings)}"
 
 
