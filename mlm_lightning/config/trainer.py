@@ -51,7 +51,8 @@ _Limit = Annotated[int, Ge(0)] | Annotated[float, Interval(ge=0, le=1), "give a 
 
 @dataclass(kw_only=True, frozen=True)
 class TrainerSettings:
-    """Intervals count optimizer steps. `batch_schedule` may be the mapping of its arguments."""
+    """Intervals count optimizer steps. `batch_schedule` may be the mapping of its arguments. `time_budget` stands for as many
+    steps as are taken in so many minutes, at most `max_steps`: there is no plan before they are settled (training/auto.py)."""
 
     OWNER: ClassVar = "the trainer"
 
@@ -63,11 +64,12 @@ class TrainerSettings:
     max_steps: _Count | None = None
     max_epochs: _Count | None = None
     max_time: str | dict[str, int] | None = None
+    time_budget: Annotated[float, Gt(0), "it is a number of minutes"] | None = None
     accumulate_grad_batches: _Count = 1
     batch_schedule: BatchSchedule | None = None
     gradient_clip_val: Annotated[float, Gt(0)] | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = "norm"
-    val_check_interval: _Count | _Share | None = 1.0
+    val_check_interval: _Count | _Share | Literal["auto"] | None = 1.0
     check_val_every_n_epoch: _Count | None = 1
     log_every_n_steps: _Count = 50
     limit_train_batches: _Count | _Share | None = 1.0
@@ -104,8 +106,8 @@ class TrainerSettings:
             found.append(ConfigError("trainer.precision", self.precision, problem, remedy))
         if self.max_time is not None and not self.max_duration:
             found.append(ConfigError("trainer.max_time", self.max_time, "is no time that a run could take", _TIMES))
-        if self.max_steps is None and self.max_epochs is None:
-            remedy = "give one of them, so that the run ends"
+        if self.max_steps is None and self.max_epochs is None and self.time_budget is None:
+            remedy = "give one of them, or trainer.time_budget, so that the run ends"
             found.append(ConfigError("trainer.max_steps and trainer.max_epochs", NO_VALUE, "are both null", remedy))
         if self.num_processes() < 1:
             remedy = "give a number above 0, a list of device ids, or auto"
@@ -165,7 +167,7 @@ class TrainerSettings:
         steps = "give the number of optimizer steps, e.g. trainer.max_steps=10000"
         interval = "give a number of optimizer steps, or null to validate at the end alone"
         asking = [
-            ("max_steps", self.max_steps is None, steps),
+            ("max_steps", self.max_steps is None and self.time_budget is None, steps),
             ("max_epochs", self.max_epochs is not None, "set trainer.max_epochs=null, and trainer.max_steps"),
             ("val_check_interval", isinstance(self.val_check_interval, float), interval),
             ("limit_train_batches", limited, "set trainer.limit_train_batches=1.0, and trainer.max_steps"),
@@ -174,11 +176,12 @@ class TrainerSettings:
 
     def plan(self, num_rows: int | None, batch_size: int) -> Plan:
         """How long the run is, in optimizer steps, on `num_rows` training rows (None: they have no end)."""
+        assert self.time_budget is None
         plan = partial(Plan, accumulate_grad_batches=self.accumulate_grad_batches, log_every_n_steps=self.log_every_n_steps)
         if num_rows is None:
             assert not self.endless_errors()
             assert self.max_steps is not None
-            interval = float(self.val_check_interval or math.inf)
+            interval = self._interval(self.max_steps, math.inf)
             return plan(self.max_steps, math.inf, interval, batch_sizes=self._batch_sizes(batch_size, self.max_steps))
         micro_batch = batch_size * self.world_size()
         limit = self.limit_train_batches
@@ -191,12 +194,19 @@ class TrainerSettings:
         steps_per_epoch = rows_per_epoch / (micro_batch * self.accumulate_grad_batches)
         by_epochs = math.inf if self.max_epochs is None else self._steps_of(self.max_epochs * rows_per_epoch, batch_size)
         total_steps = int(min(by_epochs, math.inf if self.max_steps is None else self.max_steps))
-        interval = 1.0 if self.val_check_interval is None else self.val_check_interval
-        if is_share := not isinstance(interval, int):
-            interval = interval * (self.check_val_every_n_epoch or 1) * steps_per_epoch
+        interval = self._interval(total_steps, steps_per_epoch)
+        is_share = self.val_check_interval is None or isinstance(self.val_check_interval, float)
         sizes = self._batch_sizes(batch_size, total_steps)
-        interval = max(1.0, float(interval))
         return plan(total_steps, steps_per_epoch, interval, rows_per_epoch, batch_sizes=sizes, by_epochs=is_share)
+
+    def _interval(self, total_steps: int, steps_per_epoch: float) -> float:
+        """Optimizer steps from one validation to the next."""
+        if self.val_check_interval == "auto":
+            return -(-total_steps // 20)
+        if isinstance(self.val_check_interval, int):
+            return self.val_check_interval
+        share = 1.0 if self.val_check_interval is None else self.val_check_interval
+        return max(1.0, share * (self.check_val_every_n_epoch or 1) * steps_per_epoch)
 
     def _batch_sizes(self, batch_size: int, total_steps: int) -> BatchSizes | None:
         return None if self.batch_schedule is None else self.batch_schedule.sizes(batch_size, total_steps)

@@ -213,7 +213,7 @@ class Run:
         listed = jobs if isinstance(jobs, list) else ()
         return any(isinstance(job, dict) and job.get("folder") == self.folder.name for job in listed)
 
-    def longest_sibling(self, settings: Settings, below: int) -> Position | None:
+    def longest_sibling(self, settings: Settings, below: float) -> Position | None:
         """Another run that this one could go on from: the longest of those that differ in their length alone, or in their
         number of processes and how these divide the rows of a step, with less than `below` steps."""
         found, kinship = [], sibling_hash(settings)

@@ -19,7 +19,12 @@ from typing import Any
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import MOVED
 
-LATER_KEYS: dict[str, Any] = {"callbacks.monitor": None, "data.length_schedule": None, "trainer.batch_schedule": None}
+LATER_KEYS: dict[str, Any] = {
+    "callbacks.monitor": None,
+    "data.length_schedule": None,
+    "trainer.batch_schedule": None,
+    "trainer.time_budget": None,
+}
 """Keys that are younger than the first release, with the value that means what was done before them."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mlm_lightning.models.transformer.TransformerClassifier": {
@@ -50,7 +55,9 @@ _NOT_IDENTITY = frozenset(
 )
 _NOT_IN_NAMES = _NOT_IDENTITY - {"trainer.devices", "trainer.num_nodes"}
 # They may differ where one run goes on from another as if it were the same: its length, and the parts of its batches.
-_NOT_OF_SIBLINGS = frozenset({"trainer.max_steps", "trainer.max_epochs", "data.batch_size", "trainer.accumulate_grad_batches"})
+_NOT_OF_SIBLINGS = frozenset(
+    {"trainer.max_steps", "trainer.max_epochs", "trainer.time_budget", "data.batch_size", "trainer.accumulate_grad_batches"}
+)
 _ONLY_WATCHES = "mlm_lightning.training.callbacks.monitor.Monitor"
 """A callback that changes no number of a run. By its class: users call theirs what they like."""
 _FIRST_NAMES = {now: before for before, now in MOVED.items()}

@@ -8,6 +8,7 @@ a run that differs in its length alone?  ─► named, with the command that goe
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,9 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
                 + f"resume=never starts the run again and moves {run.folder} aside"
             )
         return position
-    total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
+    total: float = math.inf  # with a time budget it is long enough in any case
+    if settings.trainer.time_budget is None:
+        total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
     if parent:
         there, here = flat(parent.record["config"]).get("optim._target_"), settings.optim.target
         if there != here:

@@ -24,7 +24,7 @@ def check_training(settings: Settings) -> None:
     """Raises ConfigError, or InvalidConfigError with all that is wrong; writes nothing."""
     source, trainer = settings.data.instance, settings.trainer
     total, starts = trainer.max_steps, _start_errors(settings)
-    if type(source).prepare is Source.prepare and not starts:
+    if type(source).prepare is Source.prepare and trainer.time_budget is None and not starts:
         total = trainer.plan(source.num_rows(), settings.loader.batch_size).total_steps
     refuse([*trainer_errors(trainer), *_callback_errors(settings), *starts, *schedule_errors(settings, total)])
 

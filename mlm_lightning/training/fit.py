@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -31,6 +32,7 @@ from mlm_lightning.runs.checkpoint import Position, differences, flat, read_chec
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import deciding, identity, sibling_hash
 from mlm_lightning.runs.load import describe_model
+from mlm_lightning.training.auto import Clock, Settled, apply, settled_before, steps_within
 from mlm_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError, Pruning
 from mlm_lightning.training.callbacks.progress import ProgressReport
 from mlm_lightning.training.callbacks.throughput import Throughput
@@ -51,7 +53,8 @@ def fit(
     if conditions is None:
         conditions = prepare(settings)
     parent = position if position and position.path.parent != run.checkpoints else None
-    module, datamodule = _assemble(settings, conditions, from_parent=parent is not None)
+    settings, settled = _settle(run, settings, conditions, position)
+    module, datamodule = _assemble(settings, conditions, from_parent=parent is not None, settled=settled)
     if parent:
         _check_weights(module, parent)
     is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
@@ -102,7 +105,40 @@ def _disk_named(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _assemble(settings: Settings, conditions: list[Condition], from_parent: bool) -> tuple[MLMModule, MLMDataModule]:
+def _settle(run: Run, settings: Settings, conditions: list[Condition], position: Position | None) -> tuple[Settings, Settled]:
+    """The settings with what they leave open settled, and what that is: as when the run began, or now, at its beginning."""
+    budget = settings.trainer.time_budget
+    if budget is None:
+        return settings, {}
+    settled = settled_before(run, position)
+    if settled is None:
+        seconds = _step_seconds(settings, conditions)
+        steps = steps_within(settings, conditions[0].source.seq_len, seconds) + (position.step if position else 0)
+        most = settings.trainer.max_steps
+        settled = {"trainer.max_steps": steps if most is None else min(steps, most), "step_seconds": seconds}
+        comes_first = " (trainer.max_steps comes first)" if most is not None and most < steps else ""
+        log.info("%-12s %s steps in %g minutes, at %.3g s each%s", "time budget", f"{steps:,}", budget, seconds, comes_first)
+    return apply(settings, settled), settled
+
+
+def _step_seconds(settings: Settings, conditions: list[Condition]) -> float:
+    """How long a step of whole rows and full batches takes, measured; nothing is left of it."""
+    assert settings.trainer.time_budget is not None
+    clock = Clock(seconds=min(10.0, 0.6 * settings.trainer.time_budget))  # a hundredth of it
+    without: dict[str, Any] = {"time_budget": None, "max_epochs": None, "max_time": None, "batch_schedule": None}
+    timed = replace(settings.trainer, **without, max_steps=2**31, limit_val_batches=0, profiler=None)
+    loader = replace(settings.loader, length_schedule=None)
+    module, datamodule = _assemble(replace(settings, trainer=timed, loader=loader), conditions, from_parent=False)
+    try:
+        build_trainer(timed, [clock], []).fit(module, datamodule)
+    except SystemExit as error:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from error
+    return clock.step_seconds
+
+
+def _assemble(
+    settings: Settings, conditions: list[Condition], from_parent: bool, settled: Settled | None = None
+) -> tuple[MLMModule, MLMDataModule]:
     """The LightningModule and the LightningDataModule of a run."""
     source, masking = conditions[0].source, settings.masking.instance
     plan = settings.trainer.plan(source.num_rows(), settings.loader.batch_size)
@@ -116,7 +152,7 @@ def _assemble(settings: Settings, conditions: list[Condition], from_parent: bool
         plan=plan,
         seed=settings.seed,
         mask_rate=masking.rate_at if masking.is_scheduled else None,
-        origin=Origin(record_of(settings, fingerprint(conditions)), from_parent),
+        origin=Origin(record_of(settings, fingerprint(conditions)) | ({"settled": settled} if settled else {}), from_parent),
     )
     datamodule = MLMDataModule(
         source,
@@ -151,6 +187,7 @@ def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[
     manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
     manifest |= {"on_one_process": identity(settings.composed.config), "processes": settings.trainer.world_size()}
     manifest |= {"precision": settings.trainer.resolved_precision()}
+    manifest |= {"settled": origin.record["settled"]} if "settled" in origin.record else {}
     manifest |= {"splits": conditions[0].source.summary()}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
     if position and origin.from_parent:
@@ -181,7 +218,13 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
     plugins: list[Any] = [AtomicCheckpointIO(), LightningEnvironment()]
     if not settings.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressReport)]
-    owned = ("max_steps", "limit_train_batches", "batch_schedule", "auto_requeue")  # the plan's, and the signal handler's
+    owned = (
+        "max_steps",
+        "limit_train_batches",
+        "batch_schedule",
+        "time_budget",
+        "auto_requeue",
+    )  # the plan's, and the signal handler's
     arguments: dict[str, Any] = {name: value for name, value in vars(settings).items() if name not in owned}
     arguments |= {
         "precision": settings.resolved_precision(),

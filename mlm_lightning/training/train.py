@@ -71,8 +71,9 @@ def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
     if again or run.summary is None:
         with mistakes():  # downloads, builds caches, and finds what is wrong with the data, before there is a folder
             conditions = prepare(settings, evaluated="val")
-            total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
-            refuse(schedule_errors(settings, total))
+            if settings.trainer.time_budget is None:
+                total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
+                refuse(schedule_errors(settings, total))
     if again and run.folder.exists():
         with run.locked():
             aside = run.move_aside()
