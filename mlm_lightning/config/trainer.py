@@ -148,8 +148,7 @@ class TrainerSettings:
         elif self.accelerator in ("mps", "tpu") or (self.accelerator != "cpu" and torch.backends.mps.is_available()):
             native = self.accelerator == "tpu"
         else:
-            capabilities = torch.cpu.get_capabilities()
-            native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+            native = cpu_multiplies_bf16()
         return "bf16-mixed" if native else "32-true"
 
     def endless_errors(self) -> list[ConfigError]:
@@ -190,3 +189,9 @@ class TrainerSettings:
         if not isinstance(interval, int):
             interval = interval * (self.check_val_every_n_epoch or 1) * steps_per_epoch
         return Plan(total_steps, steps_per_epoch, max(1.0, float(interval)), rows_per_epoch, **rhythm)
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for it."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

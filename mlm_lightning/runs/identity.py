@@ -19,7 +19,7 @@ from typing import Any
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import MOVED
 
-LATER_KEYS: dict[str, Any] = {"callbacks.monitor": None}
+LATER_KEYS: dict[str, Any] = {"callbacks.monitor": None, "optim.layer_decay": None, "optim.z_loss": 0.0}
 """Keys that are younger than the first release, with the value that means what was done before them."""
 
 # They decide where, how fast or how watched a run is, not its result.
