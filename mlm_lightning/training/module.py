@@ -29,7 +29,7 @@ from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import UserError
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
 from mlm_lightning.randomness import Stream, seed_torch
-from mlm_lightning.runs.checkpoint import STATE
+from mlm_lightning.runs.checkpoint import AVERAGING, STATE
 from mlm_lightning.training.lightning_internals import (
     mend_counters,
     schedule_validation,
@@ -302,6 +302,9 @@ class MLMModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get(STATE, {})
         mend_counters(checkpoint, bool(self._restored.get("validation_pending")))
+        if AVERAGING in checkpoint and self.trainer.state.fn == "fit":
+            checkpoint[AVERAGING]["average"] = checkpoint["state_dict"]  # for the callback, if there is one
+            checkpoint["state_dict"] = checkpoint[AVERAGING]["weights"]
         if self.origin.from_parent:
             self._restored = self._restored | {"validation_pending": False, "stopped": False}
             checkpoint["callbacks"] = {}
