@@ -21,7 +21,7 @@ from mlm_lightning.data.languages.tree import TreeSource
 from mlm_lightning.data.languages.uniform import UniformSource
 from mlm_lightning.data.source import SPLITS
 from mlm_lightning.masking import Bernoulli, Masking, Single, Span, WholeWord
-from mlm_lightning.models.transformer import Dropout
+from mlm_lightning.models.layers import Dropout
 from mlm_lightning.randomness import Stream
 
 # fmt: off

@@ -12,7 +12,7 @@ mlm export RUN DIR [--onnx] [--push USER/NAME [--public]] [--trust]
 
 Writes a folder that opens on any machine, without the run: weights as safetensors, what builds the model, its tokens, and a
 model card. `mlm predict DIR`, `mlm evaluate DIR` and `mlm_lightning.load_run(DIR)` open it; that of a Hugging Face
-architecture is AutoModelForMaskedLM's, too.
+architecture, and model=modern on text, is AutoModelForMaskedLM's, too.
 
   mlm export outputs/default/default-1a2b3c4d my-model
   mlm predict my-model "0 3 _ 1 2 2 _ 0 1 1 0 2 3 3 1 0"
@@ -52,12 +52,12 @@ def export(
 
     from mlm_lightning.runs.load import load_run
     from mlm_lightning.sharing.card import write_card
-    from mlm_lightning.sharing.folder import ONNX, write_model
+    from mlm_lightning.sharing.folder import ONNX, as_shared, write_model
     from mlm_lightning.sharing.onnx import check_onnx, write_onnx
 
     if onnx:
         check_onnx()
-    loaded = load_run(run, trust)
+    loaded = as_shared(load_run(run, trust))
     place = folder.resolve()  # "." has no name
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

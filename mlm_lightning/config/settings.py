@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from annotated_types import Ge, Interval, Lt
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
+from mlm_lightning.data.warmup import LengthSchedule
 from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
 from mlm_lightning.masking import MASKINGS, Masking
 from mlm_lightning.values import check, check_fields, describe, not_one_of
@@ -56,12 +57,22 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """The keys of `data` that are the loader's: `batch_size` rows of a micro-batch on one device."""
+    """The keys of `data` that are the loader's: `batch_size` rows of a micro-batch on one device, cut short at first by a
+    `length_schedule` (or the mapping of its arguments)."""
 
     OWNER: ClassVar = "data"
 
     batch_size: Annotated[int, Ge(1), "give a number of rows"]
     num_workers: Annotated[int, Ge(0), "0: no worker processes"]
+    length_schedule: LengthSchedule | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.length_schedule, dict):  # as a config writes it
+            object.__setattr__(self, "length_schedule", LengthSchedule(**self.length_schedule))
+
+
+LOADER_KEYS = frozenset(each.name for each in fields(Loader))
+"""Those keys of `data` that are no source's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +85,10 @@ class Optimization:
         Annotated[float, Interval(gt=0, le=1), "it multiplies the learning rate from layer to layer; null: not"] | None
     ) = None
     z_loss: Annotated[float, Ge(0), Lt(math.inf), "it weighs squared log-normalisers, e.g. 1e-4; 0: without"] = 0.0
+
+
+OPTIMIZATION_KEYS = frozenset(each.name for each in fields(Optimization))
+"""Those keys of `optim` that are no optimizer's."""
 
 
 @dataclass(frozen=True, kw_only=True)

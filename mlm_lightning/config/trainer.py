@@ -1,15 +1,18 @@
 """The `trainer` part of a config, named as Lightning names it; and what a config may not set, with what to use instead."""
 
+import bisect
 import math
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Interval
 
 from mlm_lightning.data.batches import Plan
+from mlm_lightning.data.warmup import BatchSchedule, BatchSizes
 from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
 from mlm_lightning.values import check_fields, not_one_of
 
@@ -48,7 +51,7 @@ _Limit = Annotated[int, Ge(0)] | Annotated[float, Interval(ge=0, le=1), "give a 
 
 @dataclass(kw_only=True, frozen=True)
 class TrainerSettings:
-    """Intervals count optimizer steps."""
+    """Intervals count optimizer steps. `batch_schedule` may be the mapping of its arguments."""
 
     OWNER: ClassVar = "the trainer"
 
@@ -61,6 +64,7 @@ class TrainerSettings:
     max_epochs: _Count | None = None
     max_time: str | dict[str, int] | None = None
     accumulate_grad_batches: _Count = 1
+    batch_schedule: BatchSchedule | None = None
     gradient_clip_val: Annotated[float, Gt(0)] | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = "norm"
     val_check_interval: _Count | _Share | None = 1.0
@@ -82,6 +86,8 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, "trainer")
+        if isinstance(self.batch_schedule, dict):  # as a config writes it
+            object.__setattr__(self, "batch_schedule", BatchSchedule(**self.batch_schedule))
         refuse(self._impossible())
 
     def _impossible(self) -> list[ConfigError]:
@@ -167,11 +173,12 @@ class TrainerSettings:
 
     def plan(self, num_rows: int | None, batch_size: int) -> Plan:
         """How long the run is, in optimizer steps, on `num_rows` training rows (None: they have no end)."""
-        rhythm = {"accumulate_grad_batches": self.accumulate_grad_batches, "log_every_n_steps": self.log_every_n_steps}
+        plan = partial(Plan, accumulate_grad_batches=self.accumulate_grad_batches, log_every_n_steps=self.log_every_n_steps)
         if num_rows is None:
             assert not self.endless_errors()
             assert self.max_steps is not None
-            return Plan(self.max_steps, math.inf, float(self.val_check_interval or math.inf), None, **rhythm)
+            interval = float(self.val_check_interval or math.inf)
+            return plan(self.max_steps, math.inf, interval, batch_sizes=self._batch_sizes(batch_size, self.max_steps))
         micro_batch = batch_size * self.world_size()
         limit = self.limit_train_batches
         if limit is None:
@@ -180,15 +187,27 @@ class TrainerSettings:
             rows_per_epoch = min(num_rows, limit * micro_batch)
         else:
             rows_per_epoch = max(1, int(num_rows * limit))
-        rows_per_step = micro_batch * self.accumulate_grad_batches
-        steps_per_epoch = rows_per_epoch / rows_per_step
-        # whole numbers: rounded shares of an epoch may add up to a step too many
-        by_epochs = math.inf if self.max_epochs is None else -(-self.max_epochs * rows_per_epoch // rows_per_step)
+        steps_per_epoch = rows_per_epoch / (micro_batch * self.accumulate_grad_batches)
+        by_epochs = math.inf if self.max_epochs is None else self._steps_of(self.max_epochs * rows_per_epoch, batch_size)
         total_steps = int(min(by_epochs, math.inf if self.max_steps is None else self.max_steps))
         interval = 1.0 if self.val_check_interval is None else self.val_check_interval
-        if not isinstance(interval, int):
+        if is_share := not isinstance(interval, int):
             interval = interval * (self.check_val_every_n_epoch or 1) * steps_per_epoch
-        return Plan(total_steps, steps_per_epoch, max(1.0, float(interval)), rows_per_epoch, **rhythm)
+        sizes = self._batch_sizes(batch_size, total_steps)
+        interval = max(1.0, float(interval))
+        return plan(total_steps, steps_per_epoch, interval, rows_per_epoch, batch_sizes=sizes, by_epochs=is_share)
+
+    def _batch_sizes(self, batch_size: int, total_steps: int) -> BatchSizes | None:
+        return None if self.batch_schedule is None else self.batch_schedule.sizes(batch_size, total_steps)
+
+    def _steps_of(self, rows: int, batch_size: int) -> int:
+        """The optimizer steps that read `rows` rows; the last one may read more."""
+        # whole numbers: rounded shares of an epoch may add up to a step too many
+        rows = -(-rows // (self.world_size() * self.accumulate_grad_batches))  # of one micro-batch on one device
+        if (schedule := self.batch_schedule) is None:
+            return -(-rows // batch_size)
+        # a longer run reads more rows, also where its warm-up is a share of it and grows with it
+        return bisect.bisect_left(range(rows + 1), rows, key=lambda steps: schedule.sizes(batch_size, steps).before(steps))
 
 
 def cpu_multiplies_bf16() -> bool:

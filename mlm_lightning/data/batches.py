@@ -8,9 +8,10 @@ Training reads one endless stream of rows, the epochs' orders one after the othe
     batch 0  batch 1  batch 2                  a micro-batch of `ranks x batch_size` rows; rank r takes its r-th part
 
 So no batch is ever short, `k` accumulated micro-batches or `n` ranks see the rows of one large batch, and a resumed run starts
-at batch `steps done x accumulation` without reading what came before. The optimizer step of a batch, which a scheduled mask
-rate depends on, is known by its number, too: micro-batch j belongs to step `j // accumulation`. Where the rows themselves have
-no end, blocks of `shuffle_buffer` consecutive rows take the place of the epochs:
+at batch `steps done x accumulation` without reading what came before. The optimizer step of a batch, which a schedule of mask
+rates, lengths or batch sizes depends on, is known by its number, too: micro-batch j belongs to step `j // accumulation`. Where
+batches grow, the sums of their sizes say where the stream is cut. Where the rows themselves have no end, blocks of
+`shuffle_buffer` consecutive rows take the place of the epochs:
 
     order of block 0          order of block 1
     1 3 0 5 4 2               8 6 11 9 10 7              …
@@ -27,13 +28,15 @@ from torch.utils.data import Dataset, Sampler
 
 from mlm_lightning.batch import PADDING_ROW, MLMBatch
 from mlm_lightning.data.source import EndlessRows, Rows
+from mlm_lightning.data.warmup import BatchSizes
 from mlm_lightning.randomness import Stream, generator
 
 
 @dataclass(frozen=True)
 class Plan:
     """How long a run is, and what happens when, in optimizer steps. An epoch ends where its rows end, also in the middle of a
-    step; endless rows have none. `rows_per_epoch` (None: all) cuts each epoch's order short."""
+    step; endless rows have none. `rows_per_epoch` (None: all) cuts each epoch's order short. Where `batch_sizes` grow (None:
+    they don't), `steps_per_epoch` counts steps of full size, and so does `validate_every` where validation goes `by_epochs`."""
 
     total_steps: int
     steps_per_epoch: float = math.inf
@@ -41,25 +44,40 @@ class Plan:
     rows_per_epoch: int | None = None
     accumulate_grad_batches: int = 1
     log_every_n_steps: int = 50
+    batch_sizes: BatchSizes | None = None
+    by_epochs: bool = False
 
     def progress(self, step: int) -> float:
         """From 0, at the first optimizer step (step 0), to 1, at the last; a run of a single step is at its end."""
         return min(1.0, step / (self.total_steps - 1)) if self.total_steps > 1 else 1.0
 
+    def full_steps(self, step: int) -> float:
+        """How many steps of full size have the rows of the first `step` optimizer steps."""
+        return step if self.batch_sizes is None else self.batch_sizes.before(step) / self.batch_sizes.full
+
+    def epoch(self, step: int) -> float:
+        """How many epochs have the rows of the first `step` optimizer steps."""
+        return self.full_steps(step) / self.steps_per_epoch
+
     def validation_due(self, step: int) -> bool:
         """Whether validation follows optimizer step `step`."""
-        return step >= self.total_steps or step // self.validate_every > (step - 1) // self.validate_every
+        return step >= self.total_steps or self._validations(step) > self._validations(step - 1)
 
     def validations_after(self, step: int) -> int:
         """How many validations follow the optimizer steps after `step`."""
         if step >= self.total_steps:
             return 0
         last = self.total_steps - 1
-        return int(last // self.validate_every - min(step, last) // self.validate_every) + 1
+        return int(self._validations(last) - self._validations(min(step, last))) + 1
+
+    def _validations(self, step: int) -> float:
+        """How many were due by then, that of the last step aside."""
+        return (self.full_steps(step) if self.by_epochs else step) // self.validate_every
 
 
 class TrainBatches(Dataset[MLMBatch]):
-    """Batch j of a rank's stream; endless rows have one epoch. `mask` is a masking with its vocabulary and its key."""
+    """Batch j of a rank's stream; endless rows have one epoch. `mask` is a masking with its vocabulary and its key; `length`
+    gives the positions that rows keep at an optimizer step (None: all)."""
 
     def __init__(
         self,
@@ -70,9 +88,11 @@ class TrainBatches(Dataset[MLMBatch]):
         rank: int = 0,
         world_size: int = 1,
         plan: Plan = Plan(total_steps=1),
+        length: Callable[[int], int] | None = None,
     ) -> None:
-        self.rows, self.mask, self.batch_size, self.seed = rows, mask, batch_size, seed
+        self.rows, self.mask, self.seed, self.length = rows, mask, seed, length
         self.rank, self.world_size, self.plan = rank, world_size, plan
+        self.sizes = plan.batch_sizes or BatchSizes(batch_size, start=batch_size, steps=0)
         self.endless = isinstance(rows, EndlessRows)
         # what is shuffled at a time, an epoch's rows or a block, and how many of them are then taken
         self.rows_per_order = rows.shuffle_buffer if isinstance(rows, EndlessRows) else len(rows)
@@ -81,18 +101,19 @@ class TrainBatches(Dataset[MLMBatch]):
 
     def __getitem__(self, index: int) -> MLMBatch:
         row_ids_B, epochs_B = self.row_ids(index)
-        progress = self.plan.progress(index // self.plan.accumulate_grad_batches)
-        batch = _masked(self.rows, row_ids_B, self.mask, epochs_B, progress)
+        step = index // self.plan.accumulate_grad_batches
+        length = None if self.length is None else self.length(step)
+        batch = _masked(self.rows, row_ids_B, self.mask, epochs_B, self.plan.progress(step), length)
         if self.endless:
             # as many rows of the next block come in as go out of this one
-            stop = (index + 1) * self.world_size * self.batch_size + self.rows_per_order
-            self.rows.read_ahead(stop)  # type: ignore[union-attr]
+            self.rows.read_ahead(self._rows_before(index + 1) + self.rows_per_order)  # type: ignore[union-attr]
         return batch
 
     def row_ids(self, index: int) -> tuple[Tensor, Tensor]:
         """The rows of batch `index`, and for each the epoch that it belongs to."""
-        first = (index * self.world_size + self.rank) * self.batch_size
-        places_B = torch.arange(first, first + self.batch_size)
+        size = self.sizes.at(index // self.plan.accumulate_grad_batches)
+        first = self._rows_before(index) + self.rank * size
+        places_B = torch.arange(first, first + size)
         orders_B = places_B // self.taken_per_order
         offsets_B = places_B % self.taken_per_order
         row_ids_B = torch.empty_like(places_B)
@@ -102,6 +123,12 @@ class TrainBatches(Dataset[MLMBatch]):
         if self.endless:
             return row_ids_B + orders_B * self.rows_per_order, torch.zeros_like(orders_B)
         return row_ids_B, orders_B
+
+    def _rows_before(self, index: int) -> int:
+        """The rows of the batches before `index`, on all ranks."""
+        step, micro_batch = divmod(index, self.plan.accumulate_grad_batches)
+        before = self.plan.accumulate_grad_batches * self.sizes.before(step) + micro_batch * self.sizes.at(step)
+        return self.world_size * before
 
     def _order(self, number: int) -> Tensor:
         """The two newest are kept: a batch spans two epochs at most, unless the epoch is shorter than a batch."""
@@ -154,7 +181,11 @@ def _masked(
     mask: Callable[..., MLMBatch],
     epochs_B: Tensor | None = None,
     progress: float = 1.0,
+    length: int | None = None,
 ) -> MLMBatch:
     read = rows[row_ids_B.clamp(min=0)]  # a PADDING_ROW has the tokens of row 0, and no labels
     tokens_BL, attention_mask_BL = read if isinstance(read, tuple) else (read, None)
+    if length is not None:  # before they are masked: what is predicted at least, and at most, is a matter of what is left
+        tokens_BL = tokens_BL[:, :length].contiguous()
+        attention_mask_BL = None if attention_mask_BL is None else attention_mask_BL[:, :length].contiguous()
     return mask(tokens_BL, row_ids_B, epochs_B=epochs_B, attention_mask_BL=attention_mask_BL, progress=progress)

@@ -14,6 +14,8 @@ from mlm_lightning.batch import MLMBatch
 from mlm_lightning.data.batches import BatchRange, EvalBatches, Plan, TrainBatches
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import SPLITS, EndlessRows, Source, Split
+from mlm_lightning.data.warmup import LengthSchedule
+from mlm_lightning.errors import refuse
 from mlm_lightning.masking import Masking
 from mlm_lightning.randomness import key
 
@@ -24,7 +26,8 @@ class MLMDataModule(L.LightningDataModule):
     """Loaders over a source. `batch_size` is the number of rows of a micro-batch on one device.
 
     Val and test are evaluated under `conditions` (None: that of the training alone), each with a loader of its own and masks
-    that are frozen: a function of (`eval_seed`, split, row, rate). `plan` is needed to train.
+    that are frozen: a function of (`eval_seed`, split, row, rate). `plan` is needed to train; a `length_schedule` cuts the rows
+    of training alone.
     """
 
     def __init__(
@@ -38,17 +41,35 @@ class MLMDataModule(L.LightningDataModule):
         eval_seed: int = 0,
         num_workers: int = 0,
         plan: Plan | None = None,
+        length_schedule: LengthSchedule | None = None,
     ) -> None:
         super().__init__()
         self.source, self.masking = source, masking
         self.conditions = [Condition.training(source, masking)] if conditions is None else list(conditions)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.eval_seed, self.plan = seed, eval_seed, plan
+        self.length_schedule = length_schedule
+        refuse(length_schedule.errors(source.seq_len) if length_schedule else [])
 
     def train_batches(self, rank: int = 0, world_size: int = 1) -> TrainBatches:
         mask = partial(self.masking, vocab=self.source.vocab, key=key(self.seed, SPLITS.index("train")))
         plan = self.plan or Plan(total_steps=1)
-        return TrainBatches(self.source.rows("train"), mask, self.batch_size, self.seed, rank, world_size, plan)
+        length = None
+        if self.length_schedule is not None:
+            length = partial(self.length_schedule.at, total_steps=plan.total_steps, seq_len=self.source.seq_len)
+        return TrainBatches(self.source.rows("train"), mask, self.batch_size, self.seed, rank, world_size, plan, length)
+
+    def growing(self, step: int) -> dict[str, float]:
+        """What grows in the course of the run, at optimizer step `step` (the first is 0), by the names of their metrics."""
+        assert self.trainer is not None
+        assert self.plan is not None
+        found: dict[str, float] = {}
+        if self.length_schedule is not None:
+            found["train/seq_len"] = self.length_schedule.at(step, self.plan.total_steps, self.source.seq_len)
+        if self.plan.batch_sizes is not None:
+            ways = self.trainer.world_size * self.plan.accumulate_grad_batches
+            found["train/rows_per_step"] = ways * self.plan.batch_sizes.at(step)
+        return found
 
     def eval_batches(self, split: Split, condition: Condition, rank: int = 0, world_size: int = 1) -> EvalBatches:
         source = condition.source

@@ -64,8 +64,8 @@ class Oracle(Protocol):
 
 
 class Source(ABC):
-    """A dataset. The constructor takes exactly the keys of its YAML (without `batch_size` and `num_workers`, which belong to
-    the loader) and raises ValueError for values that cannot be; it reads and downloads nothing.
+    """A dataset. The constructor takes exactly the keys of its YAML (without `batch_size`, `num_workers` and `length_schedule`,
+    which belong to the loader) and raises ValueError for values that cannot be; it reads and downloads nothing.
 
     A subclass has `rows`, `seq_len` and `vocab`; the last two are attributes that its constructor sets (`vocab` perhaps only
     `prepare`), attributes of the class, or properties."""

@@ -32,9 +32,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.errors import ConfigError
+from mlm_lightning.models.layers import take
 from mlm_lightning.models.packing import attendable, positions_within
 from mlm_lightning.models.pretrained_build import build, first_position, read_model, settings_of
-from mlm_lightning.models.transformer import take
 from mlm_lightning.values import Located, checked
 
 SEPARATE_DOCUMENTS = (

@@ -1,16 +1,9 @@
 """A transformer encoder that predicts masked tokens, or labels a whole sequence, and computes nothing that is not asked for.
 
-    x_BLD = embedding(input_ids_BL) + positions
+    x_BLD = embedding(input_ids_BL) + positions      (rotary positions turn queries and keys instead)
     x_BLD = x_BLD + attention(norm1(x_BLD))          num_layers times (pre-norm; post-norm puts the norms after the sums)
     x_BLD = x_BLD + feed_forward(norm2(x_BLD))
     logits_BLV = decoder(norm(x_BLD))
-
-The loss looks at the K predicted positions alone, and only the keys and values of the last layer connect them to the others:
-
-    position              0  1  2  3  4  5
-    layers before         #  #  #  #  #  #
-    last layer: keys      #  #  #  #  #  #
-    queries … logits         #        #         positions_BK = 1 4
 
 The questions that a first look at masking raises, answered:
 
@@ -23,37 +16,46 @@ The questions that a first look at masking raises, answered:
 Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own where
 `separate_documents` is set (packing.py).
 
-Shapes: B rows, L positions, K predicted positions a row, V vocabulary, D width, H heads; Q queries that differ in what they may
-attend to: K, or 1 where all may attend to the same positions.
+Its keys span the published encoders; tests prove that it gives their logits from their weights:
+
+| key                  | today's default | BERT (2018)  | ModernBERT (2024)     | EuroBERT (2025) |
+|----------------------|-----------------|--------------|-----------------------|-----------------|
+| positional_encoding  | learned         | learned      | rotary                | rotary          |
+| norm, norm_first     | layer, pre      | layer, post  | layer, pre            | rms, pre        |
+| activation           | gelu            | gelu         | geglu                 | swiglu          |
+| embedding_norm       | no              | yes          | yes                   | no              |
+| attention_window     | none            | none         | 128, 2 layers of 3    | none            |
+| bias, decoder_bias   | yes, yes        | yes, yes     | no, yes               | no, no          |
+| decoder              | linear          | D, gelu, norm, tied | D, gelu, norm, tied | linear     |
+
+Shapes: B rows, L positions, K predicted positions a row, V vocabulary, D width.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
-from annotated_types import Ge, Interval, Lt
+from annotated_types import Ge, Gt, Interval, Lt
 from torch import Tensor, nn
 
 from mlm_lightning.errors import ConfigError
-from mlm_lightning.models.packing import attendable, positions_within
+from mlm_lightning.models.encoder import Encoder, EncoderLayer, LayerSettings, SelfAttention
+from mlm_lightning.models.layers import EMBEDDING_STD, FFNN, Dropout, NormKind, Positions, Rotary
+from mlm_lightning.models.packing import positions_within
 from mlm_lightning.values import checked
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "softmax": lambda x: x.softmax(-1),
-    "log_softmax": lambda x: x.log_softmax(-1),
-    "identity": lambda x: x,
-}
 Size = Annotated[int, Ge(1)]
 
-_EMBEDDING_STD = 0.02
-_SHORT = 256  # up to this many positions, attention written out is the faster one in bfloat16 on a CPU
+SIZES: dict[str | None, dict[str, int]] = {
+    None: {"d_model": 64, "num_layers": 4, "nhead": 4, "dim_feedforward": 256},
+    "nano": {"d_model": 128, "num_layers": 3, "nhead": 2, "dim_feedforward": 256},
+    "mini": {"d_model": 256, "num_layers": 4, "nhead": 4, "dim_feedforward": 512},
+    "small": {"d_model": 384, "num_layers": 8, "nhead": 6, "dim_feedforward": 768},
+    "base": {"d_model": 768, "num_layers": 12, "nhead": 12, "dim_feedforward": 1536},
+}
+"""By name; None: where neither a size nor the key is given."""
+
 _LOGIT_STD = 0.2  # of the first logits, where the decoder's input is normalised: a first loss of log V + 0.02
 
 
@@ -63,7 +65,18 @@ class TransformerClassifier(nn.Module):
     `forward` returns BLV logits, BKV with `positions_BK`, and (B, num_classes) with `embedding_agg`. `num_classes` is the
     number of outputs, None for the vocabulary's size. `vocab_size`, `seq_len`, the longest row, and `separate_documents` come
     from the data.
-    `norm_first` is pre-norm: unlike post-norm it trains without a warm-up, and at any depth.
+
+    - `size` names those of `d_model`, `num_layers`, `nhead` and `dim_feedforward` that are None (SIZES).
+    - `norm_first` is pre-norm: unlike post-norm it trains without a warm-up, and at any depth. `embedding_norm` norms the
+      embeddings; in pre-norm the first layer does not norm them again.
+    - `activation`: with `swiglu` and `geglu`, `dim_feedforward` values are multiplied by as many gates.
+    - `attention_window`: a layer looks at the `attention_window // 2` positions before and after each, but for every
+      `global_every_n_layers`-th, the first among them, which looks at all.
+    - `rope_theta` is the longest wavelength / 2π of `positional_encoding=rotary`; `local_rope_theta` that of the layers with a
+      window (None: the same). `qk_norm` norms the queries and keys of each head, which bounds the attention's logits
+      (Dehghani et al. 2023, arXiv 2302.05442).
+    - `tie_embeddings`: the decoder's last matrix is that of the embeddings. `bias` is that of all norms and linear layers but
+      the decoder's last, which has `decoder_bias`. `decoder_norm` norms after each hidden layer of the decoder.
 
     Raises ConfigError naming each setting that is impossible.
     """
@@ -73,41 +86,78 @@ class TransformerClassifier(nn.Module):
         self,
         vocab_size: Size,
         seq_len: Size,
-        d_model: Size = 64,
-        num_layers: Annotated[int, Interval(ge=1, le=1000)] = 4,
-        nhead: Size = 4,
-        dim_feedforward: Size = 256,
+        size: Literal["nano", "mini", "small", "base"] | None = None,
+        d_model: Size | None = None,
+        num_layers: Annotated[int, Interval(ge=1, le=1000)] | None = None,
+        nhead: Size | None = None,
+        dim_feedforward: Size | None = None,
         dropout: Annotated[float, Ge(0), Lt(1), "it is a probability"] = 0.0,
-        activation: Literal["relu", "gelu"] = "gelu",
+        activation: Literal["relu", "gelu", "swiglu", "geglu"] = "gelu",
+        norm: NormKind = "layer",
         norm_first: bool = True,
-        positional_encoding: Literal["learned", "sinusoidal", "none"] | None = "learned",
+        norm_eps: Annotated[float, Gt(0)] = 1e-5,
+        embedding_norm: bool = False,
+        bias: bool = True,
+        positional_encoding: Literal["learned", "sinusoidal", "rotary", "none"] | None = "learned",
+        rope_theta: Annotated[float, Gt(0)] = 10_000.0,
+        local_rope_theta: Annotated[float, Gt(0)] | None = None,
+        attention_window: Annotated[int, Ge(2), "null: every layer looks at all positions"] | None = None,
+        global_every_n_layers: Size = 3,
+        qk_norm: bool = False,
+        tie_embeddings: bool = False,
         embedding_agg: Literal["mean", "flatten"] | None = None,
-        decoder_hidden_sizes: Sequence[Size] = (),
+        decoder_hidden_sizes: Sequence[Size] | Literal["d_model"] = (),
         decoder_activation: Literal["relu", "gelu", "tanh", "identity"] = "relu",
+        decoder_norm: bool = False,
+        decoder_bias: bool = True,
         decoder_output_activation: Literal["identity", "softmax", "log_softmax", "sigmoid"] | None = None,
         num_classes: Size | None = None,
         separate_documents: bool = False,
     ) -> None:
         super().__init__()
-        if d_model % nhead != 0:
-            divisors = ", ".join(str(n) for n in range(1, min(d_model, 64) + 1) if d_model % n == 0)
-            raise ConfigError("model.nhead", nhead, f"does not divide model.d_model={d_model}", f"heads that do: {divisors}")
-        if separate_documents and embedding_agg is not None:
-            problem = f"model.embedding_agg={embedding_agg} merges all positions of a row and cannot keep documents apart"
-            remedy = "choose data.packing=chunk or document, or model.embedding_agg=null"
-            raise ConfigError("data.packing", "sentence_pack", problem, remedy)
-        self.seq_len = seq_len
-        self.separate_documents = separate_documents
-        self.embedding_agg = embedding_agg
+        given = {"d_model": d_model, "num_layers": num_layers, "nhead": nhead, "dim_feedforward": dim_feedforward}
+        shape = {name: SIZES[size][name] if value is None else value for name, value in given.items()}
+        d_model, nhead = shape["d_model"], shape["nhead"]
+        _check_heads(d_model, nhead, positional_encoding == "rotary")
+        if separate_documents:
+            _check_separable(embedding_agg)
+        self.seq_len, self.separate_documents, self.positions = seq_len, separate_documents, positional_encoding or "none"
+        self.embedding_agg, self.tie_embeddings = embedding_agg, tie_embeddings
+        self.decoder_activation, self.decoder_norm = decoder_activation, decoder_norm
         self.decoder_output_activation = decoder_output_activation
+        layer = LayerSettings(
+            d_model, nhead, shape["dim_feedforward"], dropout, activation, norm, norm_first, norm_eps, bias, qk_norm
+        )
         self.embedding = nn.Embedding(vocab_size, d_model)
-        self.positional_encoding = Positions(positional_encoding or "none", seq_len, d_model)
+        self.positional_encoding = Positions(self.positions, seq_len, d_model)
+        self.embedding_norm = layer.make_norm() if embedding_norm else None
         self.dropout = Dropout(dropout)
-        self.encoder = Encoder(num_layers, d_model, nhead, dim_feedforward, dropout, activation, norm_first)
-        in_size = d_model * seq_len if embedding_agg == "flatten" else d_model
-        out_size = vocab_size if num_classes is None else num_classes
-        self.decoder = FFNN(in_size, decoder_hidden_sizes, out_size, decoder_activation, decoder_output_activation)
+        thetas = (rope_theta, local_rope_theta or rope_theta) if self.positions == "rotary" else ()
+        rotary = [Rotary(seq_len, d_model // nhead, theta) for theta in thetas]
+        self.encoder = Encoder(shape["num_layers"], layer, rotary, attention_window, global_every_n_layers, embedding_norm)
+        self.decoder = FFNN(
+            d_model * seq_len if embedding_agg == "flatten" else d_model,
+            [d_model] if decoder_hidden_sizes == "d_model" else decoder_hidden_sizes,
+            vocab_size if num_classes is None else num_classes,
+            decoder_activation,
+            decoder_output_activation,
+            norm=layer.make_norm if decoder_norm else None,
+            hidden_bias=bias,
+            bias=decoder_bias,
+        )
+        if tie_embeddings:
+            self._tie()
         self.reset_parameters()
+
+    def _tie(self) -> None:
+        ours, head = self.embedding.weight, self.decoder.head.weight
+        if head.shape != ours.shape:
+            problem = (
+                f"the decoder's last matrix, {tuple(head.shape)}, is not as large as that of the tokens, {tuple(ours.shape)}"
+            )
+            remedy = f"end model.decoder_hidden_sizes with {ours.shape[1]}, or set model.tie_embeddings=false"
+            raise ConfigError("model.tie_embeddings", True, problem, remedy)
+        self.decoder.head.weight = ours
 
     def reset_parameters(self) -> None:
         """Draws every weight anew from torch's global generator, each layer for itself:
@@ -119,30 +169,34 @@ class TransformerClassifier(nn.Module):
         | out_proj, linear2                  | Xavier uniform / sqrt(2 num_layers): 2 num_layers terms sum to one   |
         | linear1, hidden layers of decoder  | Xavier uniform                                                      |
         | last layer of the decoder          | normal, std 0.2 / sqrt(inputs): the first loss is close to log V     |
+        | … unless it is that of the tokens  | as theirs                                                           |
         | norms; biases                      | 1; 0                                                                |
         """
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=_EMBEDDING_STD)
+                nn.init.normal_(module.weight, std=EMBEDDING_STD)
             elif isinstance(module, Positions) and module.kind == "learned":
-                nn.init.normal_(module.weight_LD, std=_EMBEDDING_STD)
+                nn.init.normal_(module.weight_LD, std=EMBEDDING_STD)
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
             elif isinstance(module, SelfAttention):
                 # three matrices in one: Xavier must see each of its own shape
                 for weight_DD in module.in_proj_weight.chunk(3):
                     nn.init.xavier_uniform_(weight_DD)
-                nn.init.zeros_(module.in_proj_bias)
+                if module.in_proj_bias is not None:
+                    nn.init.zeros_(module.in_proj_bias)
         layers = [module for module in self.modules() if isinstance(module, EncoderLayer)]
         with torch.no_grad():
             for layer in layers:
                 layer.self_attn.out_proj.weight.mul_((2 * len(layers)) ** -0.5)
                 layer.linear2.weight.mul_((2 * len(layers)) ** -0.5)
         head = self.decoder.head
-        nn.init.normal_(head.weight, std=_LOGIT_STD / math.sqrt(head.in_features))
+        std = EMBEDDING_STD if self.tie_embeddings else _LOGIT_STD / math.sqrt(head.in_features)
+        nn.init.normal_(head.weight, std=std)
 
     def forward(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
@@ -153,9 +207,16 @@ class TransformerClassifier(nn.Module):
         document_BL = attention_mask_BL if self.separate_documents else None
         position_BL = None if document_BL is None else positions_within(document_BL)
         is_token_BL = None if attention_mask_BL is None else attention_mask_BL.bool()
-        x_BLD = self.dropout(self.positional_encoding(self.embedding(input_ids_BL), position_BL))
-        x_BKD = self.encoder(x_BLD, is_token_BL, positions_BK, document_BL)
+        x_BLD = self.positional_encoding(self.embedding(input_ids_BL), position_BL)
+        x_BLD = self.dropout(x_BLD if self.embedding_norm is None else self.embedding_norm(x_BLD))
+        x_BKD = self.encoder(x_BLD, is_token_BL, positions_BK, document_BL, position_BL)
         return self.decoder(self._aggregate(x_BKD, is_token_BL))
+
+    @property
+    def decodes_tokens(self) -> bool:
+        """Whether its outputs are logits of the vocabulary's tokens at each position."""
+        is_logits = self.decoder_output_activation in (None, "identity")
+        return self.embedding_agg is None and is_logits and self.decoder.head.out_features == self.embedding.num_embeddings
 
     def check_masked_lm(self) -> None:
         """Raises ConfigError if it cannot be trained on masked tokens: cross-entropy wants logits, one row a position."""
@@ -187,188 +248,27 @@ class TransformerClassifier(nn.Module):
         length = input_ids_BL.shape[1]
         if self.embedding_agg == "flatten" and length != self.seq_len:
             raise ValueError(f"model.embedding_agg=flatten needs rows of exactly {self.seq_len} positions, these have {length}")
-        if length > self.seq_len and self.positional_encoding.kind != "none":
+        if length > self.seq_len and self.positions != "none":
             raise ValueError(f"rows of {length} positions, and the model is built for at most {self.seq_len} (its seq_len)")
         if positions_BK is not None and self.embedding_agg is not None:
             raise ValueError(f"model.embedding_agg={self.embedding_agg} has one output a sequence, none at given positions")
 
 
-class Encoder(nn.Module):
-    """`nn.TransformerEncoder`, names of weights included: its state dict loads here. Pre-norm ends with a norm, `norm`."""
-
-    def __init__(
-        self, num_layers: int, d_model: int, nhead: int, dim_feedforward: int, dropout: float, activation: str, norm_first: bool
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(d_model, nhead, dim_feedforward, dropout, activation, norm_first) for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(d_model) if norm_first else None
-
-    def forward(
-        self,
-        x_BLD: Tensor,
-        is_token_BL: Tensor | None = None,
-        positions_BK: Tensor | None = None,
-        document_BL: Tensor | None = None,
-    ) -> Tensor:
-        """With `document_BL`, positions attend to those of the same number alone, and `is_token_BL` says nothing new."""
-        attendable_B1QL = None
-        if document_BL is not None:
-            attendable_B1QL = attendable(document_BL)
-        elif is_token_BL is not None:
-            # a row without any token (it only fills up a batch) attends everywhere: no softmax over nothing
-            attendable_B1QL = (is_token_BL | ~is_token_BL.any(1, keepdim=True)).unsqueeze(1).unsqueeze(1)
-        *layers, last = self.layers
-        for layer in layers:
-            x_BLD = layer(x_BLD, attendable_B1QL)
-        if document_BL is not None:
-            attendable_B1QL = attendable(document_BL, positions_BK)
-        x_BKD = last(x_BLD, attendable_B1QL, positions_BK)
-        return x_BKD if self.norm is None else self.norm(x_BKD)
+def _check_separable(embedding_agg: str | None) -> None:
+    """Raises ConfigError where documents of a row can't be kept apart."""
+    if embedding_agg is not None:
+        problem = f"model.embedding_agg={embedding_agg} merges all positions of a row and cannot keep documents apart"
+        remedy = "choose data.packing=chunk or document, or model.embedding_agg=null"
+        raise ConfigError("data.packing", "sentence_pack", problem, remedy)
 
 
-class EncoderLayer(nn.Module):
-    """`nn.TransformerEncoderLayer`, whose outputs can be asked for at some positions only (K = L without `positions_BK`)."""
-
-    def __init__(
-        self, d_model: int, nhead: int, dim_feedforward: int, dropout: float, activation: str, norm_first: bool
-    ) -> None:
-        super().__init__()
-        self.norm_first = norm_first
-        self.self_attn = SelfAttention(d_model, nhead, dropout)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.norm2 = nn.LayerNorm(d_model)
-        self.activation = _ACTIVATIONS[activation]
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x_BLD: Tensor, attendable_B1QL: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
-        if self.norm_first:
-            x_BKD = take(x_BLD, positions_BK) + self._attention(self.norm1(x_BLD), attendable_B1QL, positions_BK)
-            return x_BKD + self._feed_forward(self.norm2(x_BKD))
-        x_BKD = self.norm1(take(x_BLD, positions_BK) + self._attention(x_BLD, attendable_B1QL, positions_BK))
-        return self.norm2(x_BKD + self._feed_forward(x_BKD))
-
-    def _attention(self, x_BLD: Tensor, attendable_B1QL: Tensor | None, positions_BK: Tensor | None) -> Tensor:
-        return self.dropout(self.self_attn(x_BLD, attendable_B1QL, positions_BK))
-
-    def _feed_forward(self, x_BKD: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(x_BKD)))))
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention; queries at `positions_BK`, keys and values everywhere."""
-
-    def __init__(self, d_model: int, nhead: int, dropout: float) -> None:
-        super().__init__()
-        self.nhead = nhead
-        self.dropout = Dropout(dropout)
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * d_model))
-        self.out_proj = nn.Linear(d_model, d_model)
-
-    def forward(self, x_BLD: Tensor, attendable_B1QL: Tensor | None = None, positions_BK: Tensor | None = None) -> Tensor:
-        query, key, value = (x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in self._project(x_BLD, positions_BK))
-        if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= _SHORT:
-            # the same, written out: torch's fused kernel for CPUs takes up to ten times as long in bfloat16 on short rows
-            scores_BHKL = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-            if attendable_B1QL is not None:
-                scores_BHKL = scores_BHKL.masked_fill(~attendable_B1QL, float("-inf"))
-            attended_BHKD = self.dropout(scores_BHKL.softmax(-1)) @ value
-        else:
-            attended_BHKD = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=attendable_B1QL, dropout_p=self.dropout.p if self.training else 0.0
-            )
-        return self.out_proj(attended_BHKD.transpose(1, 2).flatten(2))
-
-    def _project(self, x_BLD: Tensor, positions_BK: Tensor | None) -> tuple[Tensor, ...]:
-        if positions_BK is None:
-            return F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        d_model = x_BLD.shape[-1]
-        query_weight, key_value_weight = self.in_proj_weight.split([d_model, 2 * d_model])
-        query_bias, key_value_bias = self.in_proj_bias.split([d_model, 2 * d_model])
-        query_BKD = F.linear(take(x_BLD, positions_BK), query_weight, query_bias)
-        return query_BKD, *F.linear(x_BLD, key_value_weight, key_value_bias).chunk(2, dim=-1)
-
-
-class FFNN(nn.Module):
-    """A feed-forward network on the last dimension: linear layers with an activation between them and one after the last."""
-
-    def __init__(
-        self, in_size: int, hidden_sizes: Sequence[int], out_size: int, activation: str, output_activation: str | None = None
-    ) -> None:
-        super().__init__()
-        sizes = (in_size, *hidden_sizes, out_size)
-        self.hidden = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes[:-1]))
-        self.head = nn.Linear(sizes[-2], out_size)
-        self.activation = _ACTIVATIONS[activation]
-        self.output_activation = _ACTIVATIONS[output_activation or "identity"]
-
-    def forward(self, x: Tensor) -> Tensor:
-        for linear in self.hidden:
-            x = self.activation(linear(x))
-        return self.output_activation(self.head(x))
-
-
-class Positions(nn.Module):
-    """Adds a vector to each token, by its position: 0, 1, 2 … or `position_BL`.
-
-    learned      parameters, `weight_LD`
-    sinusoidal   sines and cosines of geometrically spaced wavelengths, 2π … 10000·2π (Vaswani et al. 2017, section 3.5), scaled
-                 to the size of the token vectors at the start of training, which they would drown otherwise
-    none         nothing: tokens know their company, not their order
-    """
-
-    def __init__(self, kind: Literal["learned", "sinusoidal", "none"], seq_len: int, d_model: int) -> None:
-        super().__init__()
-        self.kind = kind
-        if kind == "learned":
-            self.weight_LD = nn.Parameter(torch.empty(seq_len, d_model))
-        elif kind == "sinusoidal":
-            frequencies = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10_000.0) / d_model))
-            angles = torch.arange(seq_len).unsqueeze(1) * frequencies
-            # sine and cosine take turns; an odd width has one sine more
-            table_LD = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :d_model]
-            self.register_buffer("table_LD", table_LD * (_EMBEDDING_STD * math.sqrt(2)), persistent=False)
-
-    def forward(self, x_BLD: Tensor, position_BL: Tensor | None = None) -> Tensor:
-        if self.kind == "none":
-            return x_BLD
-        vectors_LD = self.weight_LD if self.kind == "learned" else self.get_buffer("table_LD")
-        return x_BLD + (vectors_LD[: x_BLD.shape[1]] if position_BL is None else F.embedding(position_BL, vectors_LD))
-
-
-class Dropout(nn.Module):
-    """`nn.Dropout`, several times faster on a CPU: 16 random bits an element, four elements from each 64-bit number of torch's
-    global generator.
-
-    An element is kept with probability q, 1 - p rounded to a multiple of 2^-16, and scaled by 1 / q: the mean is exact.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.dropout(x, self.p)
-        num_dropped = min(round(self.p * 2**16), 2**16 - 1)
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        # a comparison that writes floats: a mask of booleans would have to be converted, which takes as long
-        scale = torch.ge(bits, num_dropped - 2**15, out=torch.empty_like(bits, dtype=x.dtype))
-        return x * scale.mul_(2**16 / (2**16 - num_dropped))
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-def take(x_BLD: Tensor, positions_BK: Tensor | None) -> Tensor:
-    """The vectors at some positions of each row, BKD; all of them where `positions_BK` is None."""
-    if positions_BK is None:
-        return x_BLD
-    return x_BLD.gather(1, positions_BK.unsqueeze(-1).expand(-1, -1, x_BLD.shape[-1]))
+def _check_heads(d_model: int, nhead: int, rotary: bool) -> None:
+    """Raises ConfigError where heads can't share the width, or rotary positions can't turn their entries in pairs."""
+    if d_model % nhead == 0 and not (rotary and d_model // nhead % 2):
+        return
+    problem = f"does not divide model.d_model={d_model}"
+    if d_model % nhead == 0:
+        problem = f"gives heads of an odd width, {d_model // nhead}, and rotary positions turn their entries in pairs"
+    fitting = [n for n in range(1, min(d_model, 64) + 1) if d_model % n == 0 and not (rotary and d_model // n % 2)]
+    remedy = f"heads that do: {', '.join(map(str, fitting))}" if fitting else "choose an even model.d_model"
+    raise ConfigError("model.nhead", nhead, problem, remedy)

@@ -19,8 +19,32 @@ from typing import Any
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import MOVED
 
-LATER_KEYS: dict[str, Any] = {"callbacks.monitor": None, "optim.layer_decay": None, "optim.z_loss": 0.0}
+LATER_KEYS: dict[str, Any] = {
+    "callbacks.monitor": None,
+    "data.length_schedule": None,
+    "trainer.batch_schedule": None,
+    "optim.layer_decay": None,
+    "optim.z_loss": 0.0,
+}
 """Keys that are younger than the first release, with the value that means what was done before them."""
+LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "mlm_lightning.models.transformer.TransformerClassifier": {
+        "size": None,
+        "norm": "layer",
+        "norm_eps": 1e-5,
+        "embedding_norm": False,
+        "bias": True,
+        "rope_theta": 10_000.0,
+        "local_rope_theta": None,
+        "attention_window": None,
+        "global_every_n_layers": 3,
+        "qk_norm": False,
+        "tie_embeddings": False,
+        "decoder_norm": False,
+        "decoder_bias": True,
+    },
+}
+"""The same for arguments of a class, wherever it stands."""
 
 # They decide where, how fast or how watched a run is, not its result.
 _NOT_IDENTITY = frozenset(
@@ -46,11 +70,13 @@ def deciding(config: Mapping[str, Any], processes: int = 1, without: frozenset[s
             is_target = key.rpartition(".")[2] == "_target_"
             return _FIRST_NAMES.get(value, value) if is_target else value
         paths = {name: f"{key}.{name}" if key else name for name in value}
+        later = LATER_ARGUMENTS.get(str(value.get("_target_")), {})
         return {
             name: decides(path, value[name])
             for name, path in paths.items()
             if path not in _NOT_IDENTITY | without
             and not (path in LATER_KEYS and value[name] == LATER_KEYS[path])
+            and not (name in later and value[name] == later[name])
             and not (isinstance(value[name], Mapping) and value[name].get("_target_") == _ONLY_WATCHES)
         }
 

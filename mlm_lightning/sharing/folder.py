@@ -7,8 +7,8 @@
     vocab.json           a synthetic vocabulary …
     tokenizer/           … or the tokenizer
 
-A model of `transformers` is written in that library's own files (config.json, tokenizer.json …), all at the top, with ours
-beside them.
+A model of `transformers`, and one of ours that is the same function as such a one (models/convert.py), is written in that
+library's own files (config.json, tokenizer.json …), all at the top, with ours beside them.
 """
 
 import json
@@ -16,6 +16,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -23,7 +24,8 @@ from mlm_lightning.config.compose import config_yaml
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.signatures import PROVIDED
 from mlm_lightning.errors import ConfigError, UserError
-from mlm_lightning.models.protocol import Exportable
+from mlm_lightning.models.protocol import Exportable, Rebuildable
+from mlm_lightning.models.transformer import TransformerClassifier
 from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.runs.folder import processes_of, read_metrics, read_note
 from mlm_lightning.runs.identity import identity
@@ -38,6 +40,15 @@ _NOT_SHARED = ("prepare", "callbacks", "logger", "sweep", "launcher", "hydra")
 _PATHS = re.compile(r"(path|dir|folder|file)$")
 _KEPT = ("python", "packages", "device", "threads", "data", "splits", "num_parameters")
 """What a run's manifest knows of its result. Its command is left out, for it may name files."""
+
+
+def as_shared(loaded: LoadedRun) -> LoadedRun:
+    """With its model as one of transformers, where that is the same function: others can open it then."""
+    if type(loaded.model) is not TransformerClassifier or loaded.tokenizer is None:
+        return loaded
+    from mlm_lightning.models.convert import as_transformers
+
+    return replace(loaded, model=as_transformers(loaded.model, loaded.vocab) or loaded.model)
 
 
 def write_model(loaded: LoadedRun, folder: Path) -> None:
@@ -60,7 +71,10 @@ def write_model(loaded: LoadedRun, folder: Path) -> None:
             _write_json(folder / "vocab.json", loaded.vocab.to_json())
         else:
             shutil.copytree(tokenizer_files, folder / "tokenizer")
-    description = read_note(loaded.folder / "model.json")
+    if isinstance(loaded.model, Rebuildable):
+        description = json.loads(json.dumps(loaded.model.rebuild_config()))  # as it is read again
+    else:
+        description = read_note(loaded.folder / "model.json")
     if found := list(_local("model", description)):
         key, value = found[0]
         remedy = "the model can't be built again elsewhere; give its class rebuild_config(), as models/protocol.py says"

@@ -2,7 +2,7 @@
 
 import shlex
 
-from mlm_lightning.config.settings import Node
+from mlm_lightning.config.settings import LOADER_KEYS, Node
 from mlm_lightning.config.signatures import TRUSTED_MODULES
 from mlm_lightning.data.languages.synthetic import SyntheticSource
 from mlm_lightning.models.protocol import Exportable
@@ -73,7 +73,7 @@ def _text(loaded: LoadedRun) -> str:
     data = dict(loaded.composed.get("data"))
     length, symbols = loaded.seq_len or 8, loaded.vocab.regular_ids.tolist()
     row = [symbols[position % len(symbols)] for position in range(length)]
-    source = Node(data.pop("_target_"), {key: value for key, value in data.items() if key not in ("batch_size", "num_workers")})
+    source = Node(data.pop("_target_"), {key: value for key, value in data.items() if key not in LOADER_KEYS})
     if source.target.rpartition(".")[0] in TRUSTED_MODULES and issubclass(source.callable, SyntheticSource):
         import torch
 

@@ -2,7 +2,7 @@
 
 trainer.*  ─► a Trainer is built as for the run, and dropped: which key, left at its default, makes it work?
 callbacks  ─► Lightning's own are built
-schedule   ─► its steps against those of the run
+schedules  ─► their steps against those of the run; where rows and batches start, against their full size
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ _ASKED = ("accelerator", "strategy", "devices", "num_nodes", "precision", "profi
 def check_training(settings: Settings) -> None:
     """Raises ConfigError, or InvalidConfigError with all that is wrong; writes nothing."""
     source, trainer = settings.data.instance, settings.trainer
-    total = trainer.max_steps
-    if type(source).prepare is Source.prepare:
+    total, starts = trainer.max_steps, _start_errors(settings)
+    if type(source).prepare is Source.prepare and not starts:
         total = trainer.plan(source.num_rows(), settings.loader.batch_size).total_steps
-    refuse([*trainer_errors(trainer), *_callback_errors(settings), *schedule_errors(settings, total)])
+    refuse([*trainer_errors(trainer), *_callback_errors(settings), *starts, *schedule_errors(settings, total)])
 
 
 def trainer_errors(settings: TrainerSettings) -> list[ConfigError]:
@@ -83,13 +83,25 @@ def _callback_errors(settings: Settings) -> Iterator[ConfigError]:
                 yield ConfigError(f"callbacks.{name}", NO_VALUE, one_line(error))
 
 
+def _start_errors(settings: Settings) -> list[ConfigError]:
+    """Rows and batches that would start larger than they get."""
+    lengths, sizes = settings.loader.length_schedule, settings.trainer.batch_schedule
+    found = lengths.errors(settings.data.instance.seq_len) if lengths else []
+    return found + (sizes.errors(settings.loader.batch_size) if sizes else [])
+
+
 def schedule_errors(settings: Settings, total_steps: int | None) -> list[ConfigError]:
-    """Parts of the schedule that are longer than the run; None: its length isn't known yet."""
-    schedule: Any = settings.schedule.instance
-    if total_steps is None or not isinstance(schedule, Schedule):
+    """Parts of the schedules that are longer than the run; None: its length isn't known yet."""
+    if total_steps is None:
         return []
+    schedule: Any = settings.schedule.instance
+    steps: dict[str, float] = {}
+    if isinstance(schedule, Schedule):
+        steps |= {f"schedule.{name}": getattr(schedule, name, 0) for name in ("warmup_steps", "decay_steps")}
+    warmups = {
+        "data.length_schedule": settings.loader.length_schedule,
+        "trainer.batch_schedule": settings.trainer.batch_schedule,
+    }
+    steps |= {f"{key}.steps": warmup.steps for key, warmup in warmups.items() if warmup is not None}
     problem, remedy = f"the run ends after {total_steps:,} steps", "give fewer steps, or a share of them such as 0.05"
-    steps = {name: getattr(schedule, name, 0) for name in ("warmup_steps", "decay_steps")}
-    return [
-        ConfigError(f"schedule.{name}", value, problem, remedy) for name, value in steps.items() if value > total_steps >= 1
-    ]
+    return [ConfigError(key, value, problem, remedy) for key, value in steps.items() if value > total_steps >= 1]

@@ -129,6 +129,7 @@ def _assemble(settings: Settings, conditions: list[Condition], from_parent: bool
         eval_seed=settings.eval.seed,
         num_workers=settings.loader.num_workers,
         plan=plan,
+        length_schedule=settings.loader.length_schedule,
     )
     return module, datamodule
 
@@ -182,7 +183,7 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
     plugins: list[Any] = [AtomicCheckpointIO(), LightningEnvironment()]
     if not settings.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressReport)]
-    owned = ("max_steps", "limit_train_batches", "auto_requeue")  # the plan's, and the signal handler's
+    owned = ("max_steps", "limit_train_batches", "batch_schedule", "auto_requeue")  # the plan's, and the signal handler's
     arguments: dict[str, Any] = {name: value for name, value in vars(settings).items() if name not in owned}
     arguments |= {
         "precision": settings.resolved_precision(),

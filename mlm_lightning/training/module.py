@@ -258,8 +258,7 @@ class MLMModule(L.LightningModule):
         loss_sum, predicted, tokens, *squares = self._running.tolist()
         self._running[:2], self._running[3:] = 0, 0
         loss = loss_sum / max(1.0, predicted)
-        steps_per_epoch = self.plan.steps_per_epoch
-        epoch = {"train/epoch": step / steps_per_epoch} if math.isfinite(steps_per_epoch) else {}
+        epoch = {"train/epoch": self.plan.epoch(step)} if math.isfinite(self.plan.steps_per_epoch) else {}
         metrics = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
@@ -272,6 +271,8 @@ class MLMModule(L.LightningModule):
             metrics["train/z_loss"] = self._z_loss * squares[0] / max(1.0, predicted)
         if self._mask_rate is not None:
             metrics["train/mask_rate"] = self._mask_rate(self.plan.progress(step - 1))
+        if isinstance(datamodule := getattr(self.trainer, "datamodule", None), MLMDataModule):
+            metrics |= datamodule.growing(step - 1)
         self.log_scalars(metrics, step)
         show_in_progress_bar(self.trainer, "train/loss", loss)
 

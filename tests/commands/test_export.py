@@ -38,6 +38,12 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
 
 
 @pytest.fixture(scope="module")
+def modern(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
+    shape = ("model.d_model=16", "model.num_layers=2", "model.nhead=2", "model.dim_feedforward=32", "model.attention_window=4")
+    return trained(tmp_path_factory.mktemp("modern"), "model=modern", *shape)
+
+
+@pytest.fixture(scope="module")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = composed(f"output_dir={tmp_path_factory.mktemp('outputs')}")
     train(config)
@@ -104,7 +110,13 @@ def test_a_run_without_its_tokenizer_says_so(distilbert: TextRun, tmp_path: Path
 
 # what an export holds
 
-TEXTS = {"synthetic": "0 _ 1 2", "transformer": "the [MASK] dog sees", "distilbert": "the [MASK] dog sees"}
+TEXTS = {
+    "synthetic": "0 _ 1 2",
+    "transformer": "the [MASK] dog sees",
+    "distilbert": "the [MASK] dog sees",
+    "modern": "the [MASK] dog sees",
+}
+OF_TRANSFORMERS = ("distilbert", "modern")
 
 
 @pytest.fixture(params=list(TEXTS))
@@ -130,17 +142,37 @@ def alone(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_predicts_what_the_run_does(kind: str, run: str, alone: Path) -> None:
-    assert predict(str(alone), [TEXTS[kind]]) == predict(run, [TEXTS[kind]])
+    (there,), (here,) = predict(str(alone), [TEXTS[kind]]), predict(run, [TEXTS[kind]])
+    if kind != "modern":  # the same function in other words
+        assert there == here
+    for each, other in zip(there[0]["predictions"], here[0]["predictions"], strict=True):
+        assert each["token"] == other["token"]
+        assert each["probability"] == pytest.approx(other["probability"], abs=1e-6)
 
 
-def test_weights_vocabulary_and_step_are_those_of_the_run(run: str, alone: Path) -> None:
+def test_weights_vocabulary_and_step_are_those_of_the_run(kind: str, run: str, alone: Path) -> None:
     there, here = load_run(run), load_run(alone)
     assert (here.vocab, here.seq_len, here.step) == (there.vocab, there.seq_len, there.step)
+    if kind == "modern":  # the same weights under other names
+        assert here.model.hf_model.config.model_type == "modernbert"
+        ids_BL = torch.randint(there.vocab.size, (3, there.seq_len))
+        torch.testing.assert_close(here.model(ids_BL), there.model(ids_BL), atol=1e-5, rtol=0)
+        return
     weights = here.model.state_dict()
     assert set(weights) == set(there.model.state_dict())
     for name, weight in there.model.state_dict().items():
         assert torch.equal(weight, weights[name]), name
     assert not here.model.training
+
+
+@pytest.mark.parametrize("kind", OF_TRANSFORMERS, indirect=True)
+def test_transformers_fill_the_mask_as_the_run_does(kind: str, run: str, alone: Path) -> None:
+    from transformers import pipeline
+
+    (answer,) = predict(run, [TEXTS[kind]], top_k=5)
+    found = {each["token_str"]: each["score"] for each in pipeline("fill-mask", str(alone))(TEXTS[kind])}
+    wanted = {each["token"]: each["probability"] for each in answer[0]["predictions"]}
+    assert found == pytest.approx(wanted, abs=1e-6)
 
 
 def test_an_export_can_be_exported_again(kind: str, alone: Path) -> None:
@@ -228,7 +260,7 @@ def test_the_commands_and_the_python_of_the_card_run(kind: str, run: str, alone:
         assert program == "mlm"
         assert main([*arguments, *cache]) == 0, line
     codes = blocks(card, "python")
-    assert len(codes) == (2 if kind == "distilbert" else 1)
+    assert len(codes) == (2 if kind in OF_TRANSFORMERS else 1)
     for code in codes:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, {})
@@ -248,7 +280,7 @@ def test_the_front_matter_is_what_the_hub_reads(kind: str, run: str, alone: Path
 
     card = ModelCard.load(alone / "README.md")
     assert card.data.pipeline_tag == "fill-mask"
-    assert card.data.library_name == ("transformers" if kind == "distilbert" else "mlm-lightning")
+    assert card.data.library_name == ("transformers" if kind in OF_TRANSFORMERS else "mlm-lightning")
     assert card.data.license is None
     found = {result.metric_type: result.metric_value for result in card.data.eval_results or []}
     summary = json.loads((Path(run) / "summary.json").read_text())
@@ -262,6 +294,7 @@ def test_the_card_tells_data_training_and_limits(kind: str, run: str, alone: Pat
     summary = json.loads((Path(run) / "summary.json").read_text())
     assert f"| steps | {summary['steps']} |" in sections["Training"]
     assert "`AdamW(lr=" in sections["Training"]
+    assert "layer_decay" not in sections["Training"]  # no argument of the optimizer
     assert f"at most {load_run(run).seq_len} tokens" in sections["Limits"]
     assert run.rpartition("-")[2] in sections["Versions"]
     if kind == "synthetic":

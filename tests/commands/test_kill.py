@@ -19,6 +19,10 @@ STEPS = (
     "callbacks.checkpoint.every_n_train_steps=20",
     "model.dropout=0.1",
 )
+WARMING_UP = (
+    *("data.depth=4", "data.length_schedule={start: 4, steps: 0.9}", "trainer.batch_schedule={start: 2, steps: 0.8}"),
+    *("data.batch_size=8", "trainer.accumulate_grad_batches=2"),
+)
 
 
 def killed_until_complete(arguments: list[str], folder: Path, kills: int, seed: int) -> int:
@@ -50,7 +54,8 @@ def killed_until_complete(arguments: list[str], folder: Path, kills: int, seed: 
     [
         (5, ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8")),
         pytest.param(3, (), marks=pytest.mark.slow),
-        pytest.param(3, ("optim=muon", "optim.layer_decay=0.9", "callbacks=[ema]"), marks=pytest.mark.slow),
+        pytest.param(3, WARMING_UP, marks=pytest.mark.slow),
+        pytest.param(3, (*WARMING_UP, "optim=muon", "optim.layer_decay=0.9", "callbacks=[ema]"), marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path, kills: int, options: tuple[str, ...]) -> None:

@@ -61,7 +61,7 @@ def test_a_users_option_of_our_group_is_found(tmp_path):
     (tmp_path / "data" / "mine.yaml").write_text("_target_: mine.Source\nsize: 3\n")
     with composer(str(tmp_path)) as hydra:
         data = to_plain(hydra.compose(hydra.plain(["data=mine"])))["data"]
-    assert data == {"_target_": "mine.Source", "size": 3, "batch_size": 64, "num_workers": 0}
+    assert data == {"_target_": "mine.Source", "size": 3, "batch_size": 64, "num_workers": 0, "length_schedule": None}
 
 
 # the jobs of a sweep

@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.testing import assert_close
 
-from mlm_lightning.models.transformer import FFNN, Dropout, Encoder, TransformerClassifier
+from mlm_lightning.models.encoder import Encoder, LayerSettings
+from mlm_lightning.models.layers import FFNN, Dropout, Rotary, turn
+from mlm_lightning.models.transformer import SIZES, TransformerClassifier
 
 V, L, B = 11, 9, 5
 
@@ -48,7 +51,7 @@ def test_equals_torchs_encoder(norm_first, activation, padded):
     theirs = nn.TransformerEncoder(layer, 3, norm=nn.LayerNorm(16) if norm_first else None, enable_nested_tensor=False)
     for parameter in theirs.parameters():  # also biases and norms away from 0 and 1
         nn.init.normal_(parameter, std=0.3)
-    ours = Encoder(3, 16, 4, 32, 0.0, activation, norm_first)
+    ours = Encoder(3, LayerSettings(16, 4, 32, activation=activation, norm_first=norm_first))
     ours.load_state_dict(theirs.state_dict())
 
     is_token_BL = padding().bool() if padded else torch.ones(B, L, dtype=torch.bool)
@@ -75,7 +78,7 @@ def test_dropout_sits_where_torch_has_it():
     # in expectation over many draws the two agree, and no dropout is missing: the variances agree too
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True, norm_first=True)
     theirs = nn.TransformerEncoder(layer, 1, norm=nn.LayerNorm(8), enable_nested_tensor=False).train()
-    ours = Encoder(1, 8, 2, 16, 0.2, "relu", True).train()
+    ours = Encoder(1, LayerSettings(8, 2, 16, dropout=0.2, activation="relu")).train()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(1, 4, 8).expand(20_000, -1, -1)
     with torch.no_grad():
@@ -255,7 +258,7 @@ def test_the_yaml_shows_every_setting_and_its_default():
     settings = OmegaConf.to_container(OmegaConf.load(CONF / "transformer.yaml"))
     parameters = inspect.signature(TransformerClassifier).parameters
     not_in_a_yaml = ("vocab_size", "seq_len", "num_classes", "separate_documents")
-    defaults = {k: p.default for k, p in parameters.items() if k not in not_in_a_yaml}
+    defaults = {k: p.default for k, p in parameters.items() if k not in not_in_a_yaml} | SIZES[None]
     assert settings.pop("_target_") == f"{TransformerClassifier.__module__}.{TransformerClassifier.__name__}"
     assert settings == {**defaults, "decoder_hidden_sizes": []}
     TransformerClassifier(V, L, **settings).check_masked_lm()
@@ -314,7 +317,7 @@ def test_dropout_at_the_edges():
         ({"dropout": 1.0}, r"model\.dropout=1\.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, r"model\.dropout=-0\.1: must"),
         ({"activation": "swish"}, r"model\.activation='swish': should be relu or gelu"),
-        ({"positional_encoding": "rotary"}, r"model\.positional_encoding='rotary'.*learned or sinusoidal or none"),
+        ({"positional_encoding": "alibi"}, r"model\.positional_encoding='alibi'.*learned or sinusoidal or rotary or none"),
         ({"embedding_agg": "max"}, r"model\.embedding_agg='max'.*mean or flatten or null"),
         ({"decoder_activation": "sin"}, r"model\.decoder_activation='sin'.*relu or gelu or tanh or identity"),
         ({"decoder_output_activation": "max"}, r"model\.decoder_output_activation='max'.*identity or softmax or .* or null"),
@@ -366,7 +369,7 @@ def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_fused_kernel(monkeypatch:
         return logits_BKV.float(), model.encoder.layers[0].self_attn.in_proj_weight.grad
 
     plain = logits_and_gradient()
-    monkeypatch.setattr("mlm_lightning.models.transformer._SHORT", 0)
+    monkeypatch.setattr("mlm_lightning.models.encoder._SHORT", 0)
     fused = logits_and_gradient()
     for one, other in zip(plain, fused, strict=True):
         # bfloat16 has 8 bits
@@ -489,3 +492,103 @@ def test_one_output_a_row_cannot_keep_documents_apart(agg):
         ValueError, match=rf"^data\.packing=sentence_pack: .*model\.embedding_agg={agg} .* cannot keep documents"
     ):
         tiny(embedding_agg=agg, separate_documents=True)
+
+
+# rotary positions, windows, sizes
+
+MODERN = {
+    "activation": "geglu",
+    "embedding_norm": True,
+    "bias": False,
+    "positional_encoding": "rotary",
+    "tie_embeddings": True,
+    "decoder_hidden_sizes": "d_model",
+    "decoder_activation": "gelu",
+    "decoder_norm": True,
+}
+
+
+def test_turned_queries_and_keys_know_distances_alone():
+    rotary, generator = Rotary(64, 8, 100.0), torch.Generator().manual_seed(0)
+    query_11E, key_11E = torch.randn(2, 1, 1, 1, 8, generator=generator)
+
+    def product(i, j):
+        query, key = (turn(x, rotary.at(64, torch.tensor([[at]]), None)) for x, at in ((query_11E, i), (key_11E, j)))
+        return (query * key).sum()
+
+    for i, j in ((0, 0), (3, 1), (1, 3), (0, 20)):
+        assert_close(product(i + 40, j + 40), product(i, j), atol=1e-5, rtol=0)
+    assert not torch.isclose(product(0, 5), product(5, 0), atol=1e-2)
+    assert_close(turn(query_11E, rotary.at(64, torch.tensor([[0]]), None)), query_11E)
+
+
+def test_turns_do_not_depend_on_the_precision_of_what_is_turned():
+    # bfloat16 has 8 bits: as a number of it, position 257 is 256
+    turns = Rotary(512, 8, 10_000.0).at(512, None, None)
+    x_BHLE = torch.ones(1, 1, 512, 8)
+    error = (turn(x_BHLE.bfloat16(), turns).float() - turn(x_BHLE, turns)).abs().max()
+    assert turn(x_BHLE.bfloat16(), turns).dtype == torch.bfloat16
+    assert error < 0.01
+
+
+@pytest.mark.parametrize("at_positions", [False, True])
+def test_a_window_hides_what_is_further_away(at_positions):
+    """Layer 0 looks at everything, layer 1 at two positions on either side: its own keys tell which."""
+    model = TransformerClassifier(
+        V, 12, d_model=8, num_layers=2, nhead=2, attention_window=4, global_every_n_layers=2, **MODERN
+    )
+    assert model.encoder.is_local == [False, True]
+    first = model.encoder.layers[0]
+    with torch.no_grad():  # layer 0 passes its input on
+        first.self_attn.out_proj.weight.zero_()
+        first.linear2.weight.zero_()
+    x_BLD = torch.randn(1, 12, 8, requires_grad=True)
+    positions_BK = torch.tensor([[5, 9]]) if at_positions else None
+    output = model.encoder(x_BLD, positions_BK=positions_BK)
+    (output[0, 0 if at_positions else 5] @ torch.arange(8.0)).backward()
+    assert x_BLD.grad[0].any(-1).nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_far_from_any_token_is_finite(dtype):
+    model = TransformerClassifier(V, 32, d_model=8, num_layers=4, nhead=2, attention_window=4, **MODERN).to(dtype)
+    ids_BL, mask_BL = torch.randint(V, (3, 32)), torch.zeros(3, 32, dtype=torch.long)
+    mask_BL[0, :3], mask_BL[1, :] = 1, 1
+    logits_BLV = model(ids_BL, mask_BL)
+    assert logits_BLV.isfinite().all()
+    logits_BLV.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    if dtype == torch.float32:  # and tokens do not see it
+        alone_BLV = model(ids_BL[:1, :3])
+        assert_close(logits_BLV[:1, :3], alone_BLV, atol=1e-5, rtol=0)
+
+
+def test_modern_rows_of_several_documents_are_rows_of_their_own():
+    model = TransformerClassifier(
+        V, 20, d_model=16, num_layers=4, nhead=2, attention_window=6, separate_documents=True, **MODERN
+    ).eval()
+    ids_BL = torch.randint(V, (1, 20))
+    document_BL = torch.tensor([[1] * 7 + [2] * 9 + [0] * 4])
+    together_BLV = model(ids_BL, document_BL)
+    assert_close(together_BLV[:, :7], model(ids_BL[:, :7]), atol=1e-5, rtol=0)
+    assert_close(together_BLV[:, 7:16], model(ids_BL[:, 7:16]), atol=1e-5, rtol=0)
+    positions_BK = torch.tensor([[1, 8, 15]])
+    assert_close(model(ids_BL, document_BL, positions_BK), together_BLV[:, [1, 8, 15]], atol=1e-5, rtol=0)
+
+
+def test_a_size_is_what_the_keys_leave_open():
+    with torch.device("meta"):
+        mini = TransformerClassifier(V, L, size="mini")
+        wider = TransformerClassifier(V, L, size="mini", d_model=512)
+        default = TransformerClassifier(V, L)
+    assert (mini.embedding.embedding_dim, len(mini.encoder.layers)) == (256, 4)
+    assert (wider.embedding.embedding_dim, len(wider.encoder.layers)) == (512, 4)
+    assert (default.embedding.embedding_dim, len(default.encoder.layers)) == (64, 4)
+
+
+def test_tied_embeddings_are_one_matrix():
+    model = TransformerClassifier(V, L, d_model=16, num_layers=1, nhead=2, **MODERN)
+    assert model.decoder.head.weight is model.embedding.weight
+    model(torch.randint(V, (2, L))).sum().backward()
+    assert sum(parameter is model.embedding.weight for parameter in model.parameters()) == 1
+    assert all(name.endswith("decoder.head.bias") or "bias" not in name for name, _ in model.named_parameters())

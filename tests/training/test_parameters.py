@@ -48,6 +48,15 @@ def test_a_tied_output_layer_is_none() -> None:
     assert len(hidden_matrices(model)) == before == 8
 
 
+def test_hidden_matrices_of_our_modern_model() -> None:
+    """Gated layers, and an output layer that is tied to the embedding."""
+    gated = {"activation": "geglu", "norm": "rms", "bias": False, "tie_embeddings": True, "positional_encoding": "rotary"}
+    model = ours(**gated)
+    found = named(model, hidden_matrices(model))
+    layer = {"self_attn.in_proj_weight": 3, "self_attn.out_proj.weight": 1, "linear1.weight": 2, "linear2.weight": 1}
+    assert found == {f"encoder.layers.{i}.{name}": count for i in range(2) for name, count in layer.items()}
+
+
 def test_a_gated_layer_stacks_two_matrices() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:

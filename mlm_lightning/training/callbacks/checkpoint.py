@@ -173,7 +173,8 @@ class Checkpoint(LightningCheckpoint):
         """The epoch that ended with this step, if its checkpoint is to be kept; else 0."""
         if self.every_n_epochs is None:
             return 0
-        epoch, before = int(step // module.plan.steps_per_epoch), int((step - 1) // module.plan.steps_per_epoch)
+        plan = module.plan
+        epoch, before = (int(plan.full_steps(each) // plan.steps_per_epoch) for each in (step, step - 1))
         return epoch if epoch > before and epoch % self.every_n_epochs == 0 else 0
 
     def _agree(self, *values: int) -> list[int]:

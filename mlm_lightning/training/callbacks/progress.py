@@ -194,10 +194,14 @@ def _about(trainer: L.Trainer, module: Any) -> list[tuple[str, str]]:
     data = f"without end, {length:,} tokens each"
     if rows is not None:
         data = f"{rows:,} of {length:,} tokens an epoch, {rows * length:,} tokens"
-    epochs = f", {plan.total_steps / plan.steps_per_epoch:.3g} epochs" if rows is not None else ""
+    epochs = f", {plan.epoch(plan.total_steps):.3g} epochs" if rows is not None else ""
     validations = plan.validations_after(trainer.global_step)
     per_step = round(rows / plan.steps_per_epoch) if rows is not None else None
-    steps = f"{plan.total_steps:,}" + (f" of {per_step:,} rows" if per_step else "") + epochs
+    steps = (
+        f"{plan.total_steps:,}"
+        + (f" of {'up to ' * (plan.batch_sizes is not None)}{per_step:,} rows" if per_step else "")
+        + epochs
+    )
     return [
         ("device", f"{number}{name}{threads}, precision {trainer.precision}"),
         ("model", f"{type(module.model).__name__}, {parameters:,} parameters"),
