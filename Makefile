@@ -35,7 +35,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e '.[text,sweep,report,onnx,test,lint,docs]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[text,sweep,report,onnx,optim,test,lint,docs]'
 	touch $(VENV)/.demo $@
 
 $(VENV)/.slow: $(VENV)/.dev

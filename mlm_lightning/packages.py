@@ -18,6 +18,7 @@ OF_CLASSES = {
     "mlm_lightning.models.pretrained.PretrainedMLM": ("model=pretrained (or distilbert)", "transformers", "tokenizers"),
     "mlm_lightning.training.loggers.WandbLogger": ("logger=wandb", "wandb"),
     "lightning.pytorch.loggers.WandbLogger": ("logger=wandb", "wandb"),
+    "optimi.StableAdamW": ("optim=stable_adamw", "torch-optimi"),
 }
 """What a class needs that a config names, where importing the class or its constructor would be too late to say so."""
 

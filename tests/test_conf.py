@@ -11,12 +11,13 @@ from omegaconf import OmegaConf
 
 from mlm_lightning import packages
 from mlm_lightning.config.compose import composer, config_folder, to_plain
-from mlm_lightning.config.settings import LOADER_KEYS
+from mlm_lightning.config.settings import LOADER_KEYS, OPTIMIZATION_KEYS
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.runs.identity import identity
 
 GROUPS = ("data", "prepare", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
+FRAMEWORK_KEYS = {"data": LOADER_KEYS, "optim": OPTIMIZATION_KEYS}  # those of a group that are not its target's
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
 EVERY_OPTION = pytest.mark.parametrize("option", OPTIONS)
 TEXT = ("data.path={corpus}", "data.tokenizer=train", "data.vocab_size=99")
@@ -91,7 +92,7 @@ def test_every_key_is_one_of_its_target(option, corpus):
     config = composed(option, corpus)
     for key, node in nodes(config).items():
         known = set(inspect.signature(resolve_target(node["_target_"])).parameters)
-        unknown = set(node) - {"_target_"} - (LOADER_KEYS if key == "data" else set()) - known
+        unknown = set(node) - {"_target_"} - FRAMEWORK_KEYS.get(key, set()) - known
         # wandb's logger hands what it does not know to wandb.init
         assert not unknown or "kwargs" in known, f"{key}: {unknown}"
     assert set(config["trainer"]) <= set(inspect.signature(TrainerSettings).parameters)
@@ -112,6 +113,13 @@ def test_a_datas_yaml_lists_every_key_of_its_source(name):
     node = node.get("data", node)
     source = resolve_target(node["_target_"])
     assert set(node) - {"_target_"} - LOADER_KEYS == set(inspect.signature(source).parameters)
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("optim=")])
+def test_every_optimizer_lists_the_keys_that_hold_for_each(option):
+    node = OmegaConf.to_container(OmegaConf.load(config_folder() / "optim" / f"{option.partition('=')[2]}.yaml"))
+    assert node["layer_decay"] is None
+    assert node["z_loss"] == 0.0
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith(("masking", "model", "schedule"))])

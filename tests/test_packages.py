@@ -24,6 +24,7 @@ HIDDEN = {
     "jinja2": "Jinja2",
     "optuna": "optuna",
     "wandb": "wandb",
+    "optimi": "torch-optimi",
     "ray": "ray",
     **{f"hydra_plugins.hydra_{name}_launcher": f"hydra-{name}-launcher" for name in ("joblib", "submitit", "ray")},
 }
@@ -78,6 +79,7 @@ COMMANDS: dict[str, list[str]] = {
     "train model=pretrained": TRANSFORMERS,
     "train model=distilbert": TRANSFORMERS,
     "train logger=wandb": ["wandb"],
+    "train optim=stable_adamw": ["torch-optimi"],
     "train logger=[tensorboard,wandb]": ["wandb"],
     "train -m launcher=ray seed=0,1": ["hydra-ray-launcher"],
     "train -m launcher=joblib seed=0,1": ["hydra-joblib-launcher"],

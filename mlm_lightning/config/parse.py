@@ -32,7 +32,7 @@ from mlm_lightning.config.compose import composer
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.feasible import too_large_batches, too_large_model, too_large_training, unknown_metrics
 from mlm_lightning.config.hints import hinted
-from mlm_lightning.config.settings import Eval, Loader, Node, Seed, Settings, SweepSettings
+from mlm_lightning.config.settings import OPTIMIZATION_KEYS, Eval, Loader, Node, Optimization, Seed, Settings, SweepSettings
 from mlm_lightning.config.signatures import check_node, mistyped_keys
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.source import Source
@@ -173,11 +173,15 @@ def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, An
     problem = "mlm_lightning sets this itself"
     findings.errors += [ConfigError(f"trainer.{name}", NO_VALUE, problem, OWNED_KEYS[name]) for name in owned or ()]
     parts["trainer"] = findings.part("trainer", trainer, TrainerSettings)
+    optimization, optim = _split(config.get("optim", {}), OPTIMIZATION_KEYS)
+    parts["optimization"] = findings.part("optim", optimization if findings.trusted else {}, Optimization)
+    nodes = {key: config.get(key, {}) for key in ("masking", "model", "schedule")}
+    nodes |= {"optim": optim, "prepare": config.get("prepare")}
     bases = {"masking": Masking, "model": nn.Module, "optim": Optimizer, "schedule": None, "prepare": Workers}
     for key, base in bases.items():
         ignored = not findings.trusted and key in ("optim", "schedule", "prepare")
-        node = config.get(key, None if key == "prepare" else {})
-        parts[key] = None if ignored else findings.node(key, node, base)
+        also = tuple(sorted(OPTIMIZATION_KEYS)) if key == "optim" else ()
+        parts[key] = None if ignored else findings.node(key, nodes[key], base, also)
     for key in ("callbacks", "logger"):
         parts[key] = findings.unimported(key, config.get(key))
     for key in ("data", "masking", "schedule", "prepare"):

@@ -6,13 +6,14 @@ Settings(seed=0, data=Node("…TreeSource", {"depth": 4}), loader=Loader(batch_s
 
 import inspect
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Lt
 
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.signatures import resolve_target
@@ -72,6 +73,22 @@ class Loader:
 
 LOADER_KEYS = frozenset(each.name for each in fields(Loader))
 """Those keys of `data` that are no source's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """The keys of `optim` that are not the optimizer's: what holds for each of them."""
+
+    OWNER: ClassVar = "optim"
+
+    layer_decay: (
+        Annotated[float, Interval(gt=0, le=1), "it multiplies the learning rate from layer to layer; null: not"] | None
+    ) = None
+    z_loss: Annotated[float, Ge(0), Lt(math.inf), "it weighs squared log-normalisers, e.g. 1e-4; 0: without"] = 0.0
+
+
+OPTIMIZATION_KEYS = frozenset(each.name for each in fields(Optimization))
+"""Those keys of `optim` that are no optimizer's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +167,7 @@ class Settings:
     optim: Node
     schedule: Node
     trainer: TrainerSettings
+    optimization: Optimization = Optimization()
     prepare: Node | None = None
     sweep: SweepSettings | None = None
     callbacks: dict[str, Node] = field(default_factory=dict)

@@ -45,7 +45,7 @@ TRUSTED_MODULES = frozenset(
 
 PROVIDED: dict[str, tuple[str, ...]] = {
     "model": ("vocab_size", "seq_len", "pad_token_id", "separate_documents"),
-    "optim": ("params",),
+    "optim": ("params", "matrices"),
     "callbacks": ("folder", "save_dir", "purge_step"),
     "logger": ("folder", "save_dir", "purge_step"),
 }

@@ -156,8 +156,7 @@ class TrainerSettings:
         elif self.accelerator in ("mps", "tpu") or (self.accelerator != "cpu" and torch.backends.mps.is_available()):
             native = self.accelerator == "tpu"
         else:
-            capabilities = torch.cpu.get_capabilities()
-            native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+            native = cpu_multiplies_bf16()
         return "bf16-mixed" if native else "32-true"
 
     def endless_errors(self) -> list[ConfigError]:
@@ -219,3 +218,9 @@ class TrainerSettings:
             return -(-rows // batch_size)
         # a longer run reads more rows, also where its warm-up is a share of it and grows with it
         return bisect.bisect_left(range(rows + 1), rows, key=lambda steps: schedule.sizes(batch_size, steps).before(steps))
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for it."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -31,6 +31,9 @@ FORMAT = 1
 STATE = "mlm_lightning"
 """The key of our own entries in a checkpoint: what the run computes, and where it stands."""
 
+AVERAGING = "averaging"
+"""The key of what a checkpoint has where its `state_dict` is an average: the weights that training goes on with."""
+
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
 

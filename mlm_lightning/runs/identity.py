@@ -24,6 +24,8 @@ LATER_KEYS: dict[str, Any] = {
     "data.length_schedule": None,
     "trainer.batch_schedule": None,
     "trainer.time_budget": None,
+    "optim.layer_decay": None,
+    "optim.z_loss": 0.0,
 }
 """Keys that are younger than the first release, with the value that means what was done before them."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -55,10 +55,16 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
     if settings.trainer.time_budget is None:
         total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
     if parent:
-        there, here = flat(parent.record["config"]).get("optim._target_"), settings.optim.target
+        before = flat(parent.record["config"])
+        there, here = before.get("optim._target_"), settings.optim.target
         if there != here:
             problem = f"the state of {there} can't be continued with it, and resume={settings.resume} has that"
             raise ConfigError("optim._target_", here, problem)
+        decay_there, decay = before.get("optim.layer_decay"), settings.optimization.layer_decay
+        if (decay_there is None) != (decay is None):  # a number divides the optimizer's state by layers
+            problem = f"resume={settings.resume} has {'none' if decay_there is None else decay_there}"
+            remedy = f"give {'null' if decay_there is None else 'a number, 1.0 for one rate of all layers'}"
+            raise ConfigError("optim.layer_decay", "null" if decay is None else decay, problem, remedy)
         if parent.step >= total:
             problem = f"has {parent.step:,} steps, and this run ends after {total:,}"
             raise ConfigError("resume", settings.resume, problem, "raise trainer.max_steps or trainer.max_epochs above that")

@@ -13,7 +13,7 @@ import yaml
 
 from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.composed import Composed
-from mlm_lightning.config.settings import LOADER_KEYS
+from mlm_lightning.config.settings import LOADER_KEYS, OPTIMIZATION_KEYS
 from mlm_lightning.config.signatures import TRUSTED_MODULES, resolve_target
 from mlm_lightning.errors import as_typed
 from mlm_lightning.models.protocol import Exportable
@@ -123,9 +123,10 @@ def _splits(manifest: Manifest) -> str:
 
 def _training(config: Composed, manifest: Manifest) -> str:
     facts = {"steps": manifest.get("steps"), "tokens": manifest.get("tokens")}
-    facts |= {
-        name: _call(config.get(key)) for name, key in (("masking", "masking"), ("optimizer", "optim"), ("schedule", "schedule"))
-    }
+    optim = {key: value for key, value in config.get("optim").items() if key not in OPTIMIZATION_KEYS}
+    calls = (("masking", config.get("masking")), ("optimizer", optim), ("schedule", config.get("schedule")))
+    facts |= {name: _call(node) for name, node in calls}
+    facts |= {f"optim.{key}": value for key in sorted(OPTIMIZATION_KEYS) if (value := config.get(f"optim.{key}"))}
     settings = {"rows of a micro-batch": "data.batch_size", "accumulated micro-batches": "trainer.accumulate_grad_batches"}
     settings |= {"precision": "trainer.precision", "gradient clipping": "trainer.gradient_clip_val"}
     facts |= {name: config.get(key) for name, key in settings.items()}

@@ -71,7 +71,11 @@ def _refusal(settings: TrainerSettings) -> Exception | None:
 
 
 def _callback_errors(settings: Settings) -> Iterator[ConfigError]:
+    sharded = settings.trainer.strategy.startswith(("fsdp", "deepspeed"))
     for name, node in settings.callbacks.items():
+        if sharded and node.target == "mlm_lightning.training.callbacks.ema.EMA":
+            problem = f"callbacks.{name} averages whole weights, and this strategy shards them"
+            yield ConfigError("trainer.strategy", settings.trainer.strategy, problem, f"use ddp, or callbacks.{name}=null")
         if node.target.startswith("lightning."):
             try:
                 node.build()

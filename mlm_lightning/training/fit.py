@@ -153,6 +153,8 @@ def _assemble(
         seed=settings.seed,
         mask_rate=masking.rate_at if masking.is_scheduled else None,
         origin=Origin(record_of(settings, fingerprint(conditions)) | ({"settled": settled} if settled else {}), from_parent),
+        layer_decay=settings.optimization.layer_decay,
+        z_loss=settings.optimization.z_loss,
     )
     datamodule = MLMDataModule(
         source,

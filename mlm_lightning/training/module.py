@@ -29,7 +29,7 @@ from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import UserError
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
 from mlm_lightning.randomness import Stream, seed_torch
-from mlm_lightning.runs.checkpoint import STATE
+from mlm_lightning.runs.checkpoint import AVERAGING, STATE
 from mlm_lightning.training.lightning_internals import (
     mend_counters,
     schedule_validation,
@@ -37,7 +37,10 @@ from mlm_lightning.training.lightning_internals import (
     take_over_length,
     validate_now,
 )
-from mlm_lightning.training.optim import Constant, parameter_groups, scheduler
+from mlm_lightning.training.optim import Constant, make_optimizer, scheduler
+
+_NOTED = frozenset({"setup", "kahan_sum", "triton"})
+"""What an optimizer of optimi notes in its groups at its first step: the state that it has then belongs to it."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -63,7 +66,9 @@ class MLMModule(L.LightningModule):
     `optimizer` makes the optimizer from parameter groups (None: AdamW with a learning rate of 1e-3);
     `schedule(step, total_steps)` is the factor on its learning rate (None: 1). Validation runs where `plan` says, and after the
     last step; without a plan, the arguments of the Trainer say how long the run is and when it is validated. `mask_rate` gives
-    the rate at a share of the run's progress, where it changes in the run: it is logged.
+    the rate at a share of the run's progress, where it changes in the run: it is logged. `layer_decay` multiplies the learning
+    rate from each layer to the one below it. `z_loss` weighs (log Σ exp logits)² of each predicted token, which training adds
+    to -log p (Chowdhery et al. 2022, PaLM, section 5).
     """
 
     def __init__(
@@ -76,6 +81,8 @@ class MLMModule(L.LightningModule):
         seed: int = 0,
         mask_rate: Callable[[float], float] | None = None,
         origin: Origin | None = None,
+        layer_decay: float | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.conditions, self.seed = model, conditions, seed
@@ -83,6 +90,7 @@ class MLMModule(L.LightningModule):
         self._plain = plan is None
         self._make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
         self._schedule, self._mask_rate = schedule or Constant(), mask_rate
+        self._layer_decay, self._z_loss = layer_decay, z_loss
         self.last_metrics: dict[str, float] = {}
         self.validation_pending = False
         """Whether the step at hand was to be validated, and a signal came first."""
@@ -109,9 +117,11 @@ class MLMModule(L.LightningModule):
             self.plan = datamodule.plan = settings.plan(datamodule.source.num_rows(), datamodule.batch_size)
 
     def on_train_start(self) -> None:
-        self._step_sums = self._zeros()  # of the present optimizer step and rank: loss, predicted tokens, tokens
-        running = self._restored.get("running", [0.0, 0.0, 0.0])
-        self._running = self._zeros() + self._zeros().new_tensor(running)  # the first two since the last log
+        # of the present optimizer step and rank: loss, predicted tokens, tokens, and with z_loss squared log-normalisers
+        self._step_sums = self._zeros()
+        self._running = self._zeros()  # the third of the whole run, the others since the last log
+        running = self._restored.get("running", [])[: len(self._running)]  # a parent's may be of another length
+        self._running[: len(running)] += self._zeros().new_tensor(running)
         schedule_validation(self.trainer, due=False)
         if self._restored.get("stopped"):  # early stopping said so, and the end of the run was lost
             self.trainer.should_stop = True
@@ -126,18 +136,23 @@ class MLMModule(L.LightningModule):
         schedule = self.trainer.lr_scheduler_configs[0].scheduler
         schedule.base_lrs = [group["initial_lr"] for group in self._configured_groups]
         for group, configured in zip(optimizer.param_groups, self._configured_groups, strict=True):
-            group.update(configured)
+            group.update({name: value for name, value in configured.items() if name not in _NOTED})
             group["lr"] = configured["initial_lr"] * self._schedule(self.trainer.global_step, self.plan.total_steps)
 
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
         seed_torch(self.seed, Stream.DROPOUT, batch_idx, self.global_rank)
         batch = self._trimmed(batch)
-        loss_sum, predicted = masked_cross_entropy(self(batch), batch.labels_BK)
+        logits_BKV = self(batch)
+        loss_sum, predicted = masked_cross_entropy(logits_BKV, batch.labels_BK)
         mask_BL = batch.attention_mask_BL
         tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.count_nonzero()
-        self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in (loss_sum, predicted, tokens)])
-        return loss_sum
+        sums = [loss_sum, predicted, tokens]
+        if self._z_loss:
+            squares_BK = logits_BKV.float().logsumexp(-1).square()
+            sums.append((squares_BK * (batch.labels_BK != IGNORE_INDEX)).sum())
+        self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in sums])
+        return loss_sum + self._z_loss * sums[-1] if self._z_loss else loss_sum
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         step = self.trainer.global_step + 1
@@ -152,7 +167,7 @@ class MLMModule(L.LightningModule):
         logging = step % self.plan.log_every_n_steps == 0
         # reading a value waits for an accelerator, so those are read when logged; on a CPU there is nothing to wait for
         if (logging or self.device.type == "cpu") and not math.isfinite(loss_sum := self._running[0].item()):
-            lr = optimizer.param_groups[0]["lr"]
+            lr = _top_rate(optimizer)
             raise TrainingDivergedError(
                 f"train/loss is {loss_sum} at step {step}, with a learning rate of {lr:.3g}. Lower optim.lr, lengthen "
                 "schedule.warmup_steps, set trainer.gradient_clip_val, or try trainer.precision=32-true. The checkpoints from "
@@ -187,7 +202,7 @@ class MLMModule(L.LightningModule):
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(parameter_groups(self.model))
+        optimizer = make_optimizer(self._make_optimizer, self.model, self._layer_decay)
         learning_rate = scheduler(optimizer, self._schedule, self.plan.total_steps)
         self._configured_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": learning_rate, "interval": "step"}}
@@ -240,8 +255,8 @@ class MLMModule(L.LightningModule):
             logger.log_metrics(metrics, step)
 
     def _log_training(self, step: int, optimizer: Optimizer, gradient_norm: float) -> None:
-        loss_sum, predicted, tokens = self._running.tolist()
-        self._running[:2] = 0
+        loss_sum, predicted, tokens, *squares = self._running.tolist()
+        self._running[:2], self._running[3:] = 0, 0
         loss = loss_sum / max(1.0, predicted)
         epoch = {"train/epoch": self.plan.epoch(step)} if math.isfinite(self.plan.steps_per_epoch) else {}
         metrics = {
@@ -250,8 +265,10 @@ class MLMModule(L.LightningModule):
             "train/grad_norm": gradient_norm,
             "train/tokens": tokens,
             **epoch,
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": _top_rate(optimizer),
         }
+        if squares:
+            metrics["train/z_loss"] = self._z_loss * squares[0] / max(1.0, predicted)
         if self._mask_rate is not None:
             metrics["train/mask_rate"] = self._mask_rate(self.plan.progress(step - 1))
         if isinstance(datamodule := getattr(self.trainer, "datamodule", None), MLMDataModule):
@@ -262,7 +279,7 @@ class MLMModule(L.LightningModule):
     def _zeros(self) -> Tensor:
         # float64 counts tokens exactly; MPS has none
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        return torch.zeros(3, dtype=dtype, device=self.device)
+        return torch.zeros(4 if self._z_loss else 3, dtype=dtype, device=self.device)
 
     @property
     def tokens_trained(self) -> int:
@@ -272,7 +289,7 @@ class MLMModule(L.LightningModule):
     @property
     def recent_loss(self) -> float | None:
         """Of the optimizer steps since `train/loss` was logged; None right after that. Waits for an accelerator."""
-        loss_sum, predicted, _ = self._running.tolist()
+        loss_sum, predicted, *_ = self._running.tolist()
         return loss_sum / predicted if predicted else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -286,6 +303,14 @@ class MLMModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get(STATE, {})
         mend_counters(checkpoint, bool(self._restored.get("validation_pending")))
+        if AVERAGING in checkpoint and self.trainer.state.fn == "fit":
+            checkpoint[AVERAGING]["average"] = checkpoint["state_dict"]  # for the callback, if there is one
+            checkpoint["state_dict"] = checkpoint[AVERAGING]["weights"]
         if self.origin.from_parent:
             self._restored = self._restored | {"validation_pending": False, "stopped": False}
             checkpoint["callbacks"] = {}
+
+
+def _top_rate(optimizer: Optimizer) -> float:
+    """The learning rate of the layers that have the highest: with `layer_decay` those at the top."""
+    return max(group["lr"] for group in optimizer.param_groups)

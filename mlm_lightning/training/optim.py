@@ -1,4 +1,4 @@
-"""What the optimizer decays, and how its learning rate moves.
+"""What the optimizer decays, how fast each layer learns, and how the learning rate moves.
 
 A schedule is a pure function: `schedule(step, total_steps)` is the factor on `optim.lr` at that optimizer step.
 
@@ -9,6 +9,7 @@ A schedule is a pure function: `schedule(step, total_steps)` is the factor on `o
               └─ warm-up ────────► step
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mlm_lightning.errors import ConfigError
+from mlm_lightning.training.parameters import depths, hidden_matrices
 from mlm_lightning.values import checked
 
 STEPS = "give a number of steps, or a share of all steps below 1"
@@ -28,10 +30,33 @@ Warmup = Annotated[float, Ge(0), STEPS]
 Final = Annotated[float, Interval(ge=0, le=1), "it is the last factor on optim.lr"]
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def make_optimizer(make: Callable[..., Optimizer], model: nn.Module, layer_decay: float | None = None) -> Optimizer:
+    """The optimizer that `make` builds from a model's groups. One that treats hidden matrices in its own way has a parameter
+    `matrices`, for what `hidden_matrices` finds."""
+    given = {"matrices": hidden_matrices(model)} if "matrices" in inspect.signature(make).parameters else {}
+    optimizer = make(parameter_groups(model, layer_decay), **given)
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)
+    return optimizer
+
+
+def parameter_groups(model: nn.Module, layer_decay: float | None = None) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters: matrices and embeddings decay as the optimizer says, biases and norms (fewer than
-    two dimensions) don't (Devlin et al. 2018, as in their published optimizer)."""
+    two dimensions) don't (Devlin et al. 2018, as in their published optimizer).
+
+    With `layer_decay` two groups for each depth from the top, whose `lr_scale` is layer_decay^depth (Howard, Ruder 2018,
+    section 3.2; Clark et al. 2020)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if layer_decay is None:
+        return _by_weight_decay(parameters)
+    depth, groups = depths(model), list[dict[str, Any]]()
+    for each in sorted({depth[parameter] for parameter in parameters}):
+        scale = {"lr_scale": layer_decay**each}
+        groups += [group | scale for group in _by_weight_decay([p for p in parameters if depth[p] == each])]
+    return groups
+
+
+def _by_weight_decay(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim >= 2]},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

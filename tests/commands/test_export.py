@@ -294,6 +294,7 @@ def test_the_card_tells_data_training_and_limits(kind: str, run: str, alone: Pat
     summary = json.loads((Path(run) / "summary.json").read_text())
     assert f"| steps | {summary['steps']} |" in sections["Training"]
     assert "`AdamW(lr=" in sections["Training"]
+    assert "layer_decay" not in sections["Training"]  # no argument of the optimizer
     assert f"at most {load_run(run).seq_len} tokens" in sections["Limits"]
     assert run.rpartition("-")[2] in sections["Versions"]
     if kind == "synthetic":

@@ -14,6 +14,7 @@ from conftest import composed
 from helpers import conditions_of, problems, settings_of
 
 from mlm_lightning.config.build import build_each, build_model, build_optimizer
+from mlm_lightning.config.settings import Optimization
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.condition import sources
@@ -545,3 +546,13 @@ def test_null_switches_a_callback_off(tmp_path):
 def test_steps_per_epoch_of_a_plan_is_a_fraction():
     plan = settings().plan(1001, 10)
     assert math.isclose(plan.steps_per_epoch, 100.1)
+
+
+def test_layer_decay_and_z_loss_go_with_every_optimizer_and_need_not_stand_beside_it():
+    config = composed()
+    config["optim"] = {"_target_": "torch.optim.SGD", "lr": 0.1}
+    assert settings_of(config).optimization == Optimization(layer_decay=None, z_loss=0.0)
+    config["optim"] |= {"layer_decay": 0.9, "z_loss": 1e-4}
+    settings = settings_of(config)
+    assert settings.optimization == Optimization(layer_decay=0.9, z_loss=1e-4)
+    assert settings.optim.arguments == {"lr": 0.1}

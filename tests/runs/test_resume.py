@@ -251,6 +251,34 @@ def test_a_run_from_a_parent_keeps_its_own_hyperparameters_score_and_patience(to
     assert run_of(child).summary["best/step"] > 8  # type: ignore[index]
 
 
+def test_stable_adamw_goes_on_from_a_parent_with_its_state_and_another_rate(toy: Toy, tmp_path: Path) -> None:
+    """It keeps its number of steps among its hyperparameters."""
+    optim = ("optim=stable_adamw", "schedule=constant", DROPOUT)
+    parent, long = toy(*optim), toy(*optim, "trainer.max_steps=16", f"output_dir={tmp_path / 'long'}")
+    train(parent)
+    train(long)
+    same = toy(*optim, "trainer.max_steps=16", f"resume={run_of(parent).folder}")
+    train(same)
+    last = [run_of(each).checkpoints / "last.ckpt" for each in (long, same)]
+    assert_equal_checkpoints(*last, only=("state_dict", "optimizer_states", "global_step"))
+    other = toy(*optim, "trainer.max_steps=16", f"resume={run_of(parent).folder}", "optim.lr=1e-4", "optim.betas=[0.8,0.9]")
+    train(other)
+    state = torch.load(run_of(other).checkpoints / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    kept = ("lr", "beta1", "beta2", "step")
+    assert [[float(group[name]) for name in kept] for group in state["param_groups"]] == [[1e-4, 0.8, 0.9, 16.0]] * 2
+
+
+def test_a_run_by_layers_goes_on_from_a_parent_with_another_decay(toy: Toy) -> None:
+    parent = toy("optim.layer_decay=0.5", "optim=muon", "schedule=constant")
+    train(parent)
+    child = toy("trainer.max_steps=12", "optim.layer_decay=0.8", "optim=muon", "schedule=constant", "optim.lr=1e-2")
+    child |= {"resume": str(run_of(parent).folder)}
+    assert train(child)["steps"] == 12
+    state = torch.load(run_of(child).checkpoints / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    rates = {round(group["lr"], 9) for group in state["param_groups"]}
+    assert rates == {0.01, 0.008, 0.0064}  # head, the layer, embeddings
+
+
 def test_a_parent_may_be_a_single_checkpoint_and_its_damaged_last_is_passed_over(toy: Toy) -> None:
     parent = toy()
     train(parent)
@@ -268,6 +296,7 @@ def test_a_parent_may_be_a_single_checkpoint_and_its_damaged_last_is_passed_over
     [
         (("trainer.max_steps=8", "optim.lr=0.2"), r"resume=.*has 8 steps, and this run ends after 8; raise trainer.max_steps"),
         (("trainer.max_steps=16", "optim._target_=torch.optim.Adam"), r"state of torch.optim.AdamW can't be continued"),
+        (("trainer.max_steps=16", "optim.layer_decay=0.9"), r"optim\.layer_decay=0\.9: resume=.* has none; give null"),
         (("trainer.max_steps=16", "model.d_model=8"), r"weights don't fit this model.*\n.*\(3?\d?, ?\d*,? ?16.* → .*8"),
     ],
 )

@@ -1,13 +1,16 @@
 """Training steps: what is divided by what, over micro-batches and ranks."""
 
+import copy
 import csv
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import run_of, train
 
 from mlm_lightning.training.module import TrainingDivergedError
@@ -66,7 +69,6 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(toy: 
     folder = run_of(config).folder
     assert "TrainingDivergedError" in json.loads((folder / "error.json").read_text())["type"]
     assert not (folder / "summary.json").exists()
-    import torch
 
     for path in (folder / "checkpoints").glob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]
@@ -89,3 +91,73 @@ def test_epochs_that_end_between_steps_are_validated_once_each(toy: Toy) -> None
     with (run_of(config).folder / "metrics.csv").open() as file:
         validated = [int(line["step"]) for line in csv.DictReader(file) if line["val/loss"]]
     assert validated == [3, 5, 8]
+
+
+# what the loss has beside the cross-entropy
+
+
+def gradients(z_loss: float) -> tuple[list[torch.Tensor], list[torch.Tensor], list[float], dict[str, float]]:
+    """Of the training's first step, and of the formula: log-normalisers squared, by autograd; the four means of the step."""
+    import lightning as L
+
+    from mlm_lightning import MLMDataModule, MLMModule
+    from mlm_lightning.data.languages.tree import TreeSource
+    from mlm_lightning.masking import Bernoulli
+    from mlm_lightning.models.transformer import TransformerClassifier
+
+    source = TreeSource(depth=2, num_symbols=3, val_size=8)
+    data = MLMDataModule(source, Bernoulli(rate=0.5, mask_share=1.0, random_share=0.0), batch_size=8)
+    torch.manual_seed(0)
+    model = TransformerClassifier(vocab_size=4, seq_len=4, d_model=8, num_layers=1, nhead=2, dim_feedforward=8)
+    reference = copy.deepcopy(model)
+    seen: list[Any] = []
+    kept: list[torch.Tensor] = []
+    logged: dict[str, float] = {}
+
+    class Watching(MLMModule):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch)
+            return super().training_step(batch, batch_idx)
+
+        def log_scalars(self, metrics, step):
+            logged.update(metrics)
+
+        def configure_gradient_clipping(self, optimizer, **_):
+            kept.extend(p.grad.clone() for p in model.parameters())
+
+    module = Watching(model, data.conditions, optimizer=partial(torch.optim.SGD, lr=0.0), z_loss=z_loss)
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, accumulate_grad_batches=2, enable_progress_bar=False, log_every_n_steps=1,
+        enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    sums = torch.zeros(3)
+    for batch in seen:
+        labels_BK = batch.labels_BK
+        logits_BKV = reference(batch.input_ids_BL, None, batch.positions_BK)
+        predicted = labels_BK >= 0
+        log_z = logits_BKV.exp().sum(-1).log()
+        log_p = logits_BKV.gather(-1, labels_BK.clamp(min=0).unsqueeze(-1)).squeeze(-1) - log_z
+        sums = sums + torch.stack([-log_p[predicted].sum(), log_z[predicted].pow(2).sum(), predicted.sum()])
+    loss, squares = sums[0] / sums[2], sums[1] / sums[2]
+    (loss + z_loss * squares).backward()
+    return kept, [p.grad for p in reference.parameters()], [loss.item(), z_loss * squares.item()], logged  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+def test_the_gradient_is_that_of_the_formula_over_all_micro_batches(z_loss: float) -> None:
+    found, expected, (loss, z), logged = gradients(z_loss)
+    assert len(found) == len(expected) > 10
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert logged["train/loss"] == pytest.approx(loss, rel=1e-5)  # the cross-entropy alone
+    assert logged.get("train/z_loss") == (pytest.approx(z, rel=1e-5) if z_loss else None)
+
+
+def test_a_z_loss_pulls_the_log_normalisers_to_zero(toy: Toy) -> None:
+    config = toy("optim.z_loss=1.0", "trainer.max_steps=60", "optim.lr=1e-2", "trainer.val_check_interval=60")
+    train(config)
+    with (run_of(config).folder / "metrics.csv").open() as file:
+        found = [float(line["train/z_loss"]) for line in csv.DictReader(file)]
+    assert found[0] > 1.5  # log² 4 is 1.9
+    assert found[-1] < 0.05

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from mlm_lightning.config.build import build_optimizer
 from mlm_lightning.config.settings import Node
 from mlm_lightning.models.transformer import TransformerClassifier
-from mlm_lightning.training.optim import WSD, Constant, Cosine, Linear, Schedule, parameter_groups, scheduler
+from mlm_lightning.training.optim import WSD, Constant, Cosine, Linear, Schedule, make_optimizer, parameter_groups, scheduler
 
 KINDS: list[Callable[..., Schedule]] = [Constant, Linear, Cosine, WSD]
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
@@ -147,6 +148,47 @@ def test_weight_decay_shrinks_matrices_alone():
     optimizer.step()
     torch.testing.assert_close(model.weight, before["weight"] * (1 - 0.1 * 0.5))
     torch.testing.assert_close(model.bias, before["bias"])
+
+
+# learning rates by layer
+
+
+def rates(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
+    optimizer = make_optimizer(partial(torch.optim.AdamW, lr=0.4, weight_decay=0.1), model, layer_decay)
+    by_parameter = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: by_parameter[p] for name, p in model.named_parameters()}
+
+
+def test_each_layer_has_its_share_of_the_rate_above_it():
+    for name, rate in rates(encoder(), 0.5).items():
+        if name.startswith("encoder.layers."):
+            assert rate == pytest.approx({"0": 0.1, "1": 0.2}[name.split(".")[2]])
+        else:
+            assert rate == pytest.approx(0.05 if name.startswith(("embedding", "positional")) else 0.4), name
+
+
+def test_without_layer_decay_there_are_two_groups_and_one_rate():
+    groups = parameter_groups(encoder())
+    assert [set(group) for group in groups] == [{"params"}, {"params", "weight_decay"}]
+    assert set(rates(encoder(), None).values()) == set(rates(encoder(), 1.0).values()) == {0.4}
+
+
+def test_a_layers_biases_and_norms_do_not_decay_either():
+    model = encoder()
+    optimizer = make_optimizer(partial(torch.optim.AdamW, lr=0.4, weight_decay=0.1), model, 0.9)
+    assert len(optimizer.param_groups) == 2 * 4 - 1  # embeddings have no biases
+    for group in optimizer.param_groups:
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.1}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_the_schedule_moves_each_layers_own_rate():
+    optimizer = make_optimizer(partial(torch.optim.SGD, lr=0.4), encoder(), 0.5)
+    moving, first = scheduler(optimizer, Linear(), 10), [group["lr"] for group in optimizer.param_groups]
+    optimizer.step()
+    moving.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.9 * lr for lr in first])
+    assert first[0] == max(first) == 0.4
 
 
 # torch's scheduler
