@@ -15,9 +15,6 @@ from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch
 
-LEAST_GAIN = 0.1
-"""Nats a token below the unigram's loss that a model must have to have learned more than frequencies."""
-
 
 def masked_cross_entropy(logits_BKV: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of -log p(label) over the predicted positions, in float32, and their number (both 0-dimensional)."""
@@ -117,23 +114,6 @@ class MetricSums:
                 "gain_over_unigram": (s["unigram_loss"] - s["loss"]) / tokens,
             }
         return metrics
-
-
-def beyond_counts(metrics: Mapping[str, float]) -> str | None:
-    """What a text model has learned beyond counting words, where that is too little, in one sentence; None where it has learned
-    more, or nothing is counted."""
-    loss, unigram, bigram = (metrics.get(f"val/{name}", math.nan) for name in ("loss", "unigram_loss", "bigram_loss"))
-    if unigram - loss < LEAST_GAIN:
-        return (
-            f"It has learned how often words are, and nothing beyond: its loss is {loss:.2f}, and that of word frequencies "
-            f"alone (unigram) {unigram:.2f}."
-        )
-    if loss >= bigram:
-        return (
-            f"It has learned how often words are, but no context worth the name: its loss is {loss:.2f}, and that of counting "
-            f"pairs of neighbours (bigram) {bigram:.2f}."
-        )
-    return None
 
 
 def perplexity(loss: float) -> float:

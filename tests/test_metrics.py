@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch
-from mlm_lightning.metrics import LEAST_GAIN, MetricSums, beyond_counts, masked_cross_entropy, perplexity
+from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
 
 ROWS, K, V = 12, 4, 5
 
@@ -225,23 +225,3 @@ class TestNGrams:
             sums.update(logits_BKV[rows], rows_of(batch, rows), None, {name: each[rows] for name, each in counted.items()})
         ranks[0].vector += ranks[1].vector
         assert ranks[0].compute(False, True) == pytest.approx(whole.compute(False, True), rel=1e-12)
-
-
-class TestBeyondCounts:
-    @pytest.mark.parametrize(
-        ("loss", "said"),
-        [
-            (6.6, "nothing beyond"),
-            (6.5 - LEAST_GAIN + 1e-9, "nothing beyond"),
-            (6.3, "no context"),
-            (5.0, "no context"),
-            (4.99, None),
-        ],
-    )
-    def test_what_is_said(self, loss, said):
-        found = beyond_counts({"val/loss": loss, "val/unigram_loss": 6.5, "val/bigram_loss": 5.0})
-        assert found is None if said is None else said in found
-
-    def test_nothing_where_nothing_is_counted(self):
-        assert beyond_counts({"val/loss": 9.0, "val/oracle_loss": 1.0}) is None
-        assert beyond_counts({}) is None
