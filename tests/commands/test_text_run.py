@@ -244,6 +244,19 @@ def test_a_run_that_learned_nothing_says_what_to_try(transformer: TextRun, capsy
     assert "counting" not in capsys.readouterr().out
 
 
+def test_tensorboard_has_the_losses_in_one_chart(transformer: TextRun) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    events = EventAccumulator(str(transformer.run.folder / "tensorboard"))
+    events.Reload()
+    (event,) = events.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
+    drawn = list(category.chart[0].multiline.tag)
+    assert drawn == ["train/loss", "val/loss", "val/unigram_loss", "val/bigram_loss"]
+    assert set(drawn) <= set(events.Tags()["scalars"])
+
+
 def test_counts_are_metrics_of_text_alone(transformer: TextRun) -> None:
     from mlm_lightning.config.compose import composer
     from mlm_lightning.config.parse import parse
