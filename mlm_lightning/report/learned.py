@@ -18,6 +18,8 @@ LEARN_MORE = (
 def shortfall(summary: Mapping[str, float]) -> str | None:
     """What a run has not learned, in a sentence; None where it has learned context, or nothing is counted."""
     loss, unigram, bigram = (summary.get(f"val/{name}", math.nan) for name in ("loss", "unigram_loss", "bigram_loss"))
+    if loss - unigram > LEAST_GAIN:
+        return f"It has not even learned word frequencies: loss {loss:.2f}, and counting words gives {unigram:.2f} (unigram)."
     if unigram - loss < LEAST_GAIN:
         return (
             f"It has learned word frequencies and no more: loss {loss:.2f}, and counting words gives {unigram:.2f} (unigram)."

@@ -11,7 +11,14 @@ def of(loss: float) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("loss", "said"),
-    [(6.6, "no more"), (6.5 - LEAST_GAIN + 1e-9, "no more"), (6.3, "no context"), (5.0, "no context"), (4.99, None)],
+    [
+        (6.7, "not even"),
+        (6.55, "no more"),
+        (6.5 - LEAST_GAIN + 1e-9, "no more"),
+        (6.3, "no context"),
+        (5.0, "no context"),
+        (4.99, None),
+    ],
 )
 def test_beside_what_counting_gives(loss, said):
     found = shortfall(of(loss))

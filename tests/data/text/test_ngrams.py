@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
+from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.text import ngrams as ngrams_module
 from mlm_lightning.data.text.ngrams import TextNGrams
 from mlm_lightning.data.text.source import TextSource
+from mlm_lightning.masking import Bernoulli
 
 V, PAD, CLS, MASK = 12, 0, 1, 11
 VOCAB = Vocab(size=V, mask_id=MASK, special_ids=(CLS,), pad_id=PAD)
@@ -240,7 +242,26 @@ def source(tmp_path) -> TextSource:
     )
 
 
+def means(source: TextSource, batch_size: int) -> dict[str, float]:
+    """Over the frozen positions of validation, at a mask rate of 0.15."""
+    batches = MLMDataModule(source, Bernoulli(rate=0.15), batch_size=batch_size)
+    (condition,), sums, predicted = batches.conditions, Counter(), 0
+    for batch in batches.eval_batches("val", condition):
+        assert condition.ngrams is not None
+        sums.update({name: float(values.sum()) for name, values in condition.ngrams.losses(batch).items()})
+        predicted += int((batch.labels_BL != IGNORE_INDEX).sum())
+    return {name: value / predicted for name, value in sums.items()}
+
+
 class TestSource:
+    def test_pairs_say_what_comes_next_where_the_left_neighbour_decides(self, source):
+        source.prepare()
+        found = means(source, 8)
+        assert found["unigram_loss"] == pytest.approx(math.log(len(WORDS)), abs=0.2)
+        # at some 0.15 of the positions the neighbour is hidden, and at one of 25 it is [CLS]
+        assert found["bigram_loss"] < 0.25 * found["unigram_loss"]
+        assert means(source, 3) == pytest.approx(found, rel=1e-12)
+
     def test_nothing_before_it_is_prepared(self, source):
         assert source.ngrams() is None
 
