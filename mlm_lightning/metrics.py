@@ -1,11 +1,13 @@
 """Masked cross-entropy, and sums of it that are divided once.
 
-    token losses ─► sums over tokens, batches, ranks ─► one division ─► loss, perplexity, accuracy, excess over the oracle
+    token losses ─► sums over tokens, batches, ranks ─► one division ─► loss, perplexity, accuracy, excess over the oracle,
+                                                                        gain over counting words
 
 A mean of means weighs tokens of rows with few masks more; sums do not care how rows were cut into batches.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +31,25 @@ class MetricSums:
     se² = R / (R - 1) · Σ (d_r - e n_r)² / (Σ n_r)².
     """
 
-    SUMS = ("tokens", "loss", "correct", "oracle_loss", "oracle_correct", "kl", "rows", "dd", "dn", "nn")
+    SUMS = (
+        *("tokens", "loss", "correct", "oracle_loss", "oracle_correct", "kl", "rows", "dd", "dn", "nn"),
+        *("unigram_loss", "bigram_loss", "unigram_correct"),
+    )
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         # float64 sums of up to 1e9 token losses; MPS has none
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
         self.vector = torch.zeros(len(self.SUMS), dtype=dtype, device=device)
 
-    def update(self, logits_BKV: Tensor, batch: MLMBatch, oracle_probs_BKV: Tensor | None = None) -> None:
-        """Adds a batch. `oracle_probs_BKV` is the oracle's posterior at the predicted positions."""
+    def update(
+        self,
+        logits_BKV: Tensor,
+        batch: MLMBatch,
+        oracle_probs_BKV: Tensor | None = None,
+        ngram_losses: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Adds a batch. `oracle_probs_BKV` is the oracle's posterior at the predicted positions, and `ngram_losses` (BK each)
+        are what counts give there."""
         labels_BK = batch.labels_BK
         predicted_BK = labels_BK != IGNORE_INDEX
         target_BK1 = labels_BK.clamp(min=0).unsqueeze(-1)
@@ -64,19 +76,21 @@ class MetricSums:
                 "dn": excess_B * tokens_B,
                 "nn": tokens_B.square(),
             }
+        for name, value_BK in (ngram_losses or {}).items():
+            sums[name] = value_BK.to(self.vector.dtype).to(self.vector.device)
         zero = self.vector.new_zeros(())
         self.vector += torch.stack([sums[n].sum(dtype=self.vector.dtype) if n in sums else zero for n in self.SUMS])
 
     @classmethod
-    def names(cls, with_oracle: bool) -> tuple[str, ...]:
+    def names(cls, with_oracle: bool, with_ngrams: bool = False) -> tuple[str, ...]:
         """Of the metrics that `compute` returns."""
-        return tuple(cls().compute(with_oracle))
+        return tuple(cls().compute(with_oracle, with_ngrams))
 
     @property
     def nothing_predicted(self) -> bool:
         return not self.vector[self.SUMS.index("tokens")]
 
-    def compute(self, with_oracle: bool) -> dict[str, float]:
+    def compute(self, with_oracle: bool, with_ngrams: bool = False) -> dict[str, float]:
         """The token-weighted means; NaN where nothing was predicted at all."""
         s = dict(zip(self.SUMS, self.vector.tolist(), strict=True))
         tokens, rows = s["tokens"] or math.nan, s["rows"]
@@ -91,6 +105,13 @@ class MetricSums:
                 "excess_loss_se": math.sqrt(max(0.0, squares) * rows / (rows - 1)) / tokens if rows > 1 else math.nan,
                 "oracle_accuracy": s["oracle_correct"] / tokens,
                 "kl_to_oracle": s["kl"] / tokens,
+            }
+        if with_ngrams:
+            metrics |= {
+                "unigram_loss": s["unigram_loss"] / tokens,
+                "bigram_loss": s["bigram_loss"] / tokens,
+                "unigram_accuracy": s["unigram_correct"] / tokens,
+                "gain_over_unigram": (s["unigram_loss"] - s["loss"]) / tokens,
             }
         return metrics
 

@@ -189,3 +189,39 @@ def test_perplexity_is_exp():
     assert perplexity(math.log(8)) == pytest.approx(8)
     assert perplexity(1e6) == math.inf
     assert math.isnan(perplexity(math.nan))
+
+
+class TestNGrams:
+    @pytest.fixture
+    def counted(self, split, generator) -> dict[str, Tensor]:
+        """Losses of counts at the predicted positions."""
+        used_BK = split[1].labels_BK != IGNORE_INDEX
+        loss_BK = torch.rand((ROWS, K), generator=generator, dtype=torch.float64) * used_BK
+        return {"unigram_loss": loss_BK + 2 * used_BK, "bigram_loss": loss_BK, "unigram_correct": (loss_BK > 0.5).double()}
+
+    def test_means_over_predicted_tokens(self, split, counted):
+        sums, tokens = MetricSums(), int((split[1].labels_BK != IGNORE_INDEX).sum())
+        sums.update(*split[:2], ngram_losses=counted)
+        metrics = sums.compute(with_oracle=False, with_ngrams=True)
+        assert tuple(metrics) == MetricSums.names(with_oracle=False, with_ngrams=True)
+        assert metrics["unigram_loss"] == pytest.approx(counted["unigram_loss"].sum().item() / tokens)
+        assert metrics["bigram_loss"] == pytest.approx(metrics["unigram_loss"] - 2)
+        assert metrics["unigram_accuracy"] == pytest.approx(counted["unigram_correct"].sum().item() / tokens)
+        assert metrics["gain_over_unigram"] == pytest.approx(metrics["unigram_loss"] - metrics["loss"])
+
+    def test_all_else_is_as_without_them(self, split, counted):
+        with_them, without = MetricSums(), MetricSums()
+        with_them.update(*split, counted)
+        without.update(*split)
+        assert with_them.compute(with_oracle=True) == without.compute(with_oracle=True)
+
+    @pytest.mark.parametrize("parts", [[[0, 1, 2], list(range(3, ROWS))], [list(range(0, ROWS, 2)), list(range(1, ROWS, 2))]])
+    def test_batches_and_ranks_change_nothing(self, split, counted, parts):
+        logits_BKV, batch, _ = split
+        whole, ranks = MetricSums(), [MetricSums() for _ in parts]
+        whole.update(logits_BKV, batch, None, counted)
+        for sums, part in zip(ranks, parts, strict=True):
+            rows = torch.tensor(part)
+            sums.update(logits_BKV[rows], rows_of(batch, rows), None, {name: each[rows] for name, each in counted.items()})
+        ranks[0].vector += ranks[1].vector
+        assert ranks[0].compute(False, True) == pytest.approx(whole.compute(False, True), rel=1e-12)

@@ -101,5 +101,5 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     settings = parse(composed, trust)
     refuse(trainer_errors(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto")))
     with mistakes():
-        conditions = prepare(settings, evaluated=split)
+        conditions = prepare(settings, evaluated=split, trained_on=Run(folder).manifest.get("data") or "")
     return evaluation.evaluate(run, settings, conditions, split, trust)

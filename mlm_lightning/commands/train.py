@@ -82,13 +82,19 @@ def _choices(arguments: list[str]) -> str:
 
 def show(folder: Path, summary: dict[str, Any]) -> None:
     """The table at the end of a run."""
+    from mlm_lightning.report.learned import shortfalls
+
     names = [
         ("val/loss", "validation loss", "nats a token"),
         ("val/oracle_loss", "best possible loss", "nats a token (oracle)"),
         ("val/excess_loss", "excess over the oracle", ""),
+        ("val/unigram_loss", "loss of counting words", "nats a token (unigram)"),
+        ("val/bigram_loss", "loss of counting pairs", "nats a token (bigram)"),
+        ("val/gain_over_unigram", "gain over counting words", "nats a token"),
         ("val/perplexity", "perplexity", ""),
         ("val/accuracy", "accuracy", ""),
         ("val/oracle_accuracy", "best possible accuracy", "(oracle)"),
+        ("val/unigram_accuracy", "accuracy of counting", "(always the most frequent token)"),
         ("best/val/loss", "best validation loss", f"at step {summary.get('best/step', 0)}"),
         ("steps", "steps", f"{summary.get('tokens', 0):,} tokens"),
         ("tokens_per_second", "tokens a second", ""),
@@ -103,4 +109,6 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
             text = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
             rows.append((label, text, unit))
     print_table(rows)
+    if not_learned := shortfalls([summary]):
+        print("", *not_learned, sep="\n")
     print(f"\nrun          {folder}\ncurves       tensorboard --logdir {folder.parent}")

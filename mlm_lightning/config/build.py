@@ -61,8 +61,9 @@ def eval_maskings(
     return maskings | dict.fromkeys(further, masking)
 
 
-def prepare(settings: Settings, evaluated: Split | None = None) -> list[Condition]:
-    """Prepares the sources, and returns the conditions of an evaluation, that of the training first.
+def prepare(settings: Settings, evaluated: Split | None = None, trained_on: str | None = None) -> list[Condition]:
+    """Prepares the sources, and returns the conditions of an evaluation, that of the training first. `trained_on` is the
+    fingerprint of what the model was trained on, where that may be something else.
 
     Raises ValueError or FileNotFoundError for data that will not do: its documents, vocabularies that differ, or no split
     `evaluated`.
@@ -89,7 +90,8 @@ def prepare(settings: Settings, evaluated: Split | None = None) -> list[Conditio
     by_name = {name: source for names, source in sources.items() for name in names}
     oracles = {source: source.oracle() for source in sources.values()}
     pairs = [(names, masking, by_name.get(names[0], train_source)) for names, masking in settings.maskings.items()]
-    return [Condition(names, masking, source, oracles[source]) for names, masking, source in pairs]
+    ngrams = train_source.ngrams(trained_on)
+    return [Condition(names, masking, source, oracles[source], ngrams) for names, masking, source in pairs]
 
 
 def check_same_rows(names: Sequence[str], source: Source, train_source: Source, prepared: bool) -> None:

@@ -72,9 +72,11 @@ def unknown_metrics(
     data, sweep = parts["data"], parts["sweep"]
     by_name = {name: node for names, node in sources.items() for name in names}
     names: dict[str, None] = {}
+    has_ngrams = type(data.instance).ngrams is not Source.ngrams and not data.instance.endless
     for ends in maskings:
         has_oracle = type(by_name.get(ends[0], data).instance).oracle is not Source.oracle
-        names |= {f"val/{metric}{'_' * bool(end)}{end}": None for end in ends for metric in MetricSums.names(has_oracle)}
+        metrics = MetricSums.names(has_oracle, has_ngrams)
+        names |= {f"val/{metric}{'_' * bool(end)}{end}": None for end in ends for metric in metrics}
     foreign = any(not node.target.startswith(_KNOWN) for node in parts["callbacks"].values())
     for name, node in parts["callbacks"].items():
         monitor = node.arguments.get("monitor")

@@ -9,23 +9,25 @@ names                       masking       source          metrics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlm_lightning.data.source import Oracle, Source
+from mlm_lightning.data.source import NGrams, Oracle, Source
 from mlm_lightning.masking import Masking
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """`names` end the names of its metrics (`""`: plain `val/loss`). `masking` is frozen: its masks are always the same."""
+    """`names` end the names of its metrics (`""`: plain `val/loss`). `masking` is frozen: its masks are always the same.
+    `ngrams` are the counts of what the model is trained on, whatever `source` is."""
 
     names: tuple[str, ...]
     masking: Masking
     source: Source
     oracle: Oracle | None = None
+    ngrams: NGrams | None = None
 
     @classmethod
     def training(cls, source: Source, masking: Masking) -> "Condition":
         """The condition of the training: its rows, masked as it masks, with 100 % `[MASK]`."""
-        return cls(("",), masking.frozen(), source, source.oracle())
+        return cls(("",), masking.frozen(), source, source.oracle(), source.ngrams())
 
     def metrics(self, stage: str, values: dict[str, float]) -> dict[str, float]:
         """`val/loss`, `val/loss_k2` … for `loss` …"""

@@ -3,6 +3,7 @@
     Source(**its YAML) ─ prepare() ─ rows("train") ─►  rows[index_B]  ─►  tokens_BL
                        └ vocab, seq_len            └ len(rows), unless they have no end
                        └ oracle()  ─►  posterior(tokens_BL, observed_BL)  ─►  probs_BLV
+                       └ ngrams()  ─►  losses(batch)  ─►  what counting the words of a text gives
 
 A new dataset is one subclass and one YAML whose `_target_` names it; nothing else is touched.
 """
@@ -14,12 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from mlm_lightning.batch import Vocab
+from mlm_lightning.batch import MLMBatch, Vocab
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.processes import Workers
 
-__all__ = ["SPLITS", "Oracle", "Rows", "Source", "Split"]
+__all__ = ["SPLITS", "NGrams", "Oracle", "Rows", "Source", "Split"]
 
 
 class Rows(Protocol):
@@ -60,6 +61,15 @@ class Oracle(Protocol):
 
         Raises ValueError where the observed tokens are impossible under the source's distribution.
         """
+        ...
+
+
+class NGrams(Protocol):
+    """What counting the tokens of the training rows gives, for a model to be seen beside."""
+
+    def losses(self, batch: MLMBatch) -> dict[str, Tensor]:
+        """On the CPU, of each predicted position, 0 where there is none: `unigram_loss`, `bigram_loss` (where the left
+        neighbour is visible, else the unigram's) in nats, and `unigram_correct`, 1 where the most frequent token is right."""
         ...
 
 
@@ -119,6 +129,11 @@ class Source(ABC):
 
     def oracle(self) -> Oracle | None:
         """The exact posterior, where it is known."""
+        return None
+
+    def ngrams(self, fingerprint: str | None = None) -> NGrams | None:
+        """The counts of the rows for training, or of those that had another `fingerprint`; None where there are none, or
+        nothing is prepared."""
         return None
 
     def fingerprint(self) -> str | None:

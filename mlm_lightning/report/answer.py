@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mlm_lightning.report.compare import Difference, Standing
 from mlm_lightning.report.groups import Group
+from mlm_lightning.report.learned import shortfalls
 from mlm_lightning.report.metric import condition_name, describe
 from mlm_lightning.report.study import Study
 from mlm_lightning.report.tables import number, signed, with_interval
@@ -39,7 +40,7 @@ def answer(study: Study) -> list[str]:
     if not standings:
         return _no_answer(study)
     lines = [_by_condition(study), *_each_condition(study)] if study.by_condition else _single(study, standings[0])
-    return [*lines, *_how_sure(study)]
+    return [*lines, *_how_sure(study), *shortfalls([result.summary for result in study.collection.complete])]
 
 
 def _no_answer(study: Study) -> list[str]:

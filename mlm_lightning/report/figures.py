@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlm_lightning.report import style
-from mlm_lightning.report.groups import Axis, as_text, canonical
+from mlm_lightning.report.groups import Axis, Group, as_text, canonical
 from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, describe, interval, label
 from mlm_lightning.report.study import Study
-from mlm_lightning.report.style import LIMIT, LIMIT_COLOUR, WIDTH, Picture
+from mlm_lightning.report.style import COUNTED, LIMIT, LIMIT_COLOUR, WIDTH, Picture
 
 MAX_PANELS, MAX_COLOURS, MAX_CELLS, MAX_PAIRS, MAX_CURVES = 3, 10, 20, 6, 10
 """Panels with a condition each, lines of a panel, rows or columns of a heat map, pairs of keys, groups with learning curves."""
@@ -75,6 +75,7 @@ def _by_key(study: Study, axis: Axis) -> Picture:
                 style.draw_series(ax, axis, groups, metric, blue, "best of the other keys")
         style.draw_limits(ax, axis, study.groups, metric)
         is_cut |= style.frame(ax, study.groups, [metric])
+        style.draw_counted(ax, axis, study.groups, metric)
         ax.set_ylabel(style.on_two_lines(label(DEFAULT if study.by_condition else metric)))
         if study.by_condition:
             ax.set_title(condition_name(metric.condition).replace(", ", ",\n"))
@@ -205,9 +206,7 @@ def _curves(study: Study) -> Iterator[Picture]:
         groups = [group for group in groups if study.name(group) in best]
     styles = style.line_styles(len(groups), ordered=len(study.axes) == 1 and study.axes[0].numeric and len(groups) > 3)
     figure, panels = style.new_figure(WIDTH, 3.1, len(names))
-    oracle = [[curve[-1][1] for each in group.results if (curve := each.curves.get("val/oracle_loss"))] for group in groups]
-    limits = [(found.mean, look) for values, look in zip(oracle, styles, strict=True) if (found := interval(values))]
-    different = {round(limit, 9) for limit, _ in limits}
+    references = {"val/oracle_loss": (LIMIT, "--")} | {f"val/{kind}_loss": look for kind, look in COUNTED.items()}
     for ax, name in zip(panels, names, strict=True):
         pairs = zip(groups, styles, strict=True)
         curves = [(group, look, each.curves.get(name, [])) for group, look in pairs for each in group.results]
@@ -218,12 +217,9 @@ def _curves(study: Study) -> Iterator[Picture]:
                 at = list(range(last + 1)) if last < 12 else [round(last * part / 6) for part in range(1, 7)]
                 line: Any = {"color": colour, "linewidth": 0.9, "marker": marker, "markersize": 3.5, "markevery": at}
                 ax.plot(*style.columns(points), **line, label=style.shortened(study.name(group), 60))
-        if name == "val/loss" and len(different) == 1:
-            style.draw_level(ax, different.pop())
-        elif name == "val/loss" and different:
-            for limit, look in limits:
-                style.draw_level(ax, limit, look, linewidth=1.0)
-            ax.plot([], [], linestyle="--", linewidth=1.0, color=LIMIT_COLOUR, label=f"{LIMIT}, by colour and mark")
+        if name == "val/loss":
+            for column, (words, line) in references.items():
+                _draw_levels(ax, column, groups, styles, words, line)
         if name == "val/excess_loss" and all(value > 0 for *_, curve in curves for _, value in curve):
             style.set_log_scale(ax, "y", (1, 2, 5))
         ax.set_title(label(name).replace(" (", "\n("))
@@ -232,7 +228,24 @@ def _curves(study: Study) -> Iterator[Picture]:
     style.add_legend(figure, panels)
     has_oracle = any(math.isfinite(result.value("val/oracle_loss")) for result in study.collection.complete)
     dashed = "; dashed, the best possible loss" if has_oracle else ""
+    if any("val/unigram_loss" in each.curves for each in runs):
+        dashed += "; dotted, what counting words gives; dashes and dots, what counting pairs of neighbours gives"
     caption = f"Learning curves: a colour is a group, a thin line a run{dashed}."
     if len(groups) < len(every_group):
         caption += f" Of {len(every_group)} groups, the {'best' if has_order else 'first'} {len(groups)} are shown."
     yield Picture("learning_curves", caption, figure)
+
+
+def _draw_levels(
+    ax: Any, column: str, groups: Sequence[Group], styles: Sequence[style.LineStyle], name: str, line: str
+) -> None:
+    """What a loss can be compared with: one level where all groups have the same, else one in the style of each group."""
+    ends = [[curve[-1][1] for each in group.results if (curve := each.curves.get(column))] for group in groups]
+    levels = [(found.mean, look) for values, look in zip(ends, styles, strict=True) if (found := interval(values))]
+    different = {round(level, 9) for level, _ in levels}
+    if len(different) == 1:
+        style.draw_level(ax, different.pop(), line=line, name=name)
+    elif different:
+        for level, look in levels:
+            style.draw_level(ax, level, look, linewidth=1.0, line=line)
+        ax.plot([], [], linestyle=line, linewidth=1.0, color=LIMIT_COLOUR, label=f"{name}, by colour and mark")

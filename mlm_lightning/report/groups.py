@@ -175,6 +175,11 @@ class Group:
         found = interval([_metric(metric).limit(result) for result in self.results])
         return found.mean if found else math.nan
 
+    def counted(self, metric: str | Metric, kind: str) -> float:
+        """What counts of the training text reach of it, `unigram` or `bigram`."""
+        found = interval([_metric(metric).counted(result, kind) for result in self.results])
+        return found.mean if found else math.nan
+
 
 def _metric(metric: str | Metric) -> Metric:
     return Metric(metric) if isinstance(metric, str) else metric

@@ -14,6 +14,10 @@ from mlm_lightning.report.results import DEFAULT, Result
 _STAGES = {"val": "validation", "train": "training", "best/val": "best validation", "test": "test"}
 _QUANTITIES = {  # and their units
     "excess_loss": ("excess over the oracle", "nats a token"),
+    "unigram_loss": ("loss of counting words", "nats a token"),
+    "bigram_loss": ("loss of counting pairs", "nats a token"),
+    "unigram_accuracy": ("accuracy of counting words", ""),
+    "gain_over_unigram": ("gain over counting words", "nats a token"),
     "perplexity": ("perplexity", ""),
     "accuracy": ("accuracy", ""),
     "loss": ("loss", "nats a token"),
@@ -36,6 +40,14 @@ class Metric:
         """What the oracle reaches; NaN where there is none."""
         return limit_of(result, self.name)
 
+    def counted(self, result: Result, kind: str) -> float:
+        """What counts of the training text reach, `unigram` or `bigram`; NaN where there are none, and of other quantities."""
+        stage, quantity, condition = _parts(self.name)
+        if quantity not in ("loss", "perplexity"):
+            return math.nan
+        value = _beside(result, stage, f"{kind}_loss", condition)
+        return math.exp(value) if quantity == "perplexity" and value < 700 else value
+
     @property
     def condition(self) -> str:
         """`rate_0.30`; empty for a run's own."""
@@ -51,11 +63,17 @@ def _parts(column: str) -> tuple[str, str, str]:
 def limit_of(result: Result, column: str) -> float:
     """The oracle's value of a metric, under the same condition."""
     stage, quantity, condition = _parts(column)
-    oracle = "oracle_accuracy" if quantity == "accuracy" else "oracle_loss"
-    value = result.value(f"{stage.removeprefix('best/')}/{oracle}" + (f"_{condition}" if condition else ""))
+    if "gram" in quantity:  # of counts, not of the model
+        return math.nan
+    value = _beside(result, stage, "oracle_accuracy" if quantity == "accuracy" else "oracle_loss", condition)
     if quantity == "excess_loss":
         return value * 0
     return math.exp(value) if quantity == "perplexity" and value < 700 else value
+
+
+def _beside(result: Result, stage: str, name: str, condition: str) -> float:
+    """Another value of the same stage and condition: frozen masks give the best step those of the last."""
+    return result.value(f"{stage.removeprefix('best/')}/{name}" + (f"_{condition}" if condition else ""))
 
 
 def describe(metric: str | Metric) -> tuple[str, str, str]:
@@ -65,7 +83,8 @@ def describe(metric: str | Metric) -> tuple[str, str, str]:
     if not quantity:
         return name, "", ""
     words, unit = _QUANTITIES[quantity]
-    subject = words if quantity == "excess_loss" else f"{_STAGES.get(stage, stage)} {words}"
+    own = quantity in ("excess_loss", "gain_over_unigram")
+    subject = words if own else f"{_STAGES.get(stage, stage)} {words}"
     return subject, condition_name(condition), unit
 
 

@@ -2,7 +2,8 @@
 
 Each is a `matplotlib.figure.Figure` of its own (no pyplot, no window, no global state). Colours are Okabe and Ito's, which
 differ for the colour-blind, and every line has a marker of its own for a print in grey; ordered values and heat maps are
-cividis, whose lightness rises steadily. Dashed lines are the oracle's limit, and nothing else is dashed.
+cividis, whose lightness rises steadily. Dashed lines are the oracle's limit, dotted ones what counting words gives, dashes and
+dots what counting pairs gives, and nothing else is drawn so.
 """
 
 import io
@@ -30,6 +31,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FRAME_COLOUR = "#D55E00"
 LIMIT = "best possible (oracle)"
 LIMIT_COLOUR = "#333333"
+COUNTED = {"unigram": ("counting words (unigram)", ":"), "bigram": ("counting pairs (bigram)", "-.")}
+"""What counts of the training text give: names and line styles."""
 WIDTH = 7.4  # inches, of a page
 
 Cells = list[list[Interval | None]]
@@ -200,28 +203,53 @@ def draw_series(
 
 def draw_limits(ax: "Axes", axis: Axis, groups: Sequence[Group], metric: str | Metric, style: LineStyle | None = None) -> None:
     """The oracle's limit at each group, dashed; `style` is that of the line that it belongs to, where there are several."""
-    limits = {(axis.place(group.values), group.limit(metric)) for group in groups}
-    at, heights = columns(sorted(each for each in limits if math.isfinite(each[1])))
+    _draw_reference(ax, axis, [(group, group.limit(metric)) for group in groups], style)
+
+
+def draw_counted(ax: "Axes", axis: Axis, groups: Sequence[Group], metric: str | Metric) -> None:
+    """What counting gives at each group, where that lies in the frame: a model that has learned much is far from it, and a
+    frame that shows both would hide how groups differ."""
+    bottom, top = ax.get_ylim()
+    for kind, (name, line) in COUNTED.items():
+        heights = [(group, group.counted(metric, kind)) for group in groups]
+        if any(bottom <= height <= top for _, height in heights):
+            _draw_reference(ax, axis, heights, None, line, name)
+    ax.set_ylim(bottom, top)
+
+
+def _draw_reference(
+    ax: "Axes",
+    axis: Axis,
+    found: Sequence[tuple[Group, float]],
+    style: LineStyle | None,
+    line: str = "--",
+    name: str = LIMIT,
+) -> None:
+    """A height at each group."""
+    places = {(axis.place(group.values), height) for group, height in found}
+    at, heights = columns(sorted(each for each in places if math.isfinite(each[1])))
     if len(set(heights)) == 1:
-        draw_level(ax, heights[0], style)
+        draw_level(ax, heights[0], style, line=line, name=name)
     elif axis.numeric and len(at):
-        ax.plot(at, heights, **_dashed(style))
+        ax.plot(at, heights, **_look(style, line, name))
     elif len(at):  # nothing lies between two categories
-        ax.hlines(heights, at - 0.3, at + 0.3, **_dashed(style))
+        ax.hlines(heights, at - 0.3, at + 0.3, **_look(style, line, name))
 
 
-def draw_level(ax: "Axes", limit: float, style: LineStyle | None = None, linewidth: float = 1.2) -> None:
-    """A limit that is the same everywhere. In a style, its right end is marked as the lines are that it belongs to: in grey,
-    its colour doesn't tell."""
-    ax.axhline(limit, **_dashed(style, linewidth))
+def draw_level(
+    ax: "Axes", height: float, style: LineStyle | None = None, linewidth: float = 1.2, line: str = "--", name: str = LIMIT
+) -> None:
+    """A limit, or what counting gives, that is the same everywhere. In a style, its right end is marked as the lines are that
+    it belongs to: in grey, its colour doesn't tell."""
+    ax.axhline(height, **_look(style, line, name, linewidth))
     if style:
         look: Any = {"marker": style[1], "color": style[0], "markerfacecolor": "white", "markersize": 5, "clip_on": False}
-        ax.plot([1.0], [limit], transform=ax.get_yaxis_transform(), **look)
+        ax.plot([1.0], [height], transform=ax.get_yaxis_transform(), **look)
 
 
-def _dashed(style: LineStyle | None, linewidth: float = 1.2) -> dict[str, Any]:
-    colour, name = (style[0], "_") if style else (LIMIT_COLOUR, LIMIT)
-    return {"linestyle": "--", "linewidth": linewidth, "color": colour, "label": name}
+def _look(style: LineStyle | None, line: str, name: str, linewidth: float = 1.2) -> dict[str, Any]:
+    colour, name = (style[0], "_") if style else (LIMIT_COLOUR, name)
+    return {"linestyle": line, "linewidth": linewidth, "color": colour, "label": name}
 
 
 def contrast(one: Any, other: Any) -> float:

@@ -15,7 +15,7 @@ from mlm_lightning.report.results import Collection, Result
 from mlm_lightning.report.study import Study
 from mlm_lightning.runs.checkpoint import flat
 
-_MAIN_METRICS = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/accuracy")
+_MAIN_METRICS = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/unigram_loss", "val/bigram_loss", "val/accuracy")
 _COSTS = ("seconds", "tokens")
 _MOST_COLUMNS = 4  # of metrics, in a terminal
 # They name a run, or follow from its config.

@@ -145,9 +145,15 @@ def _metrics(manifest: Manifest) -> str:
             " No model can have a lower expected loss than the oracle, the exact posterior, which has "
             f"{metrics['val/oracle_loss']:.4f} nats a token; this one lies {excess:.4f} above it (standard error {error:.4f})."
         )
+    counted = ""
+    if "val/unigram_loss" in metrics:
+        counted = (
+            f" On the same tokens, word frequencies alone (unigram) have a loss of {metrics['val/unigram_loss']:.4f} nats, and "
+            f"counts of pairs of neighbours (bigram) {metrics['val/bigram_loss']:.4f}."
+        )
     words = {name: "" if label(name) == name else f", {label(name)}" for name in metrics}
     rows = {f"`{name}`{words[name]}": f"{value:.5g}" for name, value in metrics.items()}
-    return f"{masks}{oracle}\n\n{_table(('metric', 'value'), rows)}"
+    return f"{masks}{oracle}{counted}\n\n{_table(('metric', 'value'), rows)}"
 
 
 def _limits(loaded: LoadedRun, config: Composed, manifest: Manifest) -> str:

@@ -9,7 +9,7 @@ What is measured is kept beside each run (`runs/evaluations.py`), so the same co
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
@@ -119,7 +119,8 @@ def _measure(job: Job, asked: Asked, name: str) -> None:
     if metrics is None:
         from mlm_lightning.training.evaluate import evaluate  # Lightning, which a sweep that has all results does without
 
-        found = evaluate(job.run.checkpoints / LAST, job.settings, [condition], trust=True)
+        ngrams = condition.source.ngrams(job.run.manifest.get("data") or "")  # of what this run is trained on
+        found = evaluate(job.run.checkpoints / LAST, job.settings, [replace(condition, ngrams=ngrams)], trust=True)
         metrics = {metric: value for metric, value in found.items() if "/" in metric}
     evaluations.add(job.run, name, asked.description, condition.source.fingerprint(), metrics)
 

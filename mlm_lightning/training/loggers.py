@@ -117,6 +117,16 @@ class TensorBoardLogger(LightningTensorBoardLogger):
         flush_secs: int = 120,
     ) -> None:
         super().__init__(save_dir, name, version, purge_step=purge_step, max_queue=max_queue, flush_secs=flush_secs)
+        self._has_chart = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Of a text's run, the tab of custom scalars has the loss and what counting words gives in one chart."""
+        super().log_metrics(metrics, step)
+        if "val/bigram_loss" in metrics and not self._has_chart:
+            self._has_chart = True
+            losses = ["train/loss", "val/loss", "val/unigram_loss", "val/bigram_loss"]
+            self.experiment.add_custom_scalars({"text": {"loss beside what counting gives": ["Multiline", losses]}})
 
 
 _FINAL = ("accuracy", "excess_loss", "loss", "oracle_loss", "perplexity")

@@ -214,8 +214,9 @@ class MLMModule(L.LightningModule):
 
     def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
-        oracle = self.conditions[dataloader_idx].oracle
-        self._eval_sums[dataloader_idx].update(self(batch), batch, self.oracle_probs(batch, oracle))
+        condition = self.conditions[dataloader_idx]
+        counted = condition.ngrams.losses(batch) if condition.ngrams else None
+        self._eval_sums[dataloader_idx].update(self(batch), batch, self.oracle_probs(batch, condition.oracle), counted)
 
     def on_validation_epoch_end(self) -> None:
         stage, self.last_metrics = "test" if self.trainer.testing else "val", {}
@@ -228,7 +229,8 @@ class MLMModule(L.LightningModule):
                     f"{stage}: its rows hold special tokens and padding alone, so there is nothing to predict; look at the "
                     "data, e.g. with mlm prepare"
                 )
-            self.last_metrics |= condition.metrics(stage, sums.compute(with_oracle=condition.oracle is not None))
+            has_oracle, has_ngrams = condition.oracle is not None, condition.ngrams is not None
+            self.last_metrics |= condition.metrics(stage, sums.compute(has_oracle, has_ngrams))
         # in training, and for what `mlm evaluate` prints, they go their own way
         self.log_dict(self.last_metrics, logger=self._plain and self.trainer.state.fn != "fit")
         if self.trainer.state.fn == "fit":

@@ -136,9 +136,9 @@ def test_the_runs_own_data_is_not_evaluated_twice(
     rows: list[int] = []
     update = MetricSums.update
 
-    def counted(self: MetricSums, logits_BKV: Any, batch: Any, oracle_probs_BKV: Any = None) -> None:
+    def counted(self: MetricSums, logits_BKV: Any, batch: Any, *further: Any) -> None:
         rows.append(len(batch.row_ids_B))
-        update(self, logits_BKV, batch, oracle_probs_BKV)
+        update(self, logits_BKV, batch, *further)
 
     monkeypatch.setattr(MetricSums, "update", counted)
     evaluate(str(run.folder), ["eval.data={k0: {filter_level: 0}, k2: {filter_level: 2, val_size: 40}}"])

@@ -1,6 +1,7 @@
 """Text from end to end: a run keeps all that it needs of its tokenizer, and its folder is enough to use it."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Iterator
@@ -8,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import composed
-from helpers import run_of, train
+from helpers import run_of, settings_of, train
 
 from mlm_lightning.__main__ import main
+from mlm_lightning.batch import IGNORE_INDEX
 from mlm_lightning.commands.evaluate import evaluate
 from mlm_lightning.commands.export import export
 from mlm_lightning.commands.predict import predict
-from mlm_lightning.errors import UserError
-from mlm_lightning.runs.folder import Run
+from mlm_lightning.commands.train import show
+from mlm_lightning.data.datamodule import MLMDataModule
+from mlm_lightning.errors import ConfigError, UserError
+from mlm_lightning.masking import Bernoulli
+from mlm_lightning.runs.folder import Run, read_metrics
 from mlm_lightning.runs.load import load_run
 
 VOCABULARY = "the a cat dog bird sees hears follows quiet loud old young river house garden and near of walking walked"
@@ -58,6 +64,11 @@ def text_config(folder: Path, corpus: Path, *model: str) -> dict[str, Any]:
         *("~data.num_symbols", "~data.depth", "data.val_size=0.2", "data.test_size=null", f"data.cache_dir={folder / 'cache'}"),
         *("~model.d_model", "~model.num_layers", "~model.nhead", "~model.dim_feedforward", *model),
     )
+
+
+def text_config_of(run: TextRun) -> dict[str, Any]:
+    """Of its data."""
+    return text_config(run.corpus.parent, run.corpus)
 
 
 def trained(folder: Path, *model: str) -> TextRun:
@@ -151,6 +162,111 @@ def test_evaluate_repeats_the_summary(either: TextRun) -> None:
     assert either.run.summary is not None
     for name in ("val/loss", "val/perplexity", "val/accuracy"):
         assert result[name] == pytest.approx(either.run.summary[name], abs=1e-6)
+
+
+COUNTED = ("val/unigram_loss", "val/bigram_loss", "val/unigram_accuracy", "val/gain_over_unigram")
+
+
+def counts_of(run: TextRun) -> torch.Tensor:
+    """Of the tokens of the run's training text, by a loop over the file."""
+    (file,) = run.cache.glob(f"{run.run.manifest['data']}/train.tokens")
+    return torch.bincount(torch.from_numpy(np.fromfile(file, np.uint16).astype(np.int64)), minlength=200)
+
+
+def unigram_loss(counts_V: torch.Tensor, labels: torch.Tensor, num_regular: int) -> float:
+    total = int(counts_V.sum()) + num_regular
+    return float(-((counts_V[labels] + 1) / total).log().mean())
+
+
+def test_what_counting_words_gives_stands_beside_the_loss(either: TextRun) -> None:
+    summary = either.run.summary
+    assert summary is not None
+    source, vocab = settings_of(text_config_of(either)).data.instance, load_run(either.folder).vocab
+    source.prepare()
+    batches = MLMDataModule(source, Bernoulli(rate=0.15), batch_size=7)  # the run's has 16
+    (condition,) = batches.conditions
+    labels = torch.cat([batch.labels_BL[batch.labels_BL != IGNORE_INDEX] for batch in batches.eval_batches("val", condition)])
+    counts_V = counts_of(either)[: vocab.size] * vocab.is_regular_V
+    num_regular = int(vocab.is_regular_V.sum())
+    assert summary["val/unigram_loss"] == pytest.approx(unigram_loss(counts_V, labels, num_regular), abs=1e-6)
+    assert summary["val/unigram_accuracy"] == pytest.approx(float((labels == counts_V.argmax()).double().mean()))
+    assert summary["val/gain_over_unigram"] == pytest.approx(summary["val/unigram_loss"] - summary["val/loss"])
+    assert 0 < summary["val/bigram_loss"] < math.log(200)
+    lines = read_metrics(either.run.folder / "metrics.csv")
+    measured = [float(line["val/bigram_loss"]) for line in lines if line["val/loss"]]
+    assert measured == [summary["val/bigram_loss"]] * 2  # frozen masks, and no counts that change
+
+
+def test_evaluate_counts_the_text_of_the_training(either: TextRun, tmp_path: Path) -> None:
+    last = str(either.run.checkpoints / "last.ckpt")
+    assert either.run.summary is not None
+    assert {name: evaluate(last)[name] for name in COUNTED} == pytest.approx(
+        {name: either.run.summary[name] for name in COUNTED}, abs=1e-6
+    )
+    other = write_documents(tmp_path / "other.txt", seed=1)
+    other.write_text("the the the cat .\n" * 200)
+    elsewhere, gone = [f"data.path={other}"], f"data.cache_dir={tmp_path / 'cache'}"
+    found = evaluate(last, elsewhere)
+    vocab = load_run(either.folder).vocab
+    counts_V = counts_of(either)[: vocab.size] * vocab.is_regular_V
+    words = {word: int(counts_V[vocab.tokens.index(word)]) for word in ("the", "cat", ".")}
+    total = int(counts_V.sum() + vocab.is_regular_V.sum())
+    losses = {word: -math.log((count + 1) / total) for word, count in words.items()}
+    # a mean of these three, by the counts of the run's own text, in which "the" is no more frequent than other words
+    assert min(losses.values()) <= found["val/unigram_loss"] <= max(losses.values())
+    assert found["val/unigram_loss"] > 2  # by counts of these documents it would be about 1.1
+    # without the run's own text, no counts of another one
+    there = evaluate(last, [*elsewhere, gone])
+    assert there["val/loss"] == found["val/loss"]
+    assert not set(COUNTED) & set(there)
+
+
+def test_further_mask_rates_and_data_are_seen_beside_the_same_counts(transformer: TextRun, tmp_path: Path) -> None:
+    other = write_documents(tmp_path / "other.txt", seed=1)
+    further = [f"eval.data={{other: {{path: '{other}'}}}}", "eval.mask_rates=[0.15,0.5]"]
+    found = evaluate(str(transformer.run.checkpoints / "last.ckpt"), further)
+    assert {f"{name}{ending}" for name in COUNTED for ending in ("", "_rate_0.15", "_rate_0.50", "_other")} <= set(found)
+    assert found["val/bigram_loss"] == found["val/bigram_loss_rate_0.15"] != found["val/bigram_loss_rate_0.50"]
+    assert found["val/unigram_loss"] != found["val/unigram_loss_other"]
+
+
+def test_a_run_that_learned_nothing_says_what_to_try(transformer: TextRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert transformer.run.summary is not None
+    show(transformer.run.folder, transformer.run.summary)
+    text = capsys.readouterr().out
+    assert "loss of counting words" in text
+    assert "learned word frequencies" in text  # after 8 steps
+    assert "Try model=modern" in text
+    show(transformer.run.folder, transformer.run.summary | {"val/loss": 0.1})
+    assert "frequencies" not in capsys.readouterr().out
+    # one of an earlier version
+    show(transformer.run.folder, {name: each for name, each in transformer.run.summary.items() if name not in COUNTED})
+    assert "counting" not in capsys.readouterr().out
+
+
+def test_tensorboard_has_the_losses_in_one_chart(transformer: TextRun) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    events = EventAccumulator(str(transformer.run.folder / "tensorboard"))
+    events.Reload()
+    (event,) = events.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
+    drawn = list(category.chart[0].multiline.tag)
+    assert drawn == ["train/loss", "val/loss", "val/unigram_loss", "val/bigram_loss"]
+    assert set(drawn) <= set(events.Tags()["scalars"])
+
+
+def test_counts_are_metrics_of_text_alone(transformer: TextRun) -> None:
+    from mlm_lightning.config.compose import composer
+    from mlm_lightning.config.parse import parse
+
+    monitor = "callbacks.checkpoint.monitor=val/gain_over_unigram_rate_0.50"
+    text = ["data=text", f"data.path={transformer.corpus}", f"data.cache_dir={transformer.cache}", "data.tokenizer=train"]
+    with composer() as hydra:
+        parse(hydra.composed([monitor, "eval.mask_rates=[0.5]", *text]))
+        with pytest.raises(ConfigError, match=r"val/gain_over_unigram_rate_0.50: is no metric of this run"):
+            parse(hydra.composed([monitor, "eval.mask_rates=[0.5]"]))
 
 
 def test_a_split_that_is_not_there_is_a_mistake(distilbert: TextRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from mlm_lightning.report.figures import draw
 from mlm_lightning.report.metric import interval, label
 from mlm_lightning.report.results import collect
 from mlm_lightning.report.study import Study, study
-from mlm_lightning.report.style import LIMIT, Picture, contrast, text_colour
+from mlm_lightning.report.style import COUNTED, LIMIT, Picture, contrast, text_colour
 
 
 def drawn(folder: Path, metric: str | None = None) -> tuple[Study, dict[str, Picture]]:
@@ -107,6 +107,41 @@ def test_without_an_oracle_there_is_no_limit(tmp_path: Path) -> None:
     texts = [each.get_label() for picture in pictures.values() for ax in picture.figure.axes for each in ax.get_lines()]
     assert LIMIT not in texts
     assert "best possible" not in pictures["learning_curves"].caption
+
+
+def make_text_runs(parent: Path, bigram: float, slope: float = 0.0) -> None:
+    for n in range(3):
+        counted = {"val/unigram_loss": 6.5, "val/bigram_loss": bigram + slope * n}
+        lines = f"step,val/loss,val/unigram_loss,val/bigram_loss\n5,6.0,6.5,{bigram + slope * n}\n"
+        make_run(parent / str(n), {"optim.lr": 0.1 * (n + 1)}, summary_of(4.0 + n, None) | counted, metrics_csv=lines)
+
+
+def test_what_counting_gives_is_drawn_beside_the_loss(tmp_path: Path) -> None:
+    make_text_runs(tmp_path, 5.0)
+    _, pictures = drawn(tmp_path, "val/loss")
+    lines = [("learning_curves", "unigram", 6.5), ("learning_curves", "bigram", 5.0), ("by_optim.lr", "bigram", 5.0)]
+    for name, kind, level in lines:
+        panel, (words, looks) = pictures[name].figure.axes[0], COUNTED[kind]
+        assert set(line(panel, words)[1]) == {level}
+        assert [each.get_linestyle() for each in panel.get_lines() if each.get_label() == words] == [looks]
+    assert "dotted, what counting words gives" in pictures["learning_curves"].caption
+
+
+def test_what_counting_gives_is_left_out_where_it_would_hide_how_groups_differ(tmp_path: Path) -> None:
+    make_text_runs(tmp_path, 20.0)
+    _, pictures = drawn(tmp_path, "val/loss")
+    ax = pictures["by_optim.lr"].figure.axes[0]
+    assert COUNTED["bigram"][0] not in [each.get_label() for each in ax.get_lines()]
+    assert ax.get_ylim()[1] < 10
+
+
+def test_counts_that_differ_are_drawn_at_each_point(tmp_path: Path) -> None:
+    make_text_runs(tmp_path, 4.5, slope=0.5)
+    _, pictures = drawn(tmp_path, "val/loss")
+    assert line(pictures["by_optim.lr"].figure.axes[0], COUNTED["bigram"][0])[1] == [4.5, 5.0, 5.5]
+    assert f"{COUNTED['bigram'][0]}, by colour and mark" in [
+        each.get_label() for each in pictures["learning_curves"].figure.axes[0].get_lines()
+    ]
 
 
 def test_categories_stand_apart_with_bars(tmp_path: Path) -> None:

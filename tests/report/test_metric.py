@@ -8,7 +8,7 @@ import scipy.stats
 from made_runs import ORACLE, make_grid, make_run, make_sweep, summary_of
 
 from mlm_lightning.errors import UserError
-from mlm_lightning.report.metric import interval, limit_of, t_quantile
+from mlm_lightning.report.metric import Metric, interval, label, limit_of, t_quantile
 from mlm_lightning.report.results import Result, collect
 from mlm_lightning.report.study import Study, conditions_of, study
 
@@ -97,6 +97,20 @@ def test_the_limit_belongs_to_the_metric_and_its_condition() -> None:
     assert limit_of(result, "val/excess_loss") == 0.0
     assert math.isnan(limit_of(result, "val/loss_k2"))
     assert math.isnan(limit_of(result, "tokens_per_second"))
+
+
+def test_what_counting_gives_belongs_to_the_metric_and_its_condition() -> None:
+    summary = {"val/unigram_loss": 6.5, "val/bigram_loss": 5.0, "val/unigram_loss_k1": 6.0, "val/oracle_loss": 1.0}
+    result = Result(Path(), "", "complete", summary=summary)
+    assert Metric("val/loss").counted(result, "unigram") == Metric("best/val/loss").counted(result, "unigram") == 6.5
+    assert Metric("val/loss").counted(result, "bigram") == 5.0
+    assert Metric("val/loss_k1").counted(result, "unigram") == 6.0
+    assert Metric("val/perplexity").counted(result, "bigram") == math.exp(5.0)
+    for name in ("val/accuracy", "val/gain_over_unigram", "val/loss_k2", "seconds"):
+        assert math.isnan(Metric(name).counted(result, "unigram"))
+    assert math.isnan(limit_of(result, "val/bigram_loss"))
+    assert label("val/gain_over_unigram_rate_0.30") == "gain over counting words, mask rate 0.30 (nats a token)"
+    assert label("val/unigram_loss") == "validation loss of counting words (nats a token)"
 
 
 def test_conditions_are_those_of_every_run_in_natural_order() -> None:

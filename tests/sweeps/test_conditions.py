@@ -171,3 +171,25 @@ def test_entries_of_other_weights_are_stale(rates: Path, change: dict[str, Any])
     path.write_text("[")
     assert evaluations.read(run) == {}
     path.write_text(before)
+
+
+def test_each_run_stands_beside_the_counts_of_its_own_text(tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\n")
+    for name, text in {"one": "a b c a\n", "other": "c c b c\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(text * 100)
+    paths = [str(tmp_path / f"{name}.txt") for name in ("one", "other")]
+    text = ["data=text", "data.val_size=0.2", "data.test_size=null", "~data.num_symbols", "~data.depth", "data.chunk_size=12"]
+    text += [f"data.tokenizer={vocab}", "data.vocab_size=null", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert sweep(tmp_path, *text, f"data.path={','.join(paths)}") == 0
+    one, other = runs(tmp_path)
+    found, theirs = by_name(one), by_name(other)
+    assert set(found) == set(theirs) == {"path_one.txt", "path_other.txt"}
+    for run, measured in ((one, found), (other, theirs)):
+        for path in paths:
+            again = evaluate(str(run.checkpoints / "last.ckpt"), [f"data.path={path}"])
+            metrics = measured[f"path_{Path(path).name}"]
+            assert metrics["val/bigram_loss"] > 0
+            assert metrics == {name: again[name] for name in metrics}
+    # the same rows and masks, beside the counts of other texts
+    assert found["path_other.txt"]["val/unigram_loss"] > theirs["path_other.txt"]["val/unigram_loss"] + 0.3

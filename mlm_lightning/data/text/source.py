@@ -27,6 +27,7 @@ from mlm_lightning.data.source import Source, Split
 from mlm_lightning.data.text.documents.base import Documents
 from mlm_lightning.data.text.documents.files import FileDocuments
 from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
+from mlm_lightning.data.text.ngrams import TextNGrams
 from mlm_lightning.data.text.prepare.cache import TokenCache, building, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
 from mlm_lightning.data.text.prepare.workers import Local
@@ -51,6 +52,7 @@ class TextSource(TextSettings, Source):
         super().__post_init__()
         self._cache: TokenCache | None = None
         self._rows: dict[Split, CachedRows | StreamRows] = {}
+        self._ngrams: dict[Path, TextNGrams] = {}
 
     # -- what a source offers --------------------------------------------------------------------------------------------
 
@@ -152,6 +154,19 @@ class TextSource(TextSettings, Source):
 
     def expected_fingerprint(self) -> str:
         return fingerprint_of(self.request())
+
+    def ngrams(self, fingerprint: str | None = None) -> TextNGrams | None:
+        """Of the tokens for training in this source's cache, or in that of another fingerprint; counted once, and kept there.
+        None where the cache is gone, and of a stream, which is never there as a whole."""
+        own = self.expected_fingerprint() if self._cache is None else self._cache.folder.name
+        name, _, content = (own if fingerprint is None else fingerprint.partition("+")[0]).partition(":")
+        folder = self.cache_path / name
+        if folder not in self._ngrams:
+            cache = TokenCache.open(folder)
+            if cache is None or "train" not in cache.splits or (content and fingerprint_of(cache.splits)[:8] != content):
+                return None
+            self._ngrams[folder] = cache.ngrams()
+        return self._ngrams[folder]
 
     # -- what `mlm prepare` and a run need besides -----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
       vocab.json  tokenizer/  all that a run needs of the tokenizer; `tokenizer/` opens with AutoTokenizer
       train.tokens  val.tokens  test.tokens            the tokens, nothing else: uint16 or uint32, to be memory-mapped
       train.ends    val.ends    test.ends              where each document ends (exclusive): int64
+      train.ngrams            how often its tokens and pairs of them occur (ngrams.py); made when it is first asked for
     <cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
 
 A process that has built a folder renames it into place, so nobody ever sees half of one.
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.data.text.ngrams import TextNGrams
 from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE
 from mlm_lightning.files import sync_folder
 
@@ -67,6 +69,11 @@ class TokenCache:
     def files(self, split: str) -> tuple[Path, Path]:
         """That of the tokens, and that of the documents' ends."""
         return self.folder / f"{split}.tokens", self.folder / f"{split}.ends"
+
+    def ngrams(self) -> TextNGrams:
+        """The counts of the tokens for training, made unless they lie there."""
+        token_T = np.asarray(np.memmap(self.files("train")[0], self.dtype, "r"))
+        return TextNGrams.of_file(self.folder / "train.ngrams", token_T, self.vocab)
 
 
 @contextmanager

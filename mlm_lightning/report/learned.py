@@ -1,0 +1,41 @@
+"""Whether a text model has learned more than counting gives: its loss beside that of word frequencies and of pairs of words.
+
+unigram 6.5 ──────────────  word frequencies: what a model on the plateau has learned
+bigram  5.0 ──────────────  the left neighbour, where it is visible
+loss    3.9                 context
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+LEAST_GAIN = 0.1
+"""Nats a token below the unigram's loss that a model must have to have learned more than frequencies."""
+LEARN_MORE = (
+    "Try model=modern, more steps (trainer.max_steps, a longer trainer.time_budget), a higher optim.lr or a smaller vocabulary."
+)
+
+
+def shortfall(summary: Mapping[str, float]) -> str | None:
+    """What a run has not learned, in a sentence; None where it has learned context, or nothing is counted."""
+    loss, unigram, bigram = (summary.get(f"val/{name}", math.nan) for name in ("loss", "unigram_loss", "bigram_loss"))
+    if loss - unigram > LEAST_GAIN:
+        return f"It has not even learned word frequencies: loss {loss:.2f}, and counting words gives {unigram:.2f} (unigram)."
+    if unigram - loss < LEAST_GAIN:
+        return (
+            f"It has learned word frequencies and no more: loss {loss:.2f}, and counting words gives {unigram:.2f} (unigram)."
+        )
+    if loss >= bigram:
+        more = f"loss {loss:.2f}, and counting pairs of neighbours gives {bigram:.2f} (bigram)"
+        return f"It has learned word frequencies but no context: {more}."
+    return None
+
+
+def shortfalls(summaries: Sequence[Mapping[str, float]]) -> list[str]:
+    """Of some runs, in a sentence or two; empty where all have learned context."""
+    found = [each for each in map(shortfall, summaries) if each is not None]
+    if not found:
+        return []
+    if len(summaries) == 1:
+        return [*found, LEARN_MORE]
+    told = f"{len(found)} of {len(summaries)} runs have learned no more than counting words, or pairs of neighbours, gives."
+    return [told, LEARN_MORE]
