@@ -69,6 +69,10 @@ def _in_toy_size(words: list[str], stand_ins: dict[str, str]) -> list[str]:
         return words
     given = {word.partition("=")[0] for word in words}
     toy = [each for each in _TOY if each.partition("=")[0] not in given]
+    if "experiment=text_scratch" in words and "trainer.time_budget" not in given:  # whose measurement alone would take a while
+        toy.append("trainer.time_budget=0.01")
+    if "experiment=text_adapt" in words:
+        toy.append("trainer.max_epochs=null")
     if "experiment=xsum_distilbert" in words:
         weights = stand_ins["distilbert/distilbert-base-uncased"]
         toy += [f"data.dataset={stand_ins['EdinburghNLP/xsum']}", f"data.tokenizer={weights}", f"model.checkpoint={weights}"]

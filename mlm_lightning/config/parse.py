@@ -9,7 +9,7 @@ Composed ─► keys, types, ranges   by the signatures of what is named
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields, make_dataclass
+from dataclasses import make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,17 @@ from mlm_lightning.config.compose import composer
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.feasible import too_large_batches, too_large_model, too_large_training, unknown_metrics
 from mlm_lightning.config.hints import hinted
-from mlm_lightning.config.settings import OPTIMIZATION_KEYS, Eval, Loader, Node, Optimization, Seed, Settings, SweepSettings
+from mlm_lightning.config.settings import (
+    LOADER_KEYS,
+    OPTIMIZATION_KEYS,
+    Eval,
+    Loader,
+    Node,
+    Optimization,
+    Seed,
+    Settings,
+    SweepSettings,
+)
 from mlm_lightning.config.signatures import check_node, mistyped_keys
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.source import Source
@@ -45,8 +55,6 @@ from mlm_lightning.values import check, check_arguments
 T = TypeVar("T")
 Sources = dict[tuple[str, ...], Node]
 Maskings = dict[tuple[str, ...], Masking]
-
-_LOADER_KEYS = tuple(each.name for each in fields(Loader))
 
 
 # the keys of a config and their types
@@ -162,10 +170,10 @@ def _check_slowly(findings: _Findings, settings: Settings) -> None:
 def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, Any]:
     """Each part on its own: keys, types, ranges, and what its constructor refuses. By the fields of Settings; None where it is
     missing or wrong."""
-    loader, data = _split(config.get("data"), _LOADER_KEYS)
+    loader, data = _split(config.get("data"), LOADER_KEYS)
     parts: dict[str, Any] = {
         "loader": findings.part("data", loader, Loader),
-        "data": findings.node("data", data, Source, also=_LOADER_KEYS),
+        "data": findings.node("data", data, Source, also=tuple(sorted(LOADER_KEYS))),
         "eval": findings.part("eval", config.get("eval"), Eval),
         "sweep": findings.part("sweep", config.get("sweep"), SweepSettings),
     }
@@ -175,6 +183,9 @@ def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, An
     parts["trainer"] = findings.part("trainer", trainer, TrainerSettings)
     optimization, optim = _split(config.get("optim", {}), OPTIMIZATION_KEYS)
     parts["optimization"] = findings.part("optim", optimization if findings.trusted else {}, Optimization)
+    if optim is not None and optim.get("lr") == "auto" and parts["optimization"] is not None:
+        parts["optimization"] = replace(parts["optimization"], auto_lr=True)
+        optim = optim | {"lr": 1e-3}  # stands in until it is settled
     nodes = {key: config.get(key, {}) for key in ("masking", "model", "schedule")}
     nodes |= {"optim": optim, "prepare": config.get("prepare")}
     bases = {"masking": Masking, "model": nn.Module, "optim": Optimizer, "schedule": None, "prepare": Workers}
@@ -245,7 +256,7 @@ def settings(overrides: Sequence[str] = (), config_dir: str | None = None, confi
 def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, train_source: Source) -> bool:
     """Whether a further source has good keys and values, and the run's model can read it."""
     key, before = eval_data_key(names), len(findings.errors)
-    for name in _LOADER_KEYS:
+    for name in sorted(LOADER_KEYS):
         if name in node.arguments:
             problem = f"is not set in eval.data; data.{name} is meant for it too"
             findings.errors.append(ConfigError(f"{key}.{name}", NO_VALUE, problem))

@@ -85,9 +85,11 @@ class Optimization:
         Annotated[float, Interval(gt=0, le=1), "it multiplies the learning rate from layer to layer; null: not"] | None
     ) = None
     z_loss: Annotated[float, Ge(0), Lt(math.inf), "it weighs squared log-normalisers, e.g. 1e-4; 0: without"] = 0.0
+    auto_lr: bool = False
+    """Whether the optimizer's learning rate is still to be settled, by the length of the run: no key, but `lr: auto`."""
 
 
-OPTIMIZATION_KEYS = frozenset(each.name for each in fields(Optimization))
+OPTIMIZATION_KEYS = frozenset(each.name for each in fields(Optimization)) - {"auto_lr"}
 """Those keys of `optim` that are no optimizer's."""
 
 

@@ -201,7 +201,7 @@ class TrainerSettings:
     def _interval(self, total_steps: int, steps_per_epoch: float) -> float:
         """Optimizer steps from one validation to the next."""
         if self.val_check_interval == "auto":
-            return -(-total_steps // 20)
+            return -(-total_steps // 15)
         if isinstance(self.val_check_interval, int):
             return self.val_check_interval
         share = 1.0 if self.val_check_interval is None else self.val_check_interval

@@ -1,6 +1,7 @@
 """What a config leaves open is settled once, before the first step, and kept: in the manifest, and in every checkpoint.
 
-trainer.time_budget=15  ─► a few steps are timed, by a Trainer as the run's ─► trainer.max_steps=3120
+trainer.time_budget=15  ─► a few steps are timed, by a Trainer as the run's  ─► trainer.max_steps=3120
+optim.lr=auto           ─► the work of all steps, by the model and the tokens ─► optim.lr=0.0055
                                                     │
       a run that goes on, each of its ranks:  its checkpoint, or its manifest, says what was settled
 
@@ -13,7 +14,7 @@ import signal
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +22,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from mlm_lightning.config.build import model_for
 from mlm_lightning.config.settings import Settings
+from mlm_lightning.data.condition import Condition
+from mlm_lightning.data.source import Source
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.runs.checkpoint import Position
 from mlm_lightning.runs.folder import Run
+from mlm_lightning.training.parameters import hidden_matrices
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,48 @@ Settled = dict[str, Any]
 """By the keys of the config."""
 
 
+def settle(
+    run: Run,
+    settings: Settings,
+    conditions: Sequence[Condition],
+    position: Position | None,
+    measure: Callable[[Settings, Sequence[Condition]], float],
+) -> tuple[Settings, Settled]:
+    """The settings with what they leave open settled, and what that is: as when the run began, or now, at its beginning.
+    `measure` gives the seconds of an optimizer step."""
+    budget, source = settings.trainer.time_budget, conditions[0].source
+    if budget is None and not settings.optimization.auto_lr:
+        return settings, {}
+    if (before := settled_before(run, position)) is not None:
+        return _apply(settings, before), before
+    settled: Settled = {}
+    if budget is not None:
+        seconds, most = measure(settings, conditions), settings.trainer.max_steps
+        steps = steps_within(settings, source.seq_len, seconds) + (position.step if position else 0)
+        settled |= {"trainer.max_steps": steps if most is None else min(steps, most), "step_seconds": seconds}
+        comes_first = " (trainer.max_steps comes first)" if most is not None and most < steps else ""
+        log.info("%-12s %s steps in %g minutes, at %.3g s each%s", "time budget", f"{steps:,}", budget, seconds, comes_first)
+    if settings.optimization.auto_lr:
+        plan = _apply(settings, settled).trainer.plan(source.num_rows(), settings.loader.batch_size)
+        tokens = plan.total_steps * settings.rows_per_step * source.seq_len
+        settled["optim.lr"] = learning_rate_for(_inner_parameters(settings, source), tokens)
+        log.info("%-12s %.3g for %s tokens", "optim.lr", settled["optim.lr"], f"{tokens:,}")
+    return _apply(settings, settled), settled
+
+
+def learning_rate_for(parameters: int, tokens: int) -> float:
+    """The best learning rate of AdamW for 6 · parameters · tokens floating-point operations, embeddings and the output layer
+    aside, as it was found for causal models of 10^17 to 10^20 operations (Bi et al. 2024, DeepSeek LLM, arXiv 2401.02954,
+    equation 1); below, it was tried on text at 10^13 and 10^14 (docs/own-text.md). Three digits of it."""
+    return float(f"{0.3118 * (6.0 * parameters * tokens) ** -0.125:.3g}")
+
+
+def _inner_parameters(settings: Settings, source: Source) -> int:
+    with torch.device("meta"):
+        model = model_for(settings.model, source.seq_len, False, vocab_size=source.vocab.size, pad_token_id=source.vocab.pad_id)
+    return max(1, sum(matrix.numel() for matrix in hidden_matrices(model)))
+
+
 def settled_before(run: Run, position: Position | None) -> Settled | None:
     """What was settled when the run began; None where it has not begun."""
     if position is not None and position.path.parent == run.checkpoints:
@@ -44,12 +91,15 @@ def settled_before(run: Run, position: Position | None) -> Settled | None:
     return run.manifest.get("settled")
 
 
-def apply(settings: Settings, settled: Mapping[str, Any]) -> Settings:
+def _apply(settings: Settings, settled: Mapping[str, Any]) -> Settings:
     """The settings with what was settled in place of what they left open."""
     trainer = settings.trainer
     if trainer.time_budget is not None:
         trainer = replace(trainer, max_steps=settled["trainer.max_steps"], time_budget=None)
-    return replace(settings, trainer=trainer)
+    optim = settings.optim
+    if "optim.lr" in settled:
+        optim = replace(optim, arguments=optim.arguments | {"lr": settled["optim.lr"]})
+    return replace(settings, trainer=trainer, optim=optim)
 
 
 def steps_within(settings: Settings, seq_len: int, step_seconds: float) -> int:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from mlm_lightning.runs.checkpoint import Position, differences, flat, read_chec
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import deciding, identity, sibling_hash
 from mlm_lightning.runs.load import describe_model
-from mlm_lightning.training.auto import Clock, Settled, apply, settled_before, steps_within
+from mlm_lightning.training.auto import Clock, Settled, settle
 from mlm_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError, Pruning
 from mlm_lightning.training.callbacks.progress import ProgressReport
 from mlm_lightning.training.callbacks.throughput import Throughput
@@ -53,7 +53,7 @@ def fit(
     if conditions is None:
         conditions = prepare(settings)
     parent = position if position and position.path.parent != run.checkpoints else None
-    settings, settled = _settle(run, settings, conditions, position)
+    settings, settled = settle(run, settings, conditions, position, _step_seconds)
     module, datamodule = _assemble(settings, conditions, from_parent=parent is not None, settled=settled)
     if parent:
         _check_weights(module, parent)
@@ -105,23 +105,7 @@ def _disk_named(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _settle(run: Run, settings: Settings, conditions: list[Condition], position: Position | None) -> tuple[Settings, Settled]:
-    """The settings with what they leave open settled, and what that is: as when the run began, or now, at its beginning."""
-    budget = settings.trainer.time_budget
-    if budget is None:
-        return settings, {}
-    settled = settled_before(run, position)
-    if settled is None:
-        seconds = _step_seconds(settings, conditions)
-        steps = steps_within(settings, conditions[0].source.seq_len, seconds) + (position.step if position else 0)
-        most = settings.trainer.max_steps
-        settled = {"trainer.max_steps": steps if most is None else min(steps, most), "step_seconds": seconds}
-        comes_first = " (trainer.max_steps comes first)" if most is not None and most < steps else ""
-        log.info("%-12s %s steps in %g minutes, at %.3g s each%s", "time budget", f"{steps:,}", budget, seconds, comes_first)
-    return apply(settings, settled), settled
-
-
-def _step_seconds(settings: Settings, conditions: list[Condition]) -> float:
+def _step_seconds(settings: Settings, conditions: Sequence[Condition]) -> float:
     """How long a step of whole rows and full batches takes, measured; nothing is left of it."""
     assert settings.trainer.time_budget is not None
     clock = Clock(seconds=min(10.0, 0.6 * settings.trainer.time_budget))  # a hundredth of it
@@ -137,7 +121,7 @@ def _step_seconds(settings: Settings, conditions: list[Condition]) -> float:
 
 
 def _assemble(
-    settings: Settings, conditions: list[Condition], from_parent: bool, settled: Settled | None = None
+    settings: Settings, conditions: Sequence[Condition], from_parent: bool, settled: Settled | None = None
 ) -> tuple[MLMModule, MLMDataModule]:
     """The LightningModule and the LightningDataModule of a run."""
     source, masking = conditions[0].source, settings.masking.instance

@@ -21,11 +21,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from mlm_lightning.data.warmup import STEPS, in_steps
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.training.parameters import depths, hidden_matrices
 from mlm_lightning.values import checked
 
-STEPS = "give a number of steps, or a share of all steps below 1"
 Warmup = Annotated[float, Ge(0), STEPS]
 Final = Annotated[float, Interval(ge=0, le=1), "it is the last factor on optim.lr"]
 
@@ -74,7 +74,7 @@ class Schedule(ABC):
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int, total_steps: int) -> float:
-        warmup = _steps(self.warmup_steps, total_steps)
+        warmup = in_steps(self.warmup_steps, total_steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
         return self.after_warmup(step - warmup, max(1, total_steps - warmup), total_steps)
@@ -125,7 +125,7 @@ class WSD(Schedule):
         self.decay_steps, self.final = decay_steps, float(final)
 
     def after_warmup(self, step: int, steps: int, total_steps: int) -> float:
-        decay = max(1, min(_steps(self.decay_steps, total_steps), steps))
+        decay = max(1, min(in_steps(self.decay_steps, total_steps), steps))
         progress = max(0.0, step - (steps - decay)) / decay
         return 1.0 + (self.final - 1.0) * min(1.0, progress)
 
@@ -137,7 +137,3 @@ def scheduler(optimizer: Optimizer, schedule: Callable[[int, int], float], total
 
 def _factor(step: int, schedule: Callable[[int, int], float], total_steps: int) -> float:
     return schedule(step, total_steps)
-
-
-def _steps(steps_or_share: int | float, total_steps: int) -> int:
-    return round(steps_or_share * total_steps) if steps_or_share < 1 else int(steps_or_share)

@@ -15,11 +15,15 @@ def config_of(*overrides: str) -> dict[str, Any]:
         return to_plain(hydra.compose(hydra.plain(overrides)))
 
 
+# what experiment=text_scratch was in 0.1
+TEXT_SCRATCH = ("data=text", "model=transformer_4x256", "name=text_scratch", "data.tokenizer=train", "data.vocab_size=8192")
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         ([], "d0bc97c3"),
-        (["experiment=text_scratch", "data.path=texts/*.txt", "masking=span"], "ab0ba551"),
+        ([*TEXT_SCRATCH, "data.path=texts/*.txt", "masking=span"], "ab0ba551"),
         (["sweep=mask_rate", "masking.rate=0.3", "model=distilbert"], "e477b5d8"),
     ],
 )

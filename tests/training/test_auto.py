@@ -13,7 +13,7 @@ from helpers import AT, At, assert_equal_runs, run_of, settings_of, train
 
 import mlm_lightning.training.fit
 from mlm_lightning.errors import Interrupted
-from mlm_lightning.training.auto import steps_within
+from mlm_lightning.training.auto import learning_rate_for, steps_within
 
 Toy = Callable[..., dict[str, Any]]
 BUDGET = ("trainer.max_steps=null", "trainer.time_budget=0.5")
@@ -146,8 +146,53 @@ def test_all_ranks_take_the_steps_of_the_slowest(toy: Toy) -> None:
     assert train(config)["steps"] == settled_of(config)["trainer.max_steps"]
 
 
-def test_twenty_validations_are_what_auto_means(toy: Toy) -> None:
-    for steps, interval in ((7, 1), (40, 2), (41, 3), (1000, 50)):
+def test_fifteen_validations_are_what_auto_means(toy: Toy) -> None:
+    for steps, interval in ((7, 1), (30, 2), (31, 3), (1500, 100)):
         plan = settings_of(toy(f"trainer.max_steps={steps}", "trainer.val_check_interval=auto")).trainer.plan(64, 4)
         assert plan.validate_every == interval
         assert not plan.by_epochs
+
+
+# the learning rate
+
+
+def test_the_rate_is_that_of_the_published_rule() -> None:
+    """At 10^17 and 10^20 operations."""
+    for parameters, tokens, rate in ((1_000_000, 10**17 // 6_000_000, 2.34e-3), (10**9, 10**20 // (6 * 10**9), 9.86e-4)):
+        assert learning_rate_for(parameters, tokens) == pytest.approx(rate, rel=1e-3)
+
+
+def lr_of(config: dict[str, Any]) -> float:
+    """What the optimizer has, before the schedule."""
+    checkpoint = torch.load(run_of(config).checkpoints / "last.ckpt", weights_only=True)
+    (rate,) = {group["initial_lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]}
+    return rate
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_an_open_rate_is_settled_by_the_length_of_the_run(toy: Toy, tmp_path: Path, optim: str) -> None:
+    short, long = (
+        toy(f"optim={optim}", "optim.lr=auto", f"trainer.max_steps={steps}", f"output_dir={tmp_path / str(steps)}")
+        for steps in (4, 8)
+    )
+    train(short)
+    train(long)
+    rows = settings_of(short).rows_per_step
+    weights = torch.load(run_of(short).checkpoints / "last.ckpt", weights_only=True)["state_dict"]
+    inner = sum(t.numel() for name, t in weights.items() if t.ndim == 2 and ".layers." in name)
+    length = settings_of(short).data.instance.seq_len
+    assert settled_of(short) == {"optim.lr": lr_of(short)}
+    assert lr_of(short) == learning_rate_for(inner, 4 * rows * length)
+    assert lr_of(long) == learning_rate_for(inner, 8 * rows * length) < lr_of(short)
+
+
+def test_a_rate_and_a_budget_are_settled_together(toy: Toy, step_takes: Callable[[float], None], tmp_path: Path) -> None:
+    step_takes(3.0)
+    open_, known = (
+        toy(*BUDGET, "optim.lr=auto"),
+        toy("trainer.max_steps=10", f"output_dir={tmp_path / 'known'}", "optim.lr=auto"),
+    )
+    train(open_)
+    train(known)
+    assert settled_of(open_) == {"trainer.max_steps": 10, "step_seconds": 3.0, "optim.lr": lr_of(known)}
+    assert lr_of(open_) == lr_of(known)

@@ -73,7 +73,7 @@ class TextSettings:
     test_split: str | None = None
     text_column: str = "text"
     txt_documents: Literal["line", "paragraph", "file"] = "line"
-    vocab_size: Annotated[int, Ge(len(SPECIAL_TOKENS) + 1), "the special tokens are among them"] | None = None
+    vocab_size: Annotated[int, Ge(len(SPECIAL_TOKENS) + 1), "the special tokens are among them"] | Literal["auto"] | None = None
     tokenizer_algorithm: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
     chunk_size: Annotated[int, Ge(2), "it is the number of tokens of a row"] = 128
     packing: Literal["chunk", "document", "sentence_pack"] = "chunk"
@@ -100,8 +100,8 @@ class TextSettings:
     # -- what they say ---------------------------------------------------------------------------------------------------
 
     @property
-    def num_trained_tokens(self) -> int | None:
-        """How many tokens a tokenizer that is trained has at most; None where none is trained."""
+    def num_trained_tokens(self) -> int | Literal["auto"] | None:
+        """How many tokens a tokenizer that is trained has at most; auto: the documents decide; None where none is trained."""
         return None if self.tokenizer != TRAIN else _VOCAB_SIZE if self.vocab_size is None else self.vocab_size
 
     @property

