@@ -67,3 +67,19 @@ def test_a_killed_run_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path, kil
     runs = [run_of(whole), run_of(killed)]
     assert_equal_results(*runs)
     assert {path.name for path in runs[1].checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+
+
+@pytest.mark.slow
+def test_a_killed_run_keeps_the_steps_that_its_minutes_were(toy: Toy, tmp_path: Path) -> None:
+    """Muon, an average, both warm-ups and a time budget; the uninterrupted run is given what the killed one has measured."""
+    options = (*STEPS[1:], *WARMING_UP, "optim=muon", "optim.lr=auto", "callbacks=[ema]", "trainer.max_steps=null")
+    options += ("trainer.time_budget=0.15", "masking.rate={start: 0.4, end: 0.15, schedule: linear}")
+    killed, whole = (toy(f"output_dir={tmp_path / name}", *options) for name in ("killed", "whole"))
+    arguments = [*TOY, f"output_dir={tmp_path / 'killed'}", *options]
+    assert killed_until_complete(arguments, tmp_path / "killed", kills=3, seed=0) == 3
+    settled = run_of(killed).manifest["settled"]
+    assert set(settled) == {"trainer.max_steps", "step_seconds", "optim.lr"}
+    run_of(whole).folder.mkdir(parents=True)
+    run_of(whole).write_json("manifest.json", {"settled": settled})
+    assert train(whole)["steps"] == settled["trainer.max_steps"] > 100
+    assert_equal_results(run_of(whole), run_of(killed))

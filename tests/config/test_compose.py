@@ -154,7 +154,7 @@ def test_an_interpolation_is_resolved(hydra):
     [
         (
             "callbacks=[monitr]",
-            "callbacks=monitr: no such option; did you mean 'monitor'? There are: default, early_stopping, monitor, none",
+            "callbacks=monitr: no such option; did you mean 'monitor'? There are: default, early_stopping, ema, monitor, none",
         ),
         ("data=unifrom", "data=unifrom: no such option; did you mean 'uniform'? There are: text, tree, uniform, xsum"),
         ("experiment=nope", "experiment=nope: no such option. There are: "),
