@@ -297,7 +297,6 @@ TRAINER = [
     # a time budget, and what else is settled by itself
     ("train trainer.time_budget=0", ["trainer.time_budget=0", "above 0", "minutes"]),
     ("train trainer.time_budget=soon", ["trainer.time_budget", "soon"]),
-    ("train trainer.max_steps=null", ["trainer.max_steps", "trainer.time_budget"]),
     ("train trainer.val_check_interval=automatic", ["trainer.val_check_interval", "automatic"]),
     ("train optim.lr=automatic", ["optim.lr", "automatic"]),
     ("train experiment=text_scratch data.path={files}/one.txt data.vocab_size=automatic", ["data.vocab_size", "automatic"]),
