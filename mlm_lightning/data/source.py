@@ -149,6 +149,10 @@ class Source(ABC):
         """What was prepared, a dict a split, for `mlm prepare` to show; None where there is nothing to prepare."""
         return None
 
+    def chosen(self) -> dict[str, Any]:
+        """What it has chosen by itself where the config says `auto`, by the config's keys; known once it is prepared."""
+        return {}
+
     @property
     def cache_folder(self) -> Path | None:
         """Where what was prepared lies; None where nothing is prepared."""

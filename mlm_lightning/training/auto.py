@@ -1,5 +1,6 @@
 """What a config leaves open is settled once, before the first step, and kept: in the manifest, and in every checkpoint.
 
+data.vocab_size=auto    ─► by the amount of text, when it is prepared        ─► data.vocab_size=5952
 trainer.time_budget=15  ─► a few steps are timed, by a Trainer as the run's  ─► trainer.max_steps=3120
 optim.lr=auto           ─► the work of all steps, by the model and the tokens ─► optim.lr=0.0055
                                                     │
@@ -52,11 +53,13 @@ def settle(
     """The settings with what they leave open settled, and what that is: as when the run began, or now, at its beginning.
     `measure` gives the seconds of an optimizer step."""
     budget, source = settings.trainer.time_budget, conditions[0].source
-    if budget is None and not settings.optimization.auto_lr:
+    settled: Settled = source.chosen()
+    if budget is None and not settings.optimization.auto_lr and not settled:
         return settings, {}
     if (before := settled_before(run, position)) is not None:
         return _apply(settings, before), before
-    settled: Settled = {}
+    for key, value in settled.items():
+        log.info("%-12s %s, by the data", key, f"{value:,}")
     if budget is not None:
         seconds, most = measure(settings, conditions), settings.trainer.max_steps
         steps = steps_within(settings, source.seq_len, seconds) + (position.step if position else 0)

@@ -199,6 +199,9 @@ class TextSource(TextSettings, Source):
             for split, counts in cache.splits.items()
         ]
 
+    def chosen(self) -> dict[str, Any]:
+        return {"data.vocab_size": self.vocab.size} if self.num_trained_tokens == "auto" else {}
+
     def tokenizer_keys(self) -> dict[str, Any]:
         """The keys that give another source the tokens of this one."""
         return keys_of(self.cache_folder / "tokenizer")

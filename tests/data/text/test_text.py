@@ -513,7 +513,9 @@ class TestTokenizer:
         config = {"path": str(file), "val_path": str(lines), "tokenizer": "train", "tokenizer_algorithm": algorithm}
         size = vocab_size_for(Counter("".join(documents)))
         assert size >= 1024
-        assert prepared(vocab_size="auto", **config).vocab.tokens == prepared(vocab_size=size, **config).vocab.tokens
+        chosen, given = prepared(vocab_size="auto", **config), prepared(vocab_size=size, **config)
+        assert chosen.vocab.tokens == given.vocab.tokens
+        assert (chosen.chosen(), given.chosen()) == ({"data.vocab_size": chosen.vocab.size}, {})
 
     def test_a_size_that_is_the_default_says_nothing_about_another_tokenizer(self, lines):
         """An experiment may give it, whichever tokenizer is chosen with it."""
