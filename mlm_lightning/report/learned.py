@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 LEAST_GAIN = 0.1
 """Nats a token below the unigram's loss that a model must have to have learned more than frequencies."""
 LEARN_MORE = (
-    "Try model=modern, more steps (trainer.max_steps, a longer trainer.time_budget), a higher optim.lr or a smaller vocabulary."
+    "Try more steps (trainer.max_steps, a longer trainer.time_budget), a higher optim.lr, a smaller vocabulary, or model=modern "
+    "where it is another model."
 )
 
 
@@ -25,8 +26,8 @@ def shortfall(summary: Mapping[str, float]) -> str | None:
             f"It has learned word frequencies and no more: loss {loss:.2f}, and counting words gives {unigram:.2f} (unigram)."
         )
     if loss >= bigram:
-        more = f"loss {loss:.2f}, and counting pairs of neighbours gives {bigram:.2f} (bigram)"
-        return f"It has learned word frequencies but no context: {more}."
+        more = f"loss {loss:.2f}, and that gives {bigram:.2f} (bigram; word frequencies alone {unigram:.2f})"
+        return f"It has learned less than counting pairs of neighbours does: {more}."
     return None
 
 

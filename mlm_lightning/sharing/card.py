@@ -130,6 +130,7 @@ def _training(config: Composed, manifest: Manifest) -> str:
     settings = {"rows of a micro-batch": "data.batch_size", "accumulated micro-batches": "trainer.accumulate_grad_batches"}
     settings |= {"precision": "trainer.precision", "gradient clipping": "trainer.gradient_clip_val"}
     facts |= {name: config.get(key) for name, key in settings.items()}
+    facts |= {f"{key}, as it was settled": value for key, value in manifest.get("settled", {}).items() if "." in key}
     return _table(("what", "value"), {name: value for name, value in facts.items() if value is not None})
 
 

@@ -38,7 +38,7 @@ ONNX = "model.onnx"
 
 _NOT_SHARED = ("prepare", "callbacks", "logger", "sweep", "launcher", "hydra")
 _PATHS = re.compile(r"(path|dir|folder|file)$")
-_KEPT = ("python", "packages", "device", "threads", "data", "splits", "num_parameters")
+_KEPT = ("python", "packages", "device", "threads", "data", "splits", "num_parameters", "settled")
 """What a run's manifest knows of its result. Its command is left out, for it may name files."""
 
 

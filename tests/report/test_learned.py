@@ -15,8 +15,8 @@ def of(loss: float) -> dict[str, float]:
         (6.7, "not even"),
         (6.55, "no more"),
         (6.5 - LEAST_GAIN + 1e-9, "no more"),
-        (6.3, "no context"),
-        (5.0, "no context"),
+        (6.3, "pairs of neighbours"),
+        (5.0, "pairs of neighbours"),
         (4.99, None),
     ],
 )

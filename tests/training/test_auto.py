@@ -12,6 +12,7 @@ import torch
 from helpers import AT, At, assert_equal_runs, run_of, settings_of, train
 
 import mlm_lightning.training.fit
+from mlm_lightning.commands.export import export
 from mlm_lightning.errors import Interrupted
 from mlm_lightning.training.auto import learning_rate_for, steps_within
 
@@ -184,6 +185,13 @@ def test_an_open_rate_is_settled_by_the_length_of_the_run(toy: Toy, tmp_path: Pa
     assert settled_of(short) == {"optim.lr": lr_of(short)}
     assert lr_of(short) == learning_rate_for(inner, 4 * rows * length)
     assert lr_of(long) == learning_rate_for(inner, 8 * rows * length) < lr_of(short)
+
+
+def test_an_export_says_what_was_settled(toy: Toy, tmp_path: Path) -> None:
+    config = toy("optim.lr=auto")
+    train(config)
+    folder = Path(export(str(run_of(config).folder), tmp_path / "shared"))
+    assert f"| optim.lr, as it was settled | {lr_of(config)} |" in (folder / "README.md").read_text()
 
 
 def test_a_rate_and_a_budget_are_settled_together(toy: Toy, step_takes: Callable[[float], None], tmp_path: Path) -> None:
