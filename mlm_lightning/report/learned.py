@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 LEAST_GAIN = 0.1
 """Nats a token below the unigram's loss that a model must have to have learned more than frequencies."""
 LEARN_MORE = (
-    "Try more steps (trainer.max_steps, a longer trainer.time_budget), a higher optim.lr, a smaller vocabulary, or model=modern "
-    "where it is another model."
+    "Try more steps (trainer.max_steps, a longer trainer.time_budget), a higher optim.lr, a smaller vocabulary, or "
+    "model=modern where it is another model."
 )
 
 
