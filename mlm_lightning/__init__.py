@@ -4,6 +4,8 @@ way is a pure function of (seed, step, row)."""
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlm_lightning.deferred import defer_torchmetrics
+
 if TYPE_CHECKING:
     from mlm_lightning.commands.evaluate import evaluate
     from mlm_lightning.commands.predict import predict
@@ -26,6 +28,9 @@ _HOMES = {
     "settings": "mlm_lightning.config.parse",
     "train": "mlm_lightning.training.train",
 }
+
+
+defer_torchmetrics()
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ PACKAGE = Path(mlm_lightning.__file__).parent
 
 # from the bottom up: what a room imports lies in it or below it, function-level and TYPE_CHECKING imports included
 ROOMS = (
-    ("batch", "errors", "values", "messages", "files", "packages", "processes", "randomness"),
+    ("batch", "deferred", "errors", "values", "messages", "files", "packages", "processes", "randomness"),
     ("masking", "metrics"),
     ("data", "models"),
     ("config",),
