@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlm_lightning.data.languages import tree_oracle
 from mlm_lightning.data.languages.tree import TreeSource
 
 
@@ -117,14 +118,29 @@ def test_the_posterior_is_calibrated():
     assert -of_truth_N.log().mean().item() == pytest.approx(entropy_N.mean().item(), abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("_CHUNK", 64), ("_BLOCK", 64), ("_FEW", 0.0), ("_FEW", 1.1), ("_LARGEST_TABLE", 1)]
+)
+@pytest.mark.parametrize("filter_level", [0, 2, 5])
+def test_how_it_is_computed_does_not_matter(monkeypatch, name, value, filter_level):
+    """In pieces of any size, with and without tables, to all nodes or to those that something is unsaid below."""
+    source = TreeSource(depth=5, num_symbols=3, filter_level=filter_level, train_size=40)
+    tokens_BL = source.rows("train")[torch.arange(40)]
+    rate_B1 = torch.linspace(0, 1, 40).unsqueeze(1)  # some rows all observed, some all hidden
+    observed_BL = torch.rand(tokens_BL.shape, generator=torch.Generator().manual_seed(0)) >= rate_B1
+    expected_BLV = source.oracle().posterior(tokens_BL, observed_BL)
+    monkeypatch.setattr(tree_oracle, name, {"cpu": value} if isinstance(getattr(tree_oracle, name), dict) else value)
+    torch.testing.assert_close(source.oracle().posterior(tokens_BL, observed_BL), expected_BLV, rtol=0, atol=1e-14)
+
+
 def test_the_hidden_tokens_and_the_batch_do_not_matter():
     source = TreeSource(depth=5, num_symbols=4, filter_level=2)
-    tokens_BL = source.rows("train")[torch.arange(5000)]  # more rows than are worked on at once
+    tokens_BL = source.rows("train")[torch.arange(9000)]  # more rows than are worked on at once
     observed_BL = torch.rand(tokens_BL.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     probs_BLV = source.oracle().posterior(tokens_BL, observed_BL)
     garbage_BL = tokens_BL.where(observed_BL, torch.full_like(tokens_BL, -100))
     assert torch.equal(source.oracle().posterior(garbage_BL, observed_BL), probs_BLV)
-    some_B = torch.tensor([4999, 17, 2500])
+    some_B = torch.tensor([8999, 17, 2500])
     torch.testing.assert_close(source.oracle().posterior(tokens_BL[some_B], observed_BL[some_B]), probs_BLV[some_B])
     assert source.oracle().posterior(tokens_BL[:0], observed_BL[:0]).shape == (0, 32, 5)
 
