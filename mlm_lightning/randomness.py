@@ -105,7 +105,10 @@ def generator(*words: int) -> torch.Generator:
 def seed_torch(*words: int) -> None:
     """Seeds torch's global generators with the hash of `words`: before layers of a library draw from them (dropout,
     initialisation), never anywhere else."""
-    torch.manual_seed(key(*words))
+    if torch.accelerator.is_available():
+        torch.manual_seed(key(*words))
+    else:  # the same, but for a note of the call, with its stack, for each accelerator that may yet come: it takes milliseconds
+        torch.default_generator.manual_seed(key(*words))
 
 
 def _mix64_int(z: int) -> int:

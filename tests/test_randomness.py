@@ -118,3 +118,14 @@ def test_generators_and_global_seeding_repeat():
         first = torch.rand(3)
         randomness.seed_torch(1, 3)
         assert not torch.equal(first, torch.rand(3))
+
+
+def test_seeding_torch_is_manual_seed_and_leaves_nothing_behind():
+    """torch.manual_seed notes each call, with its stack, for accelerators that are not initialised."""
+    torch.manual_seed(randomness.key(3, 4))
+    expected = torch.rand(3)
+    before = len(torch.cuda._queued_calls)
+    for _ in range(3):
+        randomness.seed_torch(3, 4)
+    assert torch.equal(torch.rand(3), expected)
+    assert len(torch.cuda._queued_calls) == before

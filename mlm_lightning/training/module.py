@@ -98,6 +98,13 @@ class MLMModule(L.LightningModule):
         self._configured_groups: list[dict[str, Any]] = []
         self._eval_sums: list[MetricSums] = []
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes which hook is under way, some thirty times a step; torch takes long to find that this is no submodule
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, batch: MLMBatch) -> Tensor:
         """The logits at the predicted positions, `logits_BKV`."""
         return self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
@@ -117,6 +124,7 @@ class MLMModule(L.LightningModule):
             self.plan = datamodule.plan = settings.plan(datamodule.source.num_rows(), datamodule.batch_size)
 
     def on_train_start(self) -> None:
+        self._parameter_list = list(self.model.parameters())
         # of the present optimizer step and rank: loss, predicted tokens, tokens, and with z_loss squared log-normalisers
         self._step_sums = self._zeros()
         self._running = self._zeros()  # the third of the whole run, the others since the last log
@@ -160,7 +168,7 @@ class MLMModule(L.LightningModule):
         assert isinstance(sums, Tensor)
         self._step_sums = self._zeros()
         self.gradient_scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / sums[1].clamp(min=1)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._parameter_list if p.grad is not None]
         torch._foreach_mul_(gradients, self.gradient_scale.to(gradients[0]))
 
         self._running += sums
@@ -184,9 +192,9 @@ class MLMModule(L.LightningModule):
     ) -> None:
         # Lightning refuses to clip for a fused optimizer under autocast, since one could be unscaling float16 gradients itself;
         # the config does not fuse with float16
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
         if gradient_clip_val is None:
             return
+        parameters = [p for p in self._parameter_list if p.grad is not None]
         if gradient_clip_algorithm == "value":
             clip_grad_value_(parameters, gradient_clip_val)
         else:
