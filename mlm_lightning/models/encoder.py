@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlm_lightning.models.attention import attend
 from mlm_lightning.models.layers import ACTIVATIONS, GATED, Dropout, NormKind, Rotary, make_norm, take, turn
 from mlm_lightning.models.packing import attendable
-
-_SHORT = 256  # up to this many positions, attention written out is the faster one in bfloat16 on a CPU
 
 
 @dataclass(frozen=True)
@@ -186,17 +185,8 @@ class SelfAttention(nn.Module):
             query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
         if view.query_turns is not None and view.key_turns is not None:
             query, key = turn(query, view.query_turns), turn(key, view.key_turns)
-        attendable_B1QL = view.attendable_B1QL
-        if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= _SHORT:
-            # the same, written out: torch's fused kernel for CPUs takes up to ten times as long in bfloat16 on short rows
-            scores_BHKL = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-            if attendable_B1QL is not None:
-                scores_BHKL = scores_BHKL.masked_fill(~attendable_B1QL, float("-inf"))
-            attended_BHKE = self.dropout(scores_BHKL.softmax(-1)) @ value
-        else:
-            attended_BHKE = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=attendable_B1QL, dropout_p=self.dropout.p if self.training else 0.0
-            )
+        dropout = self.dropout.p if self.training else 0.0
+        attended_BHKE = attend(query, key, value, view.attendable_B1QL, dropout)
         return self.out_proj(attended_BHKE.transpose(1, 2).flatten(2))
 
     def _project(self, x_BLD: Tensor, positions_BK: Tensor | None) -> tuple[Tensor, ...]:

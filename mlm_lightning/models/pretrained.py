@@ -24,15 +24,18 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.errors import ConfigError
-from mlm_lightning.models.layers import take
+from mlm_lightning.models.attention import attend
+from mlm_lightning.models.layers import Dropout, take
 from mlm_lightning.models.packing import attendable, positions_within
 from mlm_lightning.models.pretrained_build import build, first_position, read_model, settings_of
 from mlm_lightning.values import Located, checked
@@ -83,6 +86,9 @@ class PretrainedMLM(nn.Module):
             problem = f"{hf_config.model_type} models cannot keep documents apart"
             remedy = "choose data.packing=chunk or document, or model=transformer, or an architecture that can"
             raise ConfigError("data.packing", "sentence_pack", problem, f"{remedy}: {', '.join(SEPARATE_DOCUMENTS)}")
+        if hf_config._attn_implementation == "sdpa":
+            hf_config._attn_implementation = _ATTENTION
+        _replace_dropout(self.hf_model)
         self._first_position = first_position(self.hf_model)
         self._predicted = Predicted()
         if hf_config.model_type == "distilbert" and has_plain_attention:
@@ -159,6 +165,38 @@ class PretrainedMLM(nn.Module):
         return {"full_attention": mask_B1LL, "sliding_attention": mask_B1LL & is_near_LL}
 
 
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`attend` in the place of the library's own function, which keeps what few encoders ask for: fewer keys than queries, a
+    bias, looking back alone."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if causal or key.shape[1] != query.shape[1] or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
+    return attend(query, key, value, attention_mask, dropout, scaling).transpose(1, 2).contiguous(), None
+
+
+_ATTENTION = "mlm_lightning"
+AttentionInterface.register(_ATTENTION, _attend)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+def _replace_dropout(model: nn.Module) -> None:
+    """By ours, which is the same and faster; what was computed in place need not be."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p))
+
+
 class Predicted:
     """The positions of the forward pass under way, handed past the library's signatures to where they are gathered."""
 
@@ -205,6 +243,6 @@ class _DistilBertLastBlock(TransformerBlock):
             for x in (attention.q_lin(x_BKD), attention.k_lin(hidden_states), attention.v_lin(hidden_states))
         )
         dropout = attention.dropout.p if self.training else 0.0
-        attended_BHKD = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        x_BKD = self.sa_layer_norm(x_BKD + attention.out_lin(attended_BHKD.transpose(1, 2).flatten(2)))
+        attended_BHKE = attend(query, key, value, mask, dropout)
+        x_BKD = self.sa_layer_norm(x_BKD + attention.out_lin(attended_BHKE.transpose(1, 2).flatten(2)))
         return self.output_layer_norm(x_BKD + self.ffn(x_BKD))

@@ -369,7 +369,7 @@ def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_fused_kernel(monkeypatch:
         return logits_BKV.float(), model.encoder.layers[0].self_attn.in_proj_weight.grad
 
     plain = logits_and_gradient()
-    monkeypatch.setattr("mlm_lightning.models.encoder._SHORT", 0)
+    monkeypatch.setattr("mlm_lightning.models.attention._SHORT", 0)
     fused = logits_and_gradient()
     for one, other in zip(plain, fused, strict=True):
         # bfloat16 has 8 bits

@@ -1,0 +1,37 @@
+"""Scaled dot-product attention: torch's fused kernel, or written out where that is the faster one.
+
+On a CPU that is where attention is dropped out, for which the kernel falls back to slow steps, and in bfloat16 on short rows,
+on which the kernel takes up to ten times as long.
+
+Shapes: B rows, L positions, H heads, E width of a head, Q queries.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlm_lightning.models.layers import drop
+
+_SHORT = 256
+
+
+def attend(
+    query_BHQE: Tensor,
+    key_BHLE: Tensor,
+    value_BHLE: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(query · key · scale + mask) · value, BHQE. A mask of booleans is True where a query may look, any other is added;
+    a query that may look nowhere gets no NaN. `scale` is 1/√E where it is None."""
+    in_bfloat16 = query_BHQE.dtype == torch.bfloat16 and key_BHLE.shape[-2] <= _SHORT
+    if query_BHQE.device.type != "cpu" or torch.compiler.is_compiling() or not (dropout > 0 or in_bfloat16):
+        return F.scaled_dot_product_attention(query_BHQE, key_BHLE, value_BHLE, mask, dropout, scale=scale)
+    scale = query_BHQE.shape[-1] ** -0.5 if scale is None else scale
+    scores_BHQL = (query_BHQE * scale) @ key_BHLE.transpose(-1, -2)
+    if mask is not None and mask.dtype == torch.bool:
+        scores_BHQL = scores_BHQL.masked_fill(~mask, torch.finfo(scores_BHQL.dtype).min)
+    elif mask is not None:
+        scores_BHQL = scores_BHQL + mask
+    return drop(scores_BHQL.softmax(-1), dropout) @ value_BHLE
