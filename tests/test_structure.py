@@ -18,7 +18,7 @@ PACKAGE = Path(mlm_lightning.__file__).parent
 # from the bottom up: what a room imports lies in it or below it, function-level and TYPE_CHECKING imports included
 ROOMS = (
     ("batch", "deferred", "errors", "values", "messages", "files", "packages", "processes", "randomness"),
-    ("masking", "metrics"),
+    ("masking", "metrics", "cross_entropy"),
     ("data", "models"),
     ("config",),
     ("runs",),

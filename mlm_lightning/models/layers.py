@@ -58,9 +58,13 @@ class FFNN(nn.Module):
         self.output_activation = ACTIVATIONS[output_activation or "identity"]
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.output_activation(self.head(self.last_hidden(x)))
+
+    def last_hidden(self, x: Tensor) -> Tensor:
+        """What the last linear layer is applied to."""
         for linear, norm in zip(self.hidden, self.norms, strict=True):
             x = norm(self.activation(linear(x)))
-        return self.output_activation(self.head(x))
+        return x
 
 
 class Positions(nn.Module):

@@ -49,6 +49,10 @@ SEPARATE_DOCUMENTS = (
 Others convolve, mix or bucket positions across a row, or take no such masks."""
 
 
+LINEAR_HEADS = (*SEPARATE_DOCUMENTS, "convbert", "deberta", "deberta-v2", "roformer")
+"""Architectures whose logits are what their last linear layer gives: tests prove it of each of them."""
+
+
 class PretrainedMLM(nn.Module):
     """A masked LM from weights (`checkpoint`) or from scratch (`architecture`).
 
@@ -96,6 +100,10 @@ class PretrainedMLM(nn.Module):
             layers[-1] = _DistilBertLastBlock(layers[-1], self._predicted, separate_documents)
         else:
             encoder.register_forward_hook(partial(_gather, self._predicted))
+        output_layer = self.hf_model.get_output_embeddings()
+        if type(output_layer) is nn.Linear and hf_config.model_type in LINEAR_HEADS:
+            output_layer.__class__ = _OutputLayer
+            cast(_OutputLayer, output_layer).predicted = self._predicted
         if gradient_checkpointing:
             try:
                 self.hf_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -152,6 +160,20 @@ class PretrainedMLM(nn.Module):
         finally:
             self._predicted.positions_BK = None
 
+    def hidden_states(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+    ) -> Tensor:
+        """What the library's last layer makes the logits of."""
+        self._predicted.without_logits = True
+        try:
+            return self(input_ids_BL, attention_mask_BL, positions_BK)
+        finally:
+            self._predicted.without_logits = False
+
+    def output_layer(self) -> nn.Linear | None:
+        layer = self.hf_model.get_output_embeddings()
+        return layer if isinstance(layer, _OutputLayer) else None
+
     def _documents_apart(self, document_BL: Tensor) -> Any:
         """The library's masks for rows that pack documents: 4-D, which it passes on to each layer as they are."""
         config, dtype, mask_B1LL = self.hf_model.config, self.hf_model.dtype, attendable(document_BL)
@@ -198,9 +220,20 @@ def _replace_dropout(model: nn.Module) -> None:
 
 
 class Predicted:
-    """The positions of the forward pass under way, handed past the library's signatures to where they are gathered."""
+    """What is asked of the forward pass under way, handed past the library's signatures: positions, to where they are gathered,
+    and whether the last layer passes on what it is given."""
 
     positions_BK: Tensor | None = None
+    without_logits: bool = False
+
+
+class _OutputLayer(nn.Linear):
+    """The library's last layer, the same weights under the same names."""
+
+    predicted: Predicted
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input if self.predicted.without_logits else super().forward(input)
 
 
 def _gather(predicted: Predicted, encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -5,6 +5,7 @@ Model(vocab_size=, seq_len=, **its YAML)     its constructor; it may also take, 
     separate_documents: bool = False             rows may pack several documents, numbered in attention_mask_BL: no token
                                                  sees another document. Without this parameter, such rows are refused
 MaskedLM          forward                    every model
+HasLinearHead     hidden_states, output_layer  a model whose logits are a linear layer's: training never holds all of them
 Rebuildable       rebuild_config()           a model whose YAML alone does not build it again
 Exportable        save_pretrained(folder)    a model that `transformers` opens once `mlm export` has written it
 Loadable          load_pretrained(folder)    such a model that can be opened from there again by `mlm predict`, too
@@ -15,7 +16,7 @@ HasOwnTokens      check_tokens(vocab)        a model that was pretrained on the 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlm_lightning.batch import Vocab
 
@@ -30,6 +31,19 @@ class MaskedLM(Protocol):
 
         `attention_mask_BL` is 0 at padding and 1 at tokens (None: nothing is padded), or the number of each token's document.
         """
+        ...
+
+
+@runtime_checkable
+class HasLinearHead(Protocol):
+    def output_layer(self) -> nn.Linear | None:
+        """The last layer; None where something comes after it."""
+        ...
+
+    def hidden_states(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+    ) -> Tensor:
+        """What the last layer makes the logits of: those that `forward` gives."""
         ...
 
 

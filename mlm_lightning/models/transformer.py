@@ -203,6 +203,18 @@ class TransformerClassifier(nn.Module):
     ) -> Tensor:
         """`attention_mask_BL` is 1 (or True) at tokens and 0 at padding; None where nothing is padded. With
         `separate_documents` it may number a row's documents."""
+        return self.decoder(self._encode(input_ids_BL, attention_mask_BL, positions_BK))
+
+    def hidden_states(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+    ) -> Tensor:
+        """What the decoder's last layer makes the logits of."""
+        return self.decoder.last_hidden(self._encode(input_ids_BL, attention_mask_BL, positions_BK))
+
+    def output_layer(self) -> nn.Linear | None:
+        return self.decoder.head if self.decodes_tokens else None
+
+    def _encode(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None, positions_BK: Tensor | None) -> Tensor:
         self._check_inputs(input_ids_BL, positions_BK)
         document_BL = attention_mask_BL if self.separate_documents else None
         position_BL = None if document_BL is None else positions_within(document_BL)
@@ -210,7 +222,7 @@ class TransformerClassifier(nn.Module):
         x_BLD = self.positional_encoding(self.embedding(input_ids_BL), position_BL)
         x_BLD = self.dropout(x_BLD if self.embedding_norm is None else self.embedding_norm(x_BLD))
         x_BKD = self.encoder(x_BLD, is_token_BL, positions_BK, document_BL, position_BL)
-        return self.decoder(self._aggregate(x_BKD, is_token_BL))
+        return self._aggregate(x_BKD, is_token_BL)
 
     @property
     def decodes_tokens(self) -> bool:

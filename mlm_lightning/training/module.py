@@ -27,7 +27,7 @@ from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import UserError
-from mlm_lightning.metrics import MetricSums, masked_cross_entropy, perplexity
+from mlm_lightning.metrics import MetricSums, perplexity
 from mlm_lightning.randomness import Stream, seed_torch
 from mlm_lightning.runs.checkpoint import AVERAGING, STATE
 from mlm_lightning.training.lightning_internals import (
@@ -37,6 +37,7 @@ from mlm_lightning.training.lightning_internals import (
     take_over_length,
     validate_now,
 )
+from mlm_lightning.training.loss import add_metrics, training_loss
 from mlm_lightning.training.optim import Constant, make_optimizer, scheduler
 
 _NOTED = frozenset({"setup", "kahan_sum", "triton"})
@@ -151,16 +152,13 @@ class MLMModule(L.LightningModule):
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
         seed_torch(self.seed, Stream.DROPOUT, batch_idx, self.global_rank)
         batch = self._trimmed(batch)
-        logits_BKV = self(batch)
-        loss_sum, predicted = masked_cross_entropy(logits_BKV, batch.labels_BK)
+        loss, loss_sum, squares = training_loss(self.model, batch, self._z_loss)
+        predicted = (batch.labels_BK != IGNORE_INDEX).sum()
         mask_BL = batch.attention_mask_BL
         tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.count_nonzero()
-        sums = [loss_sum, predicted, tokens]
-        if self._z_loss:
-            squares_BK = logits_BKV.float().logsumexp(-1).square()
-            sums.append((squares_BK * (batch.labels_BK != IGNORE_INDEX)).sum())
+        sums = [loss_sum, predicted, tokens, *([squares] if self._z_loss else [])]
         self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in sums])
-        return loss_sum + self._z_loss * sums[-1] if self._z_loss else loss_sum
+        return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         step = self.trainer.global_step + 1
@@ -222,9 +220,9 @@ class MLMModule(L.LightningModule):
 
     def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
-        condition = self.conditions[dataloader_idx]
+        condition, sums = self.conditions[dataloader_idx], self._eval_sums[dataloader_idx]
         counted = condition.ngrams.losses(batch) if condition.ngrams else None
-        self._eval_sums[dataloader_idx].update(self(batch), batch, self.oracle_probs(batch, condition.oracle), counted)
+        add_metrics(sums, self.model, batch, self.oracle_probs(batch, condition.oracle), counted)
 
     def on_validation_epoch_end(self) -> None:
         stage, self.last_metrics = "test" if self.trainer.testing else "val", {}

@@ -236,7 +236,7 @@ def test_a_run_that_learned_nothing_says_what_to_try(transformer: TextRun, capsy
     text = capsys.readouterr().out
     assert "loss of counting words" in text
     assert "learned word frequencies" in text  # after 8 steps
-    assert "Try model=modern" in text
+    assert "Try more steps" in text
     show(transformer.run.folder, transformer.run.summary | {"val/loss": 0.1})
     assert "frequencies" not in capsys.readouterr().out
     # one of an earlier version

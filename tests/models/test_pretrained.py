@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mlm_lightning.batch import IGNORE_INDEX
-from mlm_lightning.models.pretrained import SEPARATE_DOCUMENTS, PretrainedMLM
+from mlm_lightning.models.pretrained import LINEAR_HEADS, SEPARATE_DOCUMENTS, PretrainedMLM
 
 V, L, B, PAD = 31, 12, 4, 1
 FROM_DATA = {"vocab_size", "seq_len", "pad_token_id", "separate_documents"}
@@ -107,6 +107,22 @@ def test_only_predicted_positions_reach_the_head(architecture):
     ids_BL, _, _, positions_BK = batch(False)
     model(ids_BL, None, positions_BK)
     assert lengths == ([L, 3, 3] if architecture == "distilbert" else [3])
+
+
+@pytest.mark.parametrize("with_positions", [False, True])
+@pytest.mark.parametrize("architecture", LINEAR_HEADS)
+def test_logits_are_what_the_last_layer_makes_of_hidden_states(architecture, with_positions):
+    config = APART.get(architecture, BERT)
+    model = PretrainedMLM(V, L, architecture=architecture, config=config, pad_token_id=PAD).eval()
+    layer = model.output_layer()
+    assert layer is model.hf_model.get_output_embeddings()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)  # a bias that is zero would hide one that is added elsewhere
+    ids_BL, _, mask_BL, positions_BK = batch(True)
+    inputs = (ids_BL, mask_BL, positions_BK if with_positions else None)
+    expected = model(*inputs)
+    torch.testing.assert_close(layer(model.hidden_states(*inputs)), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(model(*inputs), expected)
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "bert"])
