@@ -40,8 +40,7 @@ def linear_cross_entropy(
         hidden_MD, labels_M = hidden_MD.index_select(0, predicted_M), labels_M.index_select(0, predicted_M)
     dtype = product_dtype(hidden)
     bias_V = None if layer.bias is None else layer.bias.to(dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
-        return _LinearCrossEntropy.apply(hidden_MD.to(dtype), layer.weight.to(dtype), bias_V, labels_M, z_loss)
+    return _LinearCrossEntropy.apply(hidden_MD.to(dtype), layer.weight.to(dtype), bias_V, labels_M, z_loss)
 
 
 def _is_compact(hidden: Tensor) -> bool:
@@ -52,7 +51,8 @@ def _is_compact(hidden: Tensor) -> bool:
 def product_dtype(hidden: Tensor) -> torch.dtype:
     """In which `linear_cross_entropy` multiplies."""
     kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_cast else hidden.dtype
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -6,8 +6,8 @@ weights    before the step, after it             ─►  norm, and |change| / |w
 
 import contextlib
 import math
+import os
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from mlm_lightning.training.limit import peak_memory_gb
 from mlm_lightning.values import checked
 
 _GB = 1e9
@@ -94,12 +95,7 @@ def _norm(tensor: Tensor | None) -> Tensor | None:
 
 
 def _memory() -> dict[str, float]:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    metrics, statm = {"peak_memory_gb": peak / _GB}, Path("/proc/self/statm")
+    metrics, statm = peak_memory_gb(torch.device("cpu")), Path("/proc/self/statm")
     if statm.exists():
-        metrics["memory_gb"] = int(statm.read_text().split()[1]) * resource.getpagesize() / _GB
+        metrics["memory_gb"] = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / _GB
     return metrics
