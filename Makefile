@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | format | docs
+# make demo | test | test-slow | lint | format | docs | benchmark
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,12 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/docs/index.html"
 
+# for minutes, with nothing beside it
+benchmark: $(VENV)/.dev
+	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/synthetic_data.py
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -42,4 +48,4 @@ $(VENV)/.slow: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt -e '.[ray]'
 	touch $@
 
-.PHONY: demo test test-slow lint format docs
+.PHONY: demo test test-slow lint format docs benchmark

@@ -54,7 +54,7 @@ def fit(
         conditions = prepare(settings)
     parent = position if position and position.path.parent != run.checkpoints else None
     settings, settled = settle(run, settings, conditions, position, _step_seconds)
-    module, datamodule = _assemble(settings, conditions, from_parent=parent is not None, settled=settled)
+    module, datamodule = assemble(settings, conditions, from_parent=parent is not None, settled=settled)
     if parent:
         _check_weights(module, parent)
     is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
@@ -112,7 +112,7 @@ def _step_seconds(settings: Settings, conditions: Sequence[Condition]) -> float:
     without: dict[str, Any] = {"time_budget": None, "max_epochs": None, "max_time": None, "batch_schedule": None}
     timed = replace(settings.trainer, **without, max_steps=2**31, limit_val_batches=0, profiler=None)
     loader = replace(settings.loader, length_schedule=None)
-    module, datamodule = _assemble(replace(settings, trainer=timed, loader=loader), conditions, from_parent=False)
+    module, datamodule = assemble(replace(settings, trainer=timed, loader=loader), conditions, from_parent=False)
     try:
         build_trainer(timed, [clock], []).fit(module, datamodule)
     except SystemExit as error:  # Lightning's answer to Ctrl-C
@@ -120,7 +120,7 @@ def _step_seconds(settings: Settings, conditions: Sequence[Condition]) -> float:
     return clock.step_seconds
 
 
-def _assemble(
+def assemble(
     settings: Settings, conditions: Sequence[Condition], from_parent: bool, settled: Settled | None = None
 ) -> tuple[MLMModule, MLMDataModule]:
     """The LightningModule and the LightningDataModule of a run."""
