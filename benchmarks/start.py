@@ -2,7 +2,8 @@
 
     python benchmarks/start.py [--rounds 5]
 
-Whole commands in fresh processes, taking turns; medians. The run of the first step ends after it, with its checkpoint and table.
+Whole commands in fresh processes, taking turns; medians. The run of the first step ends after it, with its checkpoint and its
+table.
 """
 
 import argparse
