@@ -35,7 +35,12 @@ MAY_USE = {
     "hydra": ("config", "sweeps"),
     "omegaconf": ("config", "sweeps"),
 }
-LOADED_BY_NAME = ("models.pretrained", "models.pretrained_build", "models.convert")  # by a config's _target_, or where needed
+LOADED_BY_NAME = (
+    "models.pretrained",
+    "models.pretrained_build",
+    "models.pretrained_parts",
+    "models.convert",
+)  # by a config's _target_, or where needed
 HEAVY = ("transformers", "tokenizers", "datasets", "matplotlib", "pandas", "wandb")
 
 

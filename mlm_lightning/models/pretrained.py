@@ -8,8 +8,8 @@ head at the predicted positions only, with no architecture written anew.
                                           positions_BK
 
 The head is the larger part of a small model's work: L × V logits a row, of which the loss looks at 15 %. A hook on the
-library's encoder gathers before the library's own head, so the numbers are the same. In DistilBERT the gather happens one layer
-earlier: of its last layer only keys and values are needed everywhere.
+library's encoder gathers before the library's own head, so the numbers are the same. In the usual architectures (LAST_LAYERS)
+the gather happens one layer earlier: of the last layer only keys and values are needed everywhere.
 
 Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own where
 `separate_documents` is set (packing.py): by the library's own masks and positions, in those architectures that were proven to
@@ -26,18 +26,22 @@ from typing import Annotated, Any, cast
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.errors import ConfigError
-from mlm_lightning.models.attention import attend
-from mlm_lightning.models.layers import Dropout, take
 from mlm_lightning.models.packing import attendable, positions_within
 from mlm_lightning.models.pretrained_build import build, first_position, read_model, settings_of
+from mlm_lightning.models.pretrained_parts import (
+    ATTENTION,
+    BertLastLayer,
+    DistilBertLastLayer,
+    ModernBertLastLayer,
+    OutputLayer,
+    Predicted,
+    gather_predicted,
+    replace_dropout,
+)
 from mlm_lightning.values import Located, checked
 
 SEPARATE_DOCUMENTS = (
@@ -49,6 +53,14 @@ SEPARATE_DOCUMENTS = (
 Others convolve, mix or bucket positions across a row, or take no such masks."""
 
 
+LAST_LAYERS = {
+    "distilbert": ("transformer.layer", DistilBertLastLayer),
+    "modernbert": ("layers", ModernBertLastLayer),
+    **dict.fromkeys(
+        ("bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "xlm-roberta"), ("encoder.layer", BertLastLayer)
+    ),
+}
+"""Architectures whose last layer does no more than is asked for: where their layers are, and what takes the place of the last."""
 LINEAR_HEADS = (*SEPARATE_DOCUMENTS, "convbert", "deberta", "deberta-v2", "roformer")
 """Architectures whose logits are what their last linear layer gives: tests prove it of each of them."""
 
@@ -91,19 +103,21 @@ class PretrainedMLM(nn.Module):
             remedy = "choose data.packing=chunk or document, or model=transformer, or an architecture that can"
             raise ConfigError("data.packing", "sentence_pack", problem, f"{remedy}: {', '.join(SEPARATE_DOCUMENTS)}")
         if hf_config._attn_implementation == "sdpa":
-            hf_config._attn_implementation = _ATTENTION
-        _replace_dropout(self.hf_model)
+            hf_config._attn_implementation = ATTENTION
+        replace_dropout(self.hf_model)
         self._first_position = first_position(self.hf_model)
         self._predicted = Predicted()
-        if hf_config.model_type == "distilbert" and has_plain_attention:
-            layers = encoder.transformer.layer
-            layers[-1] = _DistilBertLastBlock(layers[-1], self._predicted, separate_documents)
+        last_layer = LAST_LAYERS.get(hf_config.model_type) if has_plain_attention else None
+        if last_layer is not None:
+            path, cls = last_layer
+            layers = encoder.get_submodule(path)
+            layers[-1] = cls(layers[-1], self._predicted)
         else:
-            encoder.register_forward_hook(partial(_gather, self._predicted))
+            encoder.register_forward_hook(partial(gather_predicted, self._predicted))
         output_layer = self.hf_model.get_output_embeddings()
         if type(output_layer) is nn.Linear and hf_config.model_type in LINEAR_HEADS:
-            output_layer.__class__ = _OutputLayer
-            cast(_OutputLayer, output_layer).predicted = self._predicted
+            output_layer.__class__ = OutputLayer
+            cast(OutputLayer, output_layer).predicted = self._predicted
         if gradient_checkpointing:
             try:
                 self.hf_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -172,7 +186,7 @@ class PretrainedMLM(nn.Module):
 
     def output_layer(self) -> nn.Linear | None:
         layer = self.hf_model.get_output_embeddings()
-        return layer if isinstance(layer, _OutputLayer) else None
+        return layer if isinstance(layer, OutputLayer) else None
 
     def _documents_apart(self, document_BL: Tensor) -> Any:
         """The library's masks for rows that pack documents: 4-D, which it passes on to each layer as they are."""
@@ -185,97 +199,3 @@ class PretrainedMLM(nn.Module):
         position_L = torch.arange(document_BL.shape[1], device=document_BL.device)
         is_near_LL = (position_L.unsqueeze(1) - position_L).abs() <= config.sliding_window
         return {"full_attention": mask_B1LL, "sliding_attention": mask_B1LL & is_near_LL}
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """`attend` in the place of the library's own function, which keeps what few encoders ask for: fewer keys than queries, a
-    bias, looking back alone."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if causal or key.shape[1] != query.shape[1] or kwargs.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
-    return attend(query, key, value, attention_mask, dropout, scaling).transpose(1, 2).contiguous(), None
-
-
-_ATTENTION = "mlm_lightning"
-AttentionInterface.register(_ATTENTION, _attend)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-
-
-def _replace_dropout(model: nn.Module) -> None:
-    """By ours, which is the same and faster; what was computed in place need not be."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p))
-
-
-class Predicted:
-    """What is asked of the forward pass under way, handed past the library's signatures: positions, to where they are gathered,
-    and whether the last layer passes on what it is given."""
-
-    positions_BK: Tensor | None = None
-    without_logits: bool = False
-
-
-class _OutputLayer(nn.Linear):
-    """The library's last layer, the same weights under the same names."""
-
-    predicted: Predicted
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input if self.predicted.without_logits else super().forward(input)
-
-
-def _gather(predicted: Predicted, encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """A forward hook: the hidden states that reach the head become those of the predicted positions."""
-    if predicted.positions_BK is None:
-        return output
-    if isinstance(output, tuple):
-        return take(output[0], predicted.positions_BK), *output[1:]
-    output["last_hidden_state"] = take(output["last_hidden_state"], predicted.positions_BK)
-    return output
-
-
-class _DistilBertLastBlock(TransformerBlock):
-    """DistilBERT's last block, the same weights under the same names, with outputs at the predicted positions only."""
-
-    def __init__(self, block: Any, predicted: Predicted, separate_documents: bool) -> None:
-        nn.Module.__init__(self)  # the block's own would draw new weights
-        self.attention, self.sa_layer_norm = block.attention, block.sa_layer_norm
-        self.ffn, self.output_layer_norm = block.ffn, block.output_layer_norm
-        self.predicted, self.separate_documents = predicted, separate_documents
-        self.train(block.training)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        # read here, outside of gradient checkpointing: by the time that runs `forward` again, `predicted` has moved on
-        return super().__call__(*args, positions_BK=self.predicted.positions_BK, **kwargs)
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, positions_BK: Tensor | None = None, **kwargs: Any
-    ) -> Tensor:
-        if positions_BK is None:
-            return super().forward(hidden_states, attention_mask, **kwargs)
-        attention, mask = self.attention, attention_mask
-        if mask is not None and self.separate_documents:
-            mask = mask.gather(2, positions_BK[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
-        elif mask is not None:  # padding is hidden from every query alike: the first query's row of the mask serves them all
-            mask = mask[:, :, :1]
-        x_BKD = take(hidden_states, positions_BK)
-        query, key, value = (
-            x.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-            for x in (attention.q_lin(x_BKD), attention.k_lin(hidden_states), attention.v_lin(hidden_states))
-        )
-        dropout = attention.dropout.p if self.training else 0.0
-        attended_BHKE = attend(query, key, value, mask, dropout)
-        x_BKD = self.sa_layer_norm(x_BKD + attention.out_lin(attended_BHKE.transpose(1, 2).flatten(2)))
-        return self.output_layer_norm(x_BKD + self.ffn(x_BKD))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mlm_lightning.batch import IGNORE_INDEX
-from mlm_lightning.models.pretrained import LINEAR_HEADS, SEPARATE_DOCUMENTS, PretrainedMLM
+from mlm_lightning.models.pretrained import LAST_LAYERS, LINEAR_HEADS, SEPARATE_DOCUMENTS, PretrainedMLM
 
 V, L, B, PAD = 31, 12, 4, 1
 FROM_DATA = {"vocab_size", "seq_len", "pad_token_id", "separate_documents"}
@@ -40,7 +40,7 @@ def _seed():
 
 
 def tiny(architecture: str = "distilbert", seq_len: int = L, **settings) -> PretrainedMLM:
-    config = {**CONFIGS[architecture], **settings.pop("config", {})}
+    config = {**CONFIGS.get(architecture, BERT), **settings.pop("config", {})}
     return PretrainedMLM(V, seq_len, architecture=architecture, config=config, pad_token_id=PAD, **settings)
 
 
@@ -71,9 +71,11 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", sorted({*CONFIGS, *LAST_LAYERS, "modernbert, local last"}))
 def test_predicted_positions_give_the_librarys_own_loss_and_gradients(architecture, padded):
-    model = tiny(architecture).eval()
+    architecture, _, local = architecture.partition(", ")
+    config = {"local_attention": 4, "layer_types": ["full_attention", "full_attention", "sliding_attention"]} if local else {}
+    model = tiny(architecture, config=config).eval()
     theirs = AutoModelForMaskedLM.from_config(model.hf_model.config, dtype=torch.float32).eval()
     theirs.load_state_dict(model.hf_model.state_dict())
     ids_BL, labels_BL, mask_BL, positions_BK = batch(padded)
@@ -95,18 +97,26 @@ def test_predicted_positions_give_the_librarys_own_loss_and_gradients(architectu
     torch.testing.assert_close(full_BLV, their_BLV, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("architecture", ["distilbert", "roberta", "modernbert"])
-def test_only_predicted_positions_reach_the_head(architecture):
+INNER = {"distilbert": "ffn.lin1", "modernbert": "mlp.Wi"}
+
+
+@pytest.mark.parametrize("architecture", [*LAST_LAYERS, "deberta-v2"])
+def test_only_predicted_positions_reach_the_head_and_the_end_of_the_last_layer(architecture):
     model = tiny(architecture)
-    head = model.hf_model.get_output_embeddings()
     lengths = []
-    head.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
-    if architecture == "distilbert":
-        for layer in model.hf_model.distilbert.transformer.layer:
-            layer.ffn.lin1.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
+
+    def watch(module):
+        module.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
+
+    watch(model.hf_model.get_output_embeddings())
+    layers = []
+    if architecture in LAST_LAYERS:
+        layers = model.hf_model.base_model.get_submodule(LAST_LAYERS[architecture][0])
+        for layer in layers:
+            watch(layer.get_submodule(INNER.get(architecture, "intermediate.dense")))
     ids_BL, _, _, positions_BK = batch(False)
     model(ids_BL, None, positions_BK)
-    assert lengths == ([L, 3, 3] if architecture == "distilbert" else [3])
+    assert lengths == [*[L] * (len(layers) - 1), *[3] * bool(layers), 3]
 
 
 @pytest.mark.parametrize("with_positions", [False, True])
@@ -125,9 +135,10 @@ def test_logits_are_what_the_last_layer_makes_of_hidden_states(architecture, wit
     torch.testing.assert_close(model(*inputs), expected)
 
 
-@pytest.mark.parametrize("architecture", ["distilbert", "bert"])
+@pytest.mark.parametrize("architecture", ["distilbert", "bert", "modernbert", "deberta-v2"])
 def test_gradient_checkpointing_changes_nothing(architecture):
-    plain = tiny(architecture, config={"attention_dropout" if architecture == "distilbert" else "hidden_dropout_prob": 0.0})
+    name = "attention_dropout" if architecture in ("distilbert", "modernbert") else "hidden_dropout_prob"
+    plain = tiny(architecture, config={name: 0.0})
     frugal = tiny(architecture, gradient_checkpointing=True)
     frugal.load_state_dict(plain.state_dict())
     ids_BL, _, mask_BL, positions_BK = batch(True)
@@ -146,7 +157,7 @@ def test_gradient_checkpointing_changes_nothing(architecture):
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-@pytest.mark.parametrize("architecture", ["distilbert", "bert"])
+@pytest.mark.parametrize("architecture", ["distilbert", "bert", "modernbert", "deberta-v2"])
 def test_copies_gather_for_themselves(architecture, clone):
     model = tiny(architecture).eval()
     ids_BL, _, _, positions_BK = batch(False)
