@@ -60,7 +60,7 @@ LAST_LAYERS = {
         ("bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "xlm-roberta"), ("encoder.layer", BertLastLayer)
     ),
 }
-"""Architectures whose last layer does no more than is asked for: where their layers are, and what takes the place of the last."""
+"""Architectures whose last layer does no more than is asked for: where the layers are, and what takes the place of the last."""
 LINEAR_HEADS = (*SEPARATE_DOCUMENTS, "convbert", "deberta", "deberta-v2", "roformer")
 """Architectures whose logits are what their last linear layer gives: tests prove it of each of them."""
 
