@@ -376,6 +376,24 @@ def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_fused_kernel(monkeypatch:
         assert (one - other).abs().max() < 0.03 * other.abs().max()
 
 
+@pytest.mark.parametrize("turns_shape", [(7, 4), (2, 1, 7, 4)])
+def test_turning_is_a_rotation_of_pairs(turns_shape: tuple[int, ...]) -> None:
+    """And so its gradient, which is written down for it."""
+    torch.manual_seed(0)
+    angles = torch.randn(*turns_shape[:-1], 2)
+    x_BHLE = torch.randn(2, 3, 7, 4, requires_grad=True)
+    turned = turn(x_BHLE, torch.cat([angles.cos(), angles.sin()], dim=-1))
+    pairs = torch.view_as_complex(torch.stack(x_BHLE.detach().chunk(2, dim=-1), dim=-1))
+    pairs = pairs * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(turned, torch.cat([pairs.real, pairs.imag], dim=-1))
+    plain_BHLE = x_BHLE.detach().double().requires_grad_()  # in float64 autograd finds it
+    direction = torch.randn(2, 3, 7, 4)
+    plain = turn(plain_BHLE, torch.cat([angles.cos(), angles.sin()], dim=-1).double())
+    (expected,) = torch.autograd.grad(plain, plain_BHLE, direction.double())
+    (found,) = torch.autograd.grad(turned, x_BHLE, direction)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+
+
 # documents that share a row
 
 PACKED = [(4, 3, 1), (2, 7), (9,), (1,), (5, 4)]  # documents' lengths by row, of at most L = 9; the rest is padding
