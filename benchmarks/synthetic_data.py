@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mlm_lightning.data.languages.tree import TreeSource
+from mlm_lightning.training.fit import keep_freed_memory
 
 
 def sample_row(M: np.ndarray, depth: int, rng: np.random.Generator) -> list[int]:
@@ -49,7 +50,7 @@ def sum_product(M: np.ndarray, tokens: np.ndarray, observed: np.ndarray) -> np.n
     return beliefs / beliefs.sum(1, keepdims=True)
 
 
-def rows_per_second(function: Callable[[], object], num_rows: int, repeats: int = 3) -> float:
+def rows_per_second(function: Callable[[], object], num_rows: int, repeats: int = 9) -> float:
     """The median of some repeats, after one that warms up."""
     function()
     seconds = []
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as `mlm train` does
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{'q':>3} {'depth':>5}  {'':10} {'numpy rows/s':>14} {'ours rows/s':>14} {'ratio':>8}")
     for num_symbols, depth, num_rows in [(4, 4, arguments.small_rows), (8, 8, arguments.large_rows)]:

@@ -49,7 +49,7 @@ def fit(
     """Trains a run from a position (None: from its beginning) in this process, which is the run's only one or one of its ranks.
     Returns the summary. `conditions` are the settings', prepared, if they are at hand."""
     quiet()
-    _keep_freed_memory()
+    keep_freed_memory()
     if conditions is None:
         conditions = prepare(settings)
     parent = position if position and position.path.parent != run.checkpoints else None
@@ -252,7 +252,7 @@ def _report_unless_the_main_thread_does(failed: threading.ExceptHookArgs) -> Non
         threading.__excepthook__(failed)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Makes glibc reuse large blocks. By default it gives each back to the system, which then has to clear its pages for the
     next step: with the logits of a vocabulary of 30,000 that is half of the time of a step on a CPU."""
     if not sys.platform.startswith("linux"):
