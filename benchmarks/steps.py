@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.config.build import build_model, prepare
 from mlm_lightning.config.parse import settings
+from mlm_lightning.config.trainer import cpu_multiplies_bf16
 from mlm_lightning.data.batches import Plan, TrainBatches
 from mlm_lightning.data.source import Source
 from mlm_lightning.metrics import masked_cross_entropy
 from mlm_lightning.randomness import key
 from mlm_lightning.training.limit import matrix_peak, matrix_work, peak_memory_gb
 
-HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+HAS_BF16 = cpu_multiplies_bf16()
 FEW = ("trainer.limit_val_batches=0", "callbacks.samples=null", "trainer.enable_progress_bar=false", "callbacks.progress=null")
 WARMING_UP = 3
 
@@ -268,17 +269,19 @@ def row(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", default=list(WORKS), choices=[*WORKS, []], metavar="WORK", help=", ".join(WORKS))
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"{', '.join(WORKS)}; all of them without one")
     parser.add_argument("--side", choices=["ours", "theirs"])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if unknown := [name for name in arguments.works if name not in WORKS]:
+        parser.error(f"no such work: {', '.join(unknown)}")
     if arguments.side:
         print(json.dumps(measure(WORKS[arguments.works[0]], arguments.side)))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'bfloat16' if HAS_BF16 else 'no bfloat16'}\n")
     print("| work | against | ms | theirs | times as fast | tokens/s | share of peak | GB | of theirs |\n|" + "---|" * 9)
     results = []
-    for name in arguments.works:
+    for name in arguments.works or WORKS:
         if "bf16" in name and not HAS_BF16:  # emulated, it is slower than fp32
             continue
         results.append(compare(name, arguments.rounds))
