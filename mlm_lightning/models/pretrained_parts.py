@@ -104,13 +104,11 @@ class DistilBertLastLayer(_AtPredicted, TransformerBlock):
         if positions_BK is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         attention, x_BKD = self.attention, take(hidden_states, positions_BK)
-        query, key, value = (
-            _heads(x, attention.n_heads)
-            for x in (attention.q_lin(x_BKD), attention.k_lin(hidden_states), attention.v_lin(hidden_states))
-        )
+        projected = attention.q_lin(x_BKD), attention.k_lin(hidden_states), attention.v_lin(hidden_states)
+        query, key, value = (_heads(each, attention.n_heads) for each in projected)
         dropout = attention.dropout.p if self.training else 0.0
-        attended_BHKE = attend(query, key, value, _of_queries(attention_mask, positions_BK), dropout)
-        x_BKD = self.sa_layer_norm(x_BKD + attention.out_lin(attended_BHKE.transpose(1, 2).flatten(2)))
+        attended_BKD = _attended(query, key, value, attention_mask, positions_BK, dropout)
+        x_BKD = self.sa_layer_norm(x_BKD + attention.out_lin(attended_BKD))
         return self.output_layer_norm(x_BKD + self.ffn(x_BKD))
 
 
@@ -135,13 +133,11 @@ class BertLastLayer(_AtPredicted, BertLayer):
         if positions_BK is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         attention, x_BKD = self.attention.self, take(hidden_states, positions_BK)
-        query, key, value = (
-            _heads(x, attention.num_attention_heads)
-            for x in (attention.query(x_BKD), attention.key(hidden_states), attention.value(hidden_states))
-        )
+        projected = attention.query(x_BKD), attention.key(hidden_states), attention.value(hidden_states)
+        query, key, value = (_heads(each, attention.num_attention_heads) for each in projected)
         dropout = attention.dropout.p if self.training else 0.0
-        attended_BHKE = attend(query, key, value, _of_queries(attention_mask, positions_BK), dropout, attention.scaling)
-        x_BKD = self.attention.output(attended_BHKE.transpose(1, 2).flatten(2), x_BKD)
+        attended_BKD = _attended(query, key, value, attention_mask, positions_BK, dropout)
+        x_BKD = self.attention.output(attended_BKD, x_BKD)
         return self.output(self.intermediate(x_BKD), x_BKD)
 
 
@@ -173,8 +169,8 @@ class ModernBertLastLayer(_AtPredicted, ModernBertEncoderLayer):
         turned, _ = apply_rotary_pos_emb(query, query, take(cos, positions_BK), take(sin, positions_BK))
         _, key = apply_rotary_pos_emb(key, key, cos, sin)
         dropout = attention.attention_dropout if self.training else 0.0
-        attended_BHKE = attend(turned, key, value, _of_queries(attention_mask, positions_BK), dropout)
-        x_BKD = take(hidden_states, positions_BK) + attention.out_drop(attention.Wo(attended_BHKE.transpose(1, 2).flatten(2)))
+        attended_BKD = _attended(turned, key, value, attention_mask, positions_BK, dropout)
+        x_BKD = take(hidden_states, positions_BK) + attention.out_drop(attention.Wo(attended_BKD))
         return x_BKD + self.mlp(self.mlp_norm(x_BKD))
 
 
@@ -182,9 +178,9 @@ def _heads(x_BLD: Tensor, number: int) -> Tensor:
     return x_BLD.unflatten(-1, (number, -1)).transpose(1, 2)
 
 
-def _of_queries(mask: Tensor | None, positions_BK: Tensor) -> Tensor | None:
-    """The rows of a mask, (B or 1, 1, L or 1, L), that are those of queries at `positions_BK`."""
-    if mask is None or mask.shape[2] == 1:
-        return mask
-    mask = mask.expand(len(positions_BK), -1, -1, -1)
-    return mask.gather(2, positions_BK[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, positions_BK: Tensor, dropout: float) -> Tensor:
+    """What queries at `positions_BK` attend to, BKD. The mask, (B or 1, 1, L or 1, L), is the library's, of all queries."""
+    if mask is not None and mask.shape[2] > 1:
+        mask = mask.expand(len(positions_BK), -1, -1, -1)
+        mask = mask.gather(2, positions_BK[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
+    return attend(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
