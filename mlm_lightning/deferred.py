@@ -1,7 +1,9 @@
 """Lightning imports all of torchmetrics, and with it scipy and transformers, for two classes: seconds before a first step.
 
-import lightning ─► torchmetrics.Metric, .MetricCollection     from the modules that define them
-whatever else is asked of torchmetrics, by whomever            imports it as ever
+    import lightning ─► torchmetrics.Metric, .MetricCollection     from the modules that define them
+    whatever else is asked of torchmetrics, by whomever            imports it as ever
+
+If Lightning comes to use more of it, that imports it, too: then all is as without this.
 """
 
 import importlib

@@ -48,7 +48,6 @@ class TreeOracle:
         self._to_right_QP = M.permute(2, 0, 1).flatten(1)  # (parent, left)
         self._star_NQQ = star_NQQ[_node_order_N(filter_level)]
         self._leaf_order_L = _node_order_N(depth)
-        self._leaf_place_L = self._leaf_order_L.argsort()
         self._tables_QS = self._make_tables()
 
     def _make_tables(self) -> list[Tensor]:
