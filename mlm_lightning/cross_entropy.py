@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from mlm_lightning.batch import IGNORE_INDEX
 
 _CHUNK_ON_CPU, _CHUNK = 2**23, 2**26
-"""Logits that are there at once: on a CPU, and elsewhere."""
 WORTH_IT = 2**20
 """Logits from which on it pays."""
 
@@ -48,6 +47,11 @@ def _is_compact(hidden: Tensor) -> bool:
     return hidden.device.type == "cpu"
 
 
+def logits_at_once(device: torch.device) -> int:
+    """How many logits are there at a time."""
+    return _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
+
+
 def product_dtype(hidden: Tensor) -> torch.dtype:
     """In which `linear_cross_entropy` multiplies."""
     kind = hidden.device.type
@@ -66,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
         bias_grad_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         compact = _is_compact(hidden_MD)
-        size = max(1, (_CHUNK_ON_CPU if hidden_MD.device.type == "cpu" else _CHUNK) // len(weight_VD))
+        size = max(1, logits_at_once(hidden_MD.device) // len(weight_VD))
         for start in range(0, len(hidden_MD), size):
             part = slice(start, start + size)
             hidden_CD, labels_C1 = hidden_MD[part], labels_M[part].unsqueeze(1)

@@ -1,8 +1,10 @@
 """The machine's limit: the matrix work that a step's loss needs, and how fast this machine multiplies matrices, just now.
 
-work of a step / its seconds        what the run does
-───────────────────────────── =  ────────────────────────  = share of peak
-rate of large matrix products       what could be done
+    work of a step / its seconds        what the run does
+    ───────────────────────────── =  ────────────────────────  = share of peak
+    rate of large matrix products       what could be done
+
+Only products of matrices count: norms, activations and the optimizer are what keeps a share below 1.
 """
 
 import sys

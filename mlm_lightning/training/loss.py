@@ -7,24 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
-from mlm_lightning.cross_entropy import WORTH_IT, linear_cross_entropy, product_dtype
+from mlm_lightning.cross_entropy import WORTH_IT, linear_cross_entropy, logits_at_once, product_dtype
 from mlm_lightning.metrics import MetricSums, masked_cross_entropy
 from mlm_lightning.models.protocol import HasLinearHead
 
 
-def training_loss(model: nn.Module, batch: MLMBatch, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What is minimised, Σ -log p + `z_loss` · Σ (log Σ exp logits)² over the predicted tokens; and the two sums (the second
-    one has a meaning with a `z_loss` only)."""
+def training_loss(model: nn.Module, batch: MLMBatch, z_loss: float) -> tuple[Tensor, list[Tensor]]:
+    """What is minimised, Σ -log p + `z_loss` · Σ (log Σ exp logits)² over the predicted tokens; and for the log the first sum,
+    the number of tokens and, with a `z_loss`, the second sum."""
     labels_BK = batch.labels_BK
     if (layer := _large_output_layer(model, labels_BK)) is not None:
-        return linear_cross_entropy(_hidden_states(model, batch), layer, labels_BK, z_loss)
+        loss, loss_sum, squares = linear_cross_entropy(_hidden_states(model, batch), layer, labels_BK, z_loss)
+        return loss, [loss_sum, (labels_BK != IGNORE_INDEX).sum(), *([squares] if z_loss else [])]
     logits_BKV = model(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
-    loss_sum, _ = masked_cross_entropy(logits_BKV, labels_BK)
+    loss_sum, predicted = masked_cross_entropy(logits_BKV, labels_BK)
     if not z_loss:
-        return loss_sum, loss_sum, loss_sum
+        return loss_sum, [loss_sum, predicted]
     squares_BK = logits_BKV.float().logsumexp(-1).square()
     squares = (squares_BK * (labels_BK != IGNORE_INDEX)).sum()
-    return loss_sum + z_loss * squares, loss_sum, squares
+    return loss_sum + z_loss * squares, [loss_sum, predicted, squares]
 
 
 def add_metrics(
@@ -36,7 +37,7 @@ def add_metrics(
         sums.update(logits_BKV, batch, oracle_BKV, ngram_losses)
         return
     hidden_BKD = _hidden_states(model, batch)
-    size = max(1, WORTH_IT // (layer.out_features * hidden_BKD.shape[1]))
+    size = max(1, logits_at_once(hidden_BKD.device) // (layer.out_features * hidden_BKD.shape[1]))
     for start in range(0, len(hidden_BKD), size):
         rows = slice(start, start + size)
         part = MLMBatch(*(None if each is None else each[rows] for each in batch))  # type: ignore[arg-type]

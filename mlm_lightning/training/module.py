@@ -152,11 +152,10 @@ class MLMModule(L.LightningModule):
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
         seed_torch(self.seed, Stream.DROPOUT, batch_idx, self.global_rank)
         batch = self._trimmed(batch)
-        loss, loss_sum, squares = training_loss(self.model, batch, self._z_loss)
-        predicted = (batch.labels_BK != IGNORE_INDEX).sum()
+        loss, (loss_sum, predicted, *squares) = training_loss(self.model, batch, self._z_loss)
         mask_BL = batch.attention_mask_BL
         tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.count_nonzero()
-        sums = [loss_sum, predicted, tokens, *([squares] if self._z_loss else [])]
+        sums = [loss_sum, predicted, tokens, *squares]
         self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in sums])
         return loss
 

@@ -28,7 +28,7 @@ class Throughput(Callback):
         self._clock = self._mark = time.monotonic()
         self._tokens_before: float | None = None
         self._logged = (0, 0.0, 0.0)  # step, train_seconds, train_tokens
-        self._work: float | None = None  # of a micro-batch
+        self._work, self._shape = 0.0, torch.Size()  # of a micro-batch
         self._peak, self._peak_at = 0.0, _MEASURED_AFTER - _MEASURED_EVERY  # of train_seconds of this process
         self._began = 0.0
 
@@ -67,15 +67,17 @@ class Throughput(Callback):
         trained = self.train_seconds - self._began
         if not trainer.is_global_zero or trained < _MEASURED_AFTER:
             return {}
-        if self._work is None:
+        outdated = trained - self._peak_at >= _MEASURED_EVERY
+        if outdated or batch.input_ids_BL.shape != self._shape:  # rows and batches may grow, and the masking rate change
+            self._shape = batch.input_ids_BL.shape
             try:
                 self._work = matrix_work(module.model, batch)
             except Exception as error:  # a model may do anything that can't be done without data
                 log.debug("the matrix work of a step is not known: %s", error)
-                self._work = 0.0
+                self._work, self._peak_at = 0.0, trained
         if not self._work:
             return {}
-        if trained - self._peak_at >= _MEASURED_EVERY:
+        if outdated:
             self._peak, self._peak_at = matrix_peak(module.device, _dtype_of_products(trainer.precision)), trained
         return {"share_of_peak": self._work * trainer.accumulate_grad_batches / step_seconds / self._peak}
 
