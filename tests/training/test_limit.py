@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,3 +70,24 @@ def test_runs_of_more_than_some_seconds_log_their_share(toy: Toy, monkeypatch: p
         assert float(line["perf/peak_memory_gb"]) > 0.1
         assert ("perf/share_of_peak" in line) == (after == 0)
         assert after or 0 < float(line["perf/share_of_peak"]) < 1
+
+
+def test_measuring_leaves_the_run_as_it_is_and_follows_rows_that_grow(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def work(model: nn.Module, batch: MLMBatch) -> float:
+        seen.append(batch.input_ids_BL.shape[1])
+        return matrix_work(model, batch)
+
+    monkeypatch.setattr(throughput, "matrix_work", work)
+    growing = "data.depth=4", "data.length_schedule={start: 8, steps: 0.5}", "model.dropout=0.1", "trainer.log_every_n_steps=1"
+    weights = []
+    for after in (0.0, 1e9):
+        monkeypatch.setattr(throughput, "_MEASURED_AFTER", after)
+        config = toy(*growing, f"output_dir={tmp_path / str(after)}")
+        train(config)
+        weights.append(torch.load(run_of(config).checkpoints / "last.ckpt", weights_only=True)["state_dict"])
+    assert seen == [8, 16]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
