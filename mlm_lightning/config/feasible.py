@@ -46,6 +46,19 @@ def too_large_training(trainer: TrainerSettings | None, loader: Loader | None) -
     return found
 
 
+def growing_and_compiled(trainer: TrainerSettings | None, loader: Loader | None) -> list[ConfigError]:
+    """Layers are compiled for one shape."""
+    if trainer is None or loader is None or trainer.compile is not True:
+        return []
+    growing = {"data.length_schedule": loader.length_schedule, "trainer.batch_schedule": trainer.batch_schedule}
+    problem = "layers are compiled for one shape, and with {} it changes"
+    return [
+        ConfigError("trainer.compile", True, problem.format(key), f"set trainer.compile=false, or {key}=null")
+        for key, schedule in growing.items()
+        if schedule is not None
+    ]
+
+
 def too_large_model(model: Node, built: nn.Module) -> list[ConfigError]:
     """A model that can't be trained on any device here, sharded or not."""
     parameters = sum(parameter.numel() for parameter in built.parameters())

@@ -30,7 +30,13 @@ from mlm_lightning.config.build import (
 )
 from mlm_lightning.config.compose import composer
 from mlm_lightning.config.composed import Composed
-from mlm_lightning.config.feasible import too_large_batches, too_large_model, too_large_training, unknown_metrics
+from mlm_lightning.config.feasible import (
+    growing_and_compiled,
+    too_large_batches,
+    too_large_model,
+    too_large_training,
+    unknown_metrics,
+)
 from mlm_lightning.config.hints import hinted
 from mlm_lightning.config.settings import (
     LOADER_KEYS,
@@ -142,6 +148,7 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
         if any(each.exists() and not each.is_dir() for each in (output / place, output, *output.parents)):
             findings.errors.append(ConfigError("output_dir", str(output), "there is a file of that name", "give a folder"))
         findings.errors += too_large_training(parts["trainer"], parts["loader"])
+        findings.errors += growing_and_compiled(parts["trainer"], parts["loader"])
         if maskings:
             findings.errors += unknown_metrics(parts, sources, maskings)
     refuse(hinted(findings.errors, composed))

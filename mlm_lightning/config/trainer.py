@@ -2,10 +2,14 @@
 
 import bisect
 import math
+import os
 import re
+import shutil
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -61,6 +65,7 @@ class TrainerSettings:
     num_nodes: _Count = 1
     strategy: str = "auto"
     precision: int | str = "auto"
+    compile: bool | Literal["auto"] = False
     max_steps: _Count | None = None
     max_epochs: _Count | None = None
     max_time: str | dict[str, int] | None = None
@@ -101,9 +106,15 @@ class TrainerSettings:
             found.append(ConfigError("trainer.accelerator", self.accelerator, problem, remedy))
         if self.precision not in _PRECISIONS:
             found.append(not_one_of("trainer.precision", self.precision, _PRECISIONS))
-        elif str(self.precision) in ("16", "16-mixed") and self._is_cpu:
+        elif str(self.precision) in ("16", "16-mixed") and self.is_cpu:
             problem, remedy = "CPUs have no such precision", "use trainer.precision=bf16-mixed, 32-true or auto"
             found.append(ConfigError("trainer.precision", self.precision, problem, remedy))
+        if self.compile is True and (missing_compiler := self.lacks_compiler()):
+            problem, remedy = (
+                f"there is no {missing_compiler} here, which it needs",
+                "install one, or set trainer.compile=false",
+            )
+            found.append(ConfigError("trainer.compile", self.compile, problem, remedy))
         if self.max_time is not None and not self.max_duration:
             found.append(ConfigError("trainer.max_time", self.max_time, "is no time that a run could take", _TIMES))
         if self.max_steps is None and self.max_epochs is None and self.time_budget is None:
@@ -115,9 +126,16 @@ class TrainerSettings:
         return found
 
     @property
-    def _is_cpu(self) -> bool:
+    def is_cpu(self) -> bool:
         gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         return self.accelerator == "cpu" or (self.accelerator == "auto" and not gpu)
+
+    def lacks_compiler(self) -> str | None:
+        """What `compile` would need and does not find: a C++ compiler for a CPU, Triton for a GPU."""
+        if not self.is_cpu:
+            return None if find_spec("triton") else "Triton"
+        names = [os.environ.get("CXX"), "clang++" if sys.platform == "darwin" else "cl" if sys.platform == "win32" else "g++"]
+        return None if any(name and shutil.which(name) for name in names) else "C++ compiler"
 
     @property
     def max_duration(self) -> timedelta | None:

@@ -24,6 +24,7 @@ LATER_KEYS: dict[str, Any] = {
     "data.length_schedule": None,
     "trainer.batch_schedule": None,
     "trainer.time_budget": None,
+    "trainer.compile": False,
     "optim.layer_decay": None,
     "optim.z_loss": 0.0,
 }

@@ -36,6 +36,7 @@ from mlm_lightning.training.auto import Clock, Settled, settle
 from mlm_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError, Pruning
 from mlm_lightning.training.callbacks.progress import ProgressReport
 from mlm_lightning.training.callbacks.throughput import Throughput
+from mlm_lightning.training.compiled import compile_layers, compiles
 from mlm_lightning.training.lightning_internals import NEVER
 from mlm_lightning.training.loggers import fill_hparams
 from mlm_lightning.training.module import MLMModule, Origin
@@ -128,6 +129,8 @@ def assemble(
     plan = settings.trainer.plan(source.num_rows(), settings.loader.batch_size)
     with mistakes():
         model = build_model(settings.model, settings.seed, source, packs_documents(conditions))
+        if compiled := compiles(settings, model, plan):
+            compile_layers(model)
     module = MLMModule(
         model,
         conditions,
@@ -139,6 +142,7 @@ def assemble(
         origin=Origin(record_of(settings, fingerprint(conditions)) | ({"settled": settled} if settled else {}), from_parent),
         layer_decay=settings.optimization.layer_decay,
         z_loss=settings.optimization.z_loss,
+        compiled=compiled,
     )
     datamodule = MLMDataModule(
         source,
@@ -172,7 +176,7 @@ def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[
     origin = module.origin
     manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
     manifest |= {"on_one_process": identity(settings.composed.config), "processes": settings.trainer.world_size()}
-    manifest |= {"precision": settings.trainer.resolved_precision()}
+    manifest |= {"precision": settings.trainer.resolved_precision()} | ({"compiled": True} if module.compiled else {})
     manifest |= {"settled": origin.record["settled"]} if "settled" in origin.record else {}
     manifest |= {"splits": conditions[0].source.summary()}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
@@ -210,6 +214,7 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
         "batch_schedule",
         "time_budget",
         "auto_requeue",
+        "compile",
     )  # the plan's, and the signal handler's
     arguments: dict[str, Any] = {name: value for name, value in vars(settings).items() if name not in owned}
     arguments |= {

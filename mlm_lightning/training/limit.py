@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.loss import training_loss
 
 _SECONDS = 0.1
@@ -65,7 +66,7 @@ def matrix_work(model: nn.Module, batch: MLMBatch) -> float:
         name: torch.empty_like(each, device="meta").requires_grad_(each.requires_grad)
         for name, each in [*whole.named_parameters(), *whole.named_buffers()]
     }
-    with FlopCounterMode(display=False) as counter:
+    with eagerly(), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(whole, state, (on_meta,), tie_weights=True).backward()
     return float(counter.get_total_flops())
 

@@ -30,6 +30,7 @@ from mlm_lightning.errors import UserError
 from mlm_lightning.metrics import MetricSums, perplexity
 from mlm_lightning.randomness import Stream, seed_torch
 from mlm_lightning.runs.checkpoint import AVERAGING, STATE
+from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.lightning_internals import (
     mend_counters,
     schedule_validation,
@@ -69,7 +70,7 @@ class MLMModule(L.LightningModule):
     last step; without a plan, the arguments of the Trainer say how long the run is and when it is validated. `mask_rate` gives
     the rate at a share of the run's progress, where it changes in the run: it is logged. `layer_decay` multiplies the learning
     rate from each layer to the one below it. `z_loss` weighs (log Σ exp logits)² of each predicted token, which training adds
-    to -log p (Chowdhery et al. 2022, PaLM, section 5).
+    to -log p (Chowdhery et al. 2022, PaLM, section 5). `compiled`: layers of the model are, and keep their shapes.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class MLMModule(L.LightningModule):
         origin: Origin | None = None,
         layer_decay: float | None = None,
         z_loss: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.conditions, self.seed = model, conditions, seed
@@ -91,7 +93,7 @@ class MLMModule(L.LightningModule):
         self._plain = plan is None
         self._make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
         self._schedule, self._mask_rate = schedule or Constant(), mask_rate
-        self._layer_decay, self._z_loss = layer_decay, z_loss
+        self._layer_decay, self._z_loss, self.compiled = layer_decay, z_loss, compiled
         self.last_metrics: dict[str, float] = {}
         self.validation_pending = False
         """Whether the step at hand was to be validated, and a signal came first."""
@@ -151,7 +153,7 @@ class MLMModule(L.LightningModule):
     def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
         seed_torch(self.seed, Stream.DROPOUT, batch_idx, self.global_rank)
-        batch = self._trimmed(batch)
+        batch = batch if self.compiled else self._trimmed(batch)
         loss, (loss_sum, predicted, *squares) = training_loss(self.model, batch, self._z_loss)
         mask_BL = batch.attention_mask_BL
         tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.count_nonzero()
@@ -221,7 +223,8 @@ class MLMModule(L.LightningModule):
         batch = self._trimmed(batch)
         condition, sums = self.conditions[dataloader_idx], self._eval_sums[dataloader_idx]
         counted = condition.ngrams.losses(batch) if condition.ngrams else None
-        add_metrics(sums, self.model, batch, self.oracle_probs(batch, condition.oracle), counted)
+        with eagerly():
+            add_metrics(sums, self.model, batch, self.oracle_probs(batch, condition.oracle), counted)
 
     def on_validation_epoch_end(self) -> None:
         stage, self.last_metrics = "test" if self.trainer.testing else "val", {}

@@ -293,6 +293,11 @@ TRAINER = [
         "train 'trainer.batch_schedule={start: 200, steps: 0.2}' 'data.length_schedule={start: 17, steps: 9}'",
         ["trainer.batch_schedule.start=200", "data.batch_size is 128", "data.length_schedule.start=17"],
     ),
+    ("train trainer.compile=maybe", ["trainer.compile='maybe'", "auto"]),
+    (
+        "train trainer.compile=true 'data.length_schedule={start: 4, steps: 0.2}'",
+        ["trainer.compile=true", "data.length_schedule=null"],
+    ),
     ("train 'trainer.batch_schedule={start: 0, steps: 0.2}'", ["trainer.batch_schedule.start=0", "above 0"]),
     # a time budget, and what else is settled by itself
     ("train trainer.time_budget=0", ["trainer.time_budget=0", "above 0", "minutes"]),

@@ -54,6 +54,7 @@ def killed_until_complete(arguments: list[str], folder: Path, kills: int, seed: 
     [
         (5, ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8")),
         pytest.param(3, (), marks=pytest.mark.slow),
+        pytest.param(3, ("trainer.compile=true",), marks=pytest.mark.slow),
         pytest.param(3, WARMING_UP, marks=pytest.mark.slow),
         pytest.param(3, (*WARMING_UP, "optim=muon", "optim.layer_decay=0.9", "callbacks=[ema]"), marks=pytest.mark.slow),
     ],

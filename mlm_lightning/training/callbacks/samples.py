@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
+from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.module import MLMModule
 from mlm_lightning.values import checked
 
@@ -49,7 +50,7 @@ def _probabilities(module: MLMModule, batch: Any) -> Tensor:
     training = module.training
     module.eval()
     batch = type(batch)(*(None if each is None else each.to(module.device) for each in batch))
-    with module.trainer.precision_plugin.forward_context():
+    with eagerly(), module.trainer.precision_plugin.forward_context():
         probs_BKV = module(batch).float().softmax(-1).cpu()
     module.train(training)
     return probs_BKV
