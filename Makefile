@@ -23,11 +23,10 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/docs/index.html"
 
-# for minutes, with nothing beside it
+# for an hour, with nothing beside it: tables in build/benchmarks.md and build/benchmarks.json
 benchmark: $(VENV)/.dev
-	$(BIN)/python benchmarks/steps.py
-	$(BIN)/python benchmarks/start.py
-	$(BIN)/python benchmarks/synthetic_data.py
+	for each in steps start synthetic_data masking text_preparation resume sweeps scaling table; do \
+		$(BIN)/python benchmarks/$$each.py || exit 1; done
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from table import Table
 
 from mlm_lightning import randomness
 from mlm_lightning.batch import Vocab
@@ -92,12 +93,12 @@ def main() -> None:
         kinds = [Bernoulli(mask_share=1), Single(), WholeWord(), Span()]
         others = milliseconds(*(lambda m=m: m(*kept_B, vocab=vocab, key=key, epochs_B=epochs_B) for m in kinds))
 
-    print(f"median ms a batch of {BATCH} × {LENGTH} tokens, {VOCAB} words, {torch.get_num_threads()} threads")
-    print(f"{'':24}{'ours':>9}{'theirs':>9}{'ratio':>8}")
-    print(f"{'fetch and mask':24}{times[0]:9.3f}{times[1]:9.3f}{times[1] / times[0]:7.0f}x")
-    print(f"{'mask alone':24}{times[2]:9.3f}{times[3]:9.3f}{times[3] / times[2]:7.0f}x")
+    title = f"A batch of {BATCH} × {LENGTH} tokens, {VOCAB:,} words, {torch.get_num_threads()} threads"
+    table = Table("masking", title, {"what": "", "ms": ".3f", "theirs": ".3f", "times as fast": ".0f"})
+    table.add(what="fetch and mask", ms=times[0], theirs=times[1], **{"times as fast": times[1] / times[0]})
+    table.add(what="mask alone", ms=times[2], theirs=times[3], **{"times as fast": times[3] / times[2]})
     for masking, each in zip(kinds, others, strict=True):
-        print(f"{'  ' + type(masking).__name__ + (' 100 % [MASK]' if masking.mask_share == 1 else ''):24}{each:9.3f}")
+        table.add(what=type(masking).__name__ + (" 100 % [MASK]" if masking.mask_share == 1 else ""), ms=each)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from table import Table
 
 from mlm_lightning.config.parse import settings
 from mlm_lightning.config.settings import Settings
@@ -66,7 +67,7 @@ def seconds_to(run: Settings, step: int) -> float:
     raise AssertionError("the run ended before")
 
 
-def first_steps(folder: Path) -> None:
+def first_steps(folder: Path, table: Table) -> None:
     resumed = settings([*RUN, f"output_dir={folder / 'resumed'}"])
     StopAfter.step, StopAfter.save = 900, True
     try:
@@ -78,10 +79,11 @@ def first_steps(folder: Path) -> None:
         times["fresh"].append(seconds_to(settings([*RUN, f"output_dir={folder / f'fresh{turn}'}"]), 1))
         times["resumed"].append(seconds_to(resumed, 901))
     fresh, late = (statistics.median(each) for each in times.values())
-    print(f"first step   fresh {fresh:.3f} s   at 90 % of 1,000,000 rows {late:.3f} s   ratio {late / fresh:.2f}")
+    table.add(what="to the first step, from the beginning", seconds=fresh)
+    table.add(what="to the first step, at 90 % of 1,000,000 rows", seconds=late, **{"share of it": late / fresh})
 
 
-def share_of_checkpoints(folder: Path, name: str, *overrides: str) -> None:
+def share_of_checkpoints(folder: Path, table: Table) -> None:
     """The default checkpoints of a run of the default length of interval."""
     saving = [0.0]
     save = Checkpoint._save
@@ -93,20 +95,22 @@ def share_of_checkpoints(folder: Path, name: str, *overrides: str) -> None:
 
     Checkpoint._save = timed  # type: ignore[method-assign]
     try:
-        run = settings([f"output_dir={folder / name}", "trainer.accelerator=cpu", *overrides])
+        run = settings([f"output_dir={folder / 'default'}", "trainer.accelerator=cpu"])
         began = time.perf_counter()
         train(run)
         whole = time.perf_counter() - began
     finally:
         Checkpoint._save = save  # type: ignore[method-assign]
-    print(f"checkpoints  {name}: {saving[0]:.2f} s of {whole:.0f} s, {100 * saving[0] / whole:.2f} %")
+    table.add(what="the default run", seconds=whole)
+    table.add(what="its checkpoints", seconds=saving[0], **{"share of it": saving[0] / whole})
 
 
 def main() -> None:
     sys.modules.setdefault(Path(__file__).stem, sys.modules["__main__"])
     with tempfile.TemporaryDirectory() as folder:
-        first_steps(Path(folder))
-        share_of_checkpoints(Path(folder), "the default run")
+        table = Table("resume", "What exact resume costs", {"what": "", "seconds": ".3f", "share of it": ".4f"})
+        first_steps(Path(folder), table)
+        share_of_checkpoints(Path(folder), table)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 
+from table import Table
+
 MLM = [sys.executable, "-m", "mlm_lightning"]
 
 
@@ -41,9 +43,10 @@ def main() -> None:
             for name, (command, status) in commands.items():
                 times[name].append(seconds(command, status))
     baseline = statistics.median(times["import torch"][1:])
-    print("| command | seconds | times `import torch` |\n|---|---|---|")
+    table = Table("start", "Whole commands", {"command": "", "seconds": ".2f", "times `import torch`": ".2f"})
     for name, found in times.items():
-        print(f"| {name} | {statistics.median(found[1:]):.2f} | {statistics.median(found[1:]) / baseline:.2f} |")
+        median = statistics.median(found[1:])
+        table.add(command=name, seconds=median, **{"times `import torch`": median / baseline})
 
 
 if __name__ == "__main__":

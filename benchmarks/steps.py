@@ -1,6 +1,6 @@
 """A training step, as users get it, beside the loop that one would write with the libraries alone.
 
-    python benchmarks/steps.py                    all works: a table, and build/steps.json
+    python benchmarks/steps.py                    all works
     python benchmarks/steps.py tiny default       some of them
     python benchmarks/steps.py tiny --side ours   one side, in this process: a line of JSON
 
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from table import Table
 from torch import Tensor, nn
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
@@ -247,7 +248,7 @@ def measure(work: Work, side: str) -> dict[str, float]:
 
 
 def compare(name: str, rounds: int) -> dict[str, Any]:
-    """Both sides, each in processes of its own, in turn; medians."""
+    """Both sides, each in processes of its own, in turn; medians. A row of the table."""
     results: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     for _ in range(rounds):
         for side, found in results.items():
@@ -255,16 +256,24 @@ def compare(name: str, rounds: int) -> dict[str, Any]:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))
     sides = {side: {key: statistics.median(each[key] for each in found) for key in found[0]} for side, found in results.items()}
-    ratio = sides["theirs"]["seconds"] / sides["ours"]["seconds"]
-    memory = sides["ours"]["memory_gb"] / sides["theirs"]["memory_gb"]
-    return {"work": WORKS[name].title, "against": WORKS[name].what, **sides, "times_as_fast": ratio, "share_of_memory": memory}
+    mine, other = sides["ours"], sides["theirs"]
+    times = {"ms": 1000 * mine["seconds"], "theirs": 1000 * other["seconds"], "tokens/s": mine["tokens"] / mine["seconds"]}
+    times |= {"times as fast": other["seconds"] / mine["seconds"], "share of peak": mine["share_of_peak"]}
+    memory = {"GB": mine["memory_gb"], "of theirs": mine["memory_gb"] / other["memory_gb"]}
+    return {"work": WORKS[name].title, "against": WORKS[name].what} | times | memory
 
 
-def row(found: dict[str, Any]) -> str:
-    mine, other = found["ours"], found["theirs"]
-    cells = [found["work"], found["against"], f"{1000 * mine['seconds']:,.1f}", f"{1000 * other['seconds']:,.1f}"]
-    cells += [f"{found['times_as_fast']:.2f}", f"{mine['tokens'] / mine['seconds']:,.0f}", f"{mine['share_of_peak']:.2f}"]
-    return "| " + " | ".join([*cells, f"{mine['memory_gb']:.2f}", f"{found['share_of_memory']:.2f}"]) + " |"
+COLUMNS = {
+    "work": "",
+    "against": "",
+    "ms": ",.1f",
+    "theirs": ",.1f",
+    "times as fast": ".2f",
+    "tokens/s": ",.0f",
+    "share of peak": ".2f",
+    "GB": ".2f",
+    "of theirs": ".2f",
+}
 
 
 def main() -> None:
@@ -278,17 +287,12 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(measure(WORKS[arguments.works[0]], arguments.side)))
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {'bfloat16' if HAS_BF16 else 'no bfloat16'}\n")
-    print("| work | against | ms | theirs | times as fast | tokens/s | share of peak | GB | of theirs |\n|" + "---|" * 9)
-    results = []
+    title = f"Steps of training, {torch.get_num_threads()} threads, {'bfloat16' if HAS_BF16 else 'no bfloat16'}"
+    table = Table("steps", title, COLUMNS)
     for name in arguments.works or WORKS:
         if "bf16" in name and not HAS_BF16:  # emulated, it is slower than fp32
             continue
-        results.append(compare(name, arguments.rounds))
-        print(row(results[-1]), flush=True)
-    file = Path("build/steps.json")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
+        table.add(**compare(name, arguments.rounds))
 
 
 if __name__ == "__main__":

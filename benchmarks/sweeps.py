@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from table import Table
+
 JOBS, FRESH = 16, 4
 RUN = (
     *("trainer.max_steps=500", "trainer.val_check_interval=250", "trainer.accelerator=cpu", "data.val_size=512"),
@@ -55,8 +57,11 @@ def main() -> None:
         plain = [f"++{each}" for each in (*RUN, to("basic"))]
         basic = seconds("-c", BASIC, "-m", *plain, f"seed=range(0,{JOBS})")
         joblib = seconds(*train, "-m", sweep, to("joblib"), "launcher=joblib")
+    columns = {"way": "", "seconds": ".0f", "runs a minute": ".1f", "ours is so many times as fast": ".2f"}
+    table = Table("sweeps", f"A sweep of {JOBS} small runs", columns)
     for name, took in (("fresh", fresh), ("basic", basic), ("ours", ours), ("joblib", joblib)):
-        print(f"{name:8}{took:7.0f} s   {60 * JOBS / took:5.1f} runs a minute   ours is {took / ours:.2f} times as fast")
+        rates = {"runs a minute": 60 * JOBS / took, "ours is so many times as fast": took / ours}
+        table.add(way=name, seconds=took, **rates)
 
 
 if __name__ == "__main__":

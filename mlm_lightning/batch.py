@@ -106,7 +106,7 @@ class MLMBatch(NamedTuple):
     `attention_mask_BL` is None where no row is padded, else 0 at padding and 1 at tokens; in rows that pack several documents
     it numbers them, 1, 2, 3 … in each row: `!= 0` is the padding mask in any case, and a model that keeps documents apart lets
     no token attend to one of another number. `row_ids_B` are the rows' indices in their split (PADDING_ROW for rows that only
-    fill up the batch).
+    fill up the batch). `hidden_BL` is True at positions that none attends to, themselves included; None where there are none.
     """
 
     input_ids_BL: Tensor
@@ -114,6 +114,7 @@ class MLMBatch(NamedTuple):
     attention_mask_BL: Tensor | None
     positions_BK: Tensor
     row_ids_B: Tensor
+    hidden_BL: Tensor | None = None
 
     @property
     def labels_BK(self) -> Tensor:

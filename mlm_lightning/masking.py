@@ -22,6 +22,14 @@ A predicted position shows `[MASK]` (M) with probability mask_share, a random to
     labels      -  3  -  1  0  -         "-" is IGNORE_INDEX
     positions   1  3  4  0  0            K = 5: the predicted positions; unused places point to the first of the others
 
+`hiding` says how a predicted position is kept from the model:
+
+    token            as above: what stands there is another token
+    key_padding      the token stays, and no position attends to it: batch.hidden_BL. Its own residual path still carries it
+                     to its own logits, which therefore know it
+    both             another token, and no position attends to it
+    token_detached   as token, and the embedding of [MASK] is not learned (the model's, not the batch's matter)
+
 The work is done in numpy on the host, where batches are built: unsigned integers, in place, few calls.
 Shapes: B rows, L positions, K places for predicted positions in a row, N predicted positions of all rows together.
 """
@@ -85,11 +93,12 @@ class Masking(ABC):
 
     `mask_share` of them show `[MASK]`, `random_share` a token drawn uniformly from the regular ones, the rest their own token
     (80/10/10: Devlin et al., "BERT", 2019). The draw is made for each token, also within words and spans, as in BERT.
-    With `mask_share=1` nothing is left for `random_share`, which then has no effect.
+    With `mask_share=1` nothing is left for `random_share`, which then has no effect; with `hiding=key_padding` neither has.
     """
 
     mask_share: Share = 0.8
     random_share: Share = 0.1
+    hiding: Literal["token", "key_padding", "both", "token_detached"] = "token"
 
     def __post_init__(self) -> None:
         check_fields(self, "masking")
@@ -163,7 +172,8 @@ class Masking(ABC):
 
         input_ids_BL, labels_BL = tokens.copy(), np.empty(tokens.shape, dtype=tokens.dtype)
         labels_BL.fill(IGNORE_INDEX)
-        input_ids_BL.reshape(-1)[predicted_N] = self._replacements(labels_N, replacement_keys_B[row_N], offsets_N, vocab)
+        if self.hiding != "key_padding":
+            input_ids_BL.reshape(-1)[predicted_N] = self._replacements(labels_N, replacement_keys_B[row_N], offsets_N, vocab)
         labels_BL.reshape(-1)[predicted_N] = labels_N
         # ascending; the places that are left point to the first position not predicted
         positions_BK = np.repeat(predicted_BL.argmin(axis=1)[:, None], num_places, axis=1)
@@ -174,6 +184,7 @@ class Masking(ABC):
             attention_mask_BL=attention_mask_BL,
             positions_BK=torch.from_numpy(positions_BK),
             row_ids_B=row_ids_B,
+            hidden_BL=torch.from_numpy(predicted_BL) if self.hiding in ("key_padding", "both") else None,
         )
 
     @cached_property

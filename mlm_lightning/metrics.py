@@ -7,7 +7,7 @@ A mean of means weighs tokens of rows with few masks more; sums do not care how 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,10 @@ def masked_cross_entropy(logits_BKV: Tensor, labels_BK: Tensor) -> tuple[Tensor,
     return loss_sum, (labels_BK != IGNORE_INDEX).sum()
 
 
+_FURTHER = (("oracle_loss", "oracle_loss"), ("kl_to_oracle", "kl"))
+"""The metrics of a further oracle, and their sums. Another language's may lie above the model's: there is no excess."""
+
+
 class MetricSums:
     """Sums over the predicted tokens of a split, kept on `device` as one float64 vector until `compute`.
 
@@ -36,10 +40,12 @@ class MetricSums:
         *("unigram_loss", "bigram_loss", "unigram_correct"),
     )
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", further_oracles: Iterable[str] = ()) -> None:
+        self.further_oracles = tuple(further_oracles)
+        self.sums = (*self.SUMS, *(f"{name}_under_{each}" for each in self.further_oracles for name in ("oracle_loss", "kl")))
         # float64 sums of up to 1e9 token losses; MPS has none
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        self.vector = torch.zeros(len(self.SUMS), dtype=dtype, device=device)
+        self.vector = torch.zeros(len(self.sums), dtype=dtype, device=device)
 
     def update(
         self,
@@ -47,9 +53,10 @@ class MetricSums:
         batch: MLMBatch,
         oracle_probs_BKV: Tensor | None = None,
         ngram_losses: Mapping[str, Tensor] | None = None,
+        further_probs: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Adds a batch. `oracle_probs_BKV` is the oracle's posterior at the predicted positions, and `ngram_losses` (BK each)
-        are what counts give there."""
+        """Adds a batch. `oracle_probs_BKV` is the oracle's posterior at the predicted positions, `further_probs` (BKV each) are
+        those of further oracles, and `ngram_losses` (BK each) are what counts give there."""
         labels_BK = batch.labels_BK
         predicted_BK = labels_BK != IGNORE_INDEX
         target_BK1 = labels_BK.clamp(min=0).unsqueeze(-1)
@@ -61,17 +68,19 @@ class MetricSums:
             "correct": (logits_BKV.argmax(-1) == labels_BK) & predicted_BK,
             "rows": batch.row_ids_B != PADDING_ROW,
         }
-        if oracle_probs_BKV is not None:
-            log_oracle_BKV = oracle_probs_BKV.to(torch.float64 if self.vector.dtype == torch.float64 else torch.float32).log()
+        oracles = {} if oracle_probs_BKV is None else {"": oracle_probs_BKV}
+        oracles |= {f"_under_{name}": probs_BKV for name, probs_BKV in (further_probs or {}).items()}
+        for ending, probs_BKV in oracles.items():
+            log_oracle_BKV = probs_BKV.to(self.vector.dtype).log()
             oracle_loss_BK = -log_oracle_BKV.gather(-1, target_BK1).squeeze(-1).masked_fill(~predicted_BK, 0.0)
             log_ratio_BKV = log_oracle_BKV - F.pad(log_probs_BKV, (0, log_oracle_BKV.shape[-1] - log_probs_BKV.shape[-1]))
-            kl_BK = (oracle_probs_BKV * log_ratio_BKV).masked_fill(oracle_probs_BKV == 0, 0.0).sum(-1)
-            excess_B = ((loss_BK - oracle_loss_BK) * predicted_BK).sum(-1, dtype=self.vector.dtype)
+            kl_BK = (probs_BKV * log_ratio_BKV).masked_fill(probs_BKV == 0, 0.0).sum(-1)
+            sums |= {f"oracle_loss{ending}": oracle_loss_BK, f"kl{ending}": kl_BK * predicted_BK}
+        if oracle_probs_BKV is not None:
+            excess_B = ((loss_BK - sums["oracle_loss"]) * predicted_BK).sum(-1, dtype=self.vector.dtype)
             tokens_B = predicted_BK.sum(-1).to(self.vector.dtype)
             sums |= {
-                "oracle_loss": oracle_loss_BK,
                 "oracle_correct": (oracle_probs_BKV.argmax(-1) == labels_BK) & predicted_BK,
-                "kl": kl_BK * predicted_BK,
                 "dd": excess_B.square(),
                 "dn": excess_B * tokens_B,
                 "nn": tokens_B.square(),
@@ -79,20 +88,20 @@ class MetricSums:
         for name, value_BK in (ngram_losses or {}).items():
             sums[name] = value_BK.to(self.vector.dtype).to(self.vector.device)
         zero = self.vector.new_zeros(())
-        self.vector += torch.stack([sums[n].sum(dtype=self.vector.dtype) if n in sums else zero for n in self.SUMS])
+        self.vector += torch.stack([sums[n].sum(dtype=self.vector.dtype) if n in sums else zero for n in self.sums])
 
     @classmethod
-    def names(cls, with_oracle: bool, with_ngrams: bool = False) -> tuple[str, ...]:
+    def names(cls, with_oracle: bool, with_ngrams: bool = False, further_oracles: Iterable[str] = ()) -> tuple[str, ...]:
         """Of the metrics that `compute` returns."""
-        return tuple(cls().compute(with_oracle, with_ngrams))
+        return tuple(cls("cpu", further_oracles).compute(with_oracle, with_ngrams))
 
     @property
     def nothing_predicted(self) -> bool:
-        return not self.vector[self.SUMS.index("tokens")]
+        return not self.vector[self.sums.index("tokens")]
 
     def compute(self, with_oracle: bool, with_ngrams: bool = False) -> dict[str, float]:
         """The token-weighted means; NaN where nothing was predicted at all."""
-        s = dict(zip(self.SUMS, self.vector.tolist(), strict=True))
+        s = dict(zip(self.sums, self.vector.tolist(), strict=True))
         tokens, rows = s["tokens"] or math.nan, s["rows"]
         loss = s["loss"] / tokens
         metrics = {"loss": loss, "perplexity": perplexity(loss), "accuracy": s["correct"] / tokens}
@@ -106,6 +115,8 @@ class MetricSums:
                 "oracle_accuracy": s["oracle_correct"] / tokens,
                 "kl_to_oracle": s["kl"] / tokens,
             }
+        for name in self.further_oracles:
+            metrics |= {f"{each}_under_{name}": s[f"{key}_under_{name}"] / tokens for each, key in _FURTHER}
         if with_ngrams:
             metrics |= {
                 "unigram_loss": s["unigram_loss"] / tokens,

@@ -49,13 +49,16 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
         top_k = min(5, loaded.vocab.size)
     if not 1 <= top_k <= loaded.vocab.size:
         raise UserError(f"--top-k {top_k}: give a number between 1 and the size of the vocabulary, {loaded.vocab.size}")
+    if (hiding := loaded.composed.get("masking.hiding")) == "key_padding":
+        problem = "it reads the very tokens that it is to predict, and knows no [MASK]"
+        raise UserError(f"RUN={run}: was trained with masking.hiding=key_padding: {problem}; give a run with another hiding")
     encoded = [_encode_text(loaded, text) if loaded.tokenizer is not None else _encode_symbols(loaded, text) for text in texts]
     answers = []
     for text in encoded:
         with torch.inference_mode():
-            logits_1KV = loaded.model(
-                torch.tensor([text.input_ids]), torch.ones(1, len(text.input_ids), dtype=torch.long), torch.tensor([text.masks])
-            )
+            input_ids_1L, masks_1K = torch.tensor([text.input_ids]), torch.tensor([text.masks])
+            hidden = [torch.zeros_like(input_ids_1L, dtype=torch.bool).scatter(1, masks_1K, True)] if hiding == "both" else []
+            logits_1KV = loaded.model(input_ids_1L, torch.ones_like(input_ids_1L), masks_1K, *hidden)
         best = logits_1KV[0].float().softmax(-1).topk(top_k)
         names = [[text.name(token_id) for token_id in ids] for ids in best.indices.tolist()]
         filled, answer = text.fill([tokens[0] for tokens in names]), []

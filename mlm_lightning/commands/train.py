@@ -82,7 +82,7 @@ def _choices(arguments: list[str]) -> str:
 
 def show(folder: Path, summary: dict[str, Any]) -> None:
     """The table at the end of a run."""
-    from mlm_lightning.report.learned import shortfalls
+    from mlm_lightning.report.learned import leaks, shortfalls
 
     names = [
         ("val/loss", "validation loss", "nats a token"),
@@ -109,6 +109,6 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
             text = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
             rows.append((label, text, unit))
     print_table(rows)
-    if not_learned := shortfalls([summary]):
-        print("", *not_learned, sep="\n")
+    if told := [*leaks([summary]), *shortfalls([summary])]:
+        print("", *told, sep="\n")
     print(f"\nrun          {folder}\ncurves       tensorboard --logdir {folder.parent}")

@@ -16,6 +16,7 @@ from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import Source, Split
 from mlm_lightning.errors import NO_VALUE, ConfigError, InvalidConfigError, config_errors
 from mlm_lightning.masking import MASKINGS, Masking, Single
+from mlm_lightning.models.protocol import CanHide, HasEmbeddings
 from mlm_lightning.randomness import Stream, seed_torch
 
 # what a run is evaluated on
@@ -23,16 +24,22 @@ from mlm_lightning.randomness import Stream, seed_torch
 
 def evaluated_sources(data: Node, further: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, ...], Node]:
     """The sources to evaluate on by the names of their conditions, the run's own (`""`) first. Names for equal keys share one
-    source, which is evaluated once. Keys with a `_target_` are whole, any others say what differs."""
-    nodes = {"": data}
-    for name, keys in further.items():
-        arguments = {key: value for key, value in keys.items() if key != "_target_"}
-        shared = {} if "_target_" in keys else data.arguments
-        nodes[name] = Node(keys.get("_target_", data.target), shared | arguments, data.trusted)
+    source, which is evaluated once."""
+    nodes = {"": data} | further_sources(data, further)
     alike: dict[str, list[str]] = {}
     for name, node in nodes.items():
         alike.setdefault(json.dumps([node.target, node.arguments], sort_keys=True), []).append(name)
     return {tuple(names): nodes[names[0]] for names in alike.values()}
+
+
+def further_sources(data: Node, further: Mapping[str, Mapping[str, Any]]) -> dict[str, Node]:
+    """By their names. Keys with a `_target_` are whole, any others say what differs from `data`."""
+    nodes = {}
+    for name, keys in further.items():
+        arguments = {key: value for key, value in keys.items() if key != "_target_"}
+        shared = {} if "_target_" in keys else data.arguments
+        nodes[name] = Node(keys.get("_target_", data.target), shared | arguments, data.trusted)
+    return nodes
 
 
 def eval_data_key(names: Sequence[str]) -> str:
@@ -49,9 +56,9 @@ def eval_maskings(
     if kind is None:
         masking = training.frozen()
     elif kind == "single":
-        masking = Single().frozen()
+        masking = Single(hiding=training.hiding).frozen()
     else:
-        masking = MASKINGS[kind](**({} if rate is None else {"rate": rate})).frozen()
+        masking = MASKINGS[kind](hiding=training.hiding, **({} if rate is None else {"rate": rate})).frozen()
     rates = dict.fromkeys(mask_rates or [])
     plain, *further = names
     if rate in rates:
@@ -81,22 +88,23 @@ def prepare(settings: Settings, evaluated: Split | None = None, trained_on: str 
             continue
         if node.arguments.get("tokenizer") == "train":  # training another one on these documents would give them other tokens
             node = replace(node, arguments=node.arguments | train_source.tokenizer_keys())
-        with moved_errors(names):
+        with moved_errors(eval_data_key(names)):
             source = sources[names] = node.instance
             source.prepare(workers=workers)
             if evaluated is not None:
                 source.rows(evaluated)
-        check_same_rows(names, source, train_source, prepared=True)
+        check_same_rows(eval_data_key(names), source, train_source, prepared=True)
     by_name = {name: source for names, source in sources.items() for name in names}
     oracles = {source: source.oracle() for source in sources.values()}
     pairs = [(names, masking, by_name.get(names[0], train_source)) for names, masking in settings.maskings.items()]
     ngrams = train_source.ngrams(trained_on)
-    return [Condition(names, masking, source, oracles[source], ngrams) for names, masking, source in pairs]
+    conditions = [Condition(names, masking, source, oracles[source], ngrams) for names, masking, source in pairs]
+    further = {name: node.instance.oracle() for name, node in settings.oracles.items()}
+    return [replace(conditions[0], further_oracles=further), *conditions[1:]]
 
 
-def check_same_rows(names: Sequence[str], source: Source, train_source: Source, prepared: bool) -> None:
+def check_same_rows(key: str, source: Source, train_source: Source, prepared: bool) -> None:
     """Raises ConfigError where a model of `train_source` can't read a further source, as far as that is known by now."""
-    key = eval_data_key(names)
     if source.seq_len != train_source.seq_len:
         problem = f"its rows have {source.seq_len} tokens, and those of data {train_source.seq_len}"
         raise ConfigError(key, NO_VALUE, problem, "one model reads both, so evaluate on rows as long as the run's")
@@ -108,9 +116,8 @@ def check_same_rows(names: Sequence[str], source: Source, train_source: Source, 
 
 
 @contextmanager
-def moved_errors(names: Sequence[str]) -> Iterator[None]:
+def moved_errors(key: str) -> Iterator[None]:
     """What a further source refuses names it, instead of the run's own data."""
-    key = eval_data_key(names)
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -125,6 +132,18 @@ def build_model(model: Node, seed: int, source: Source, separate_documents: bool
     seed_torch(seed, Stream.INITIALISATION)
     arguments = {"vocab_size": source.vocab.size, "pad_token_id": source.vocab.pad_id}
     return model_for(model, source.seq_len, separate_documents, **arguments)
+
+
+def check_hiding(masking: Masking, model: nn.Module) -> None:
+    """Raises ConfigError where the model can't be trained with tokens that are hidden like that."""
+    key, value, remedy = "masking.hiding", masking.hiding, "set masking.hiding=token"
+    if value == "token_detached" and not isinstance(model, HasEmbeddings):
+        name = type(model).__name__
+        raise ConfigError(key, value, f"the model {name} doesn't say which are its embeddings: get_input_embeddings()", remedy)
+    if value in ("key_padding", "both"):
+        if not isinstance(model, CanHide):
+            raise ConfigError(key, value, f"the model {type(model).__name__} cannot hide positions: check_hiding()", remedy)
+        model.check_hiding()
 
 
 def model_for(model: Node, seq_len: int, separate_documents: bool, **arguments: Any) -> nn.Module:

@@ -88,7 +88,7 @@ def unknown_metrics(
     has_ngrams = type(data.instance).ngrams is not Source.ngrams and not data.instance.endless
     for ends in maskings:
         has_oracle = type(by_name.get(ends[0], data).instance).oracle is not Source.oracle
-        metrics = MetricSums.names(has_oracle, has_ngrams)
+        metrics = MetricSums.names(has_oracle, has_ngrams, parts["oracles"] if "" in ends else ())
         names |= {f"val/{metric}{'_' * bool(end)}{end}": None for end in ends for metric in metrics}
     foreign = any(not node.target.startswith(_KNOWN) for node in parts["callbacks"].values())
     for name, node in parts["callbacks"].items():

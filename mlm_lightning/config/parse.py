@@ -21,10 +21,12 @@ from torch.overrides import TorchFunctionMode
 
 from mlm_lightning.config.build import (
     build_optimizer,
+    check_hiding,
     check_same_rows,
     eval_data_key,
     eval_maskings,
     evaluated_sources,
+    further_sources,
     model_for,
     moved_errors,
 )
@@ -205,6 +207,8 @@ def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, An
     for key in ("data", "masking", "schedule", "prepare"):
         if (node := parts[key]) is not None and findings.attempt(key, partial(getattr, node, "instance")) is None:
             parts[key] = None
+    data, evaluation = parts["data"], parts["eval"]
+    parts["oracles"] = further_sources(data, evaluation.oracles or {}) if data and evaluation else {}
     if (optim := parts["optim"]) is not None:
         precision = parts["trainer"].precision if parts["trainer"] else "auto"
         findings.attempt("optim", lambda: build_optimizer(optim, precision))
@@ -230,8 +234,13 @@ def _check_together(findings: _Findings, parts: Mapping[str, Any], trains: bool)
         return {}, {}
     sources = evaluated_sources(data, evaluation.data or {}) if evaluation else {}
     for names, node in list(sources.items())[1:]:
-        if not _check_further(findings, names, node, train_source):
+        if not _check_further(findings, eval_data_key(names), node, train_source):
             del sources[names]
+    for name, node in (parts["oracles"] or {}).items():
+        key = f"eval.oracles.{name}"
+        if _check_further(findings, key, node, train_source) and type(node.instance).oracle is Source.oracle:
+            problem = f"{type(node.instance).__name__} has no oracle"
+            findings.errors.append(ConfigError(key, NO_VALUE, problem, "give keys of a language whose optimum is known"))
     if train_source.endless and trainer is not None:
         findings.errors += trainer.endless_errors()
         for name, node in parts["callbacks"].items():
@@ -244,6 +253,8 @@ def _check_together(findings: _Findings, parts: Mapping[str, Any], trains: bool)
         built = findings.attempt("model", lambda: _build_on_meta(model, train_source, sources))
         if built is not None and trains:
             findings.errors += too_large_model(model, built)
+        if built is not None and masking is not None:
+            findings.attempt("masking", lambda: check_hiding(masking.instance, built))
     if masking is None or evaluation is None:
         return sources, {}
     kind, rates = evaluation.masking, evaluation.mask_rates
@@ -260,18 +271,18 @@ def settings(overrides: Sequence[str] = (), config_dir: str | None = None, confi
         return parse(hydra.composed(hydra.plain(overrides)))
 
 
-def _check_further(findings: _Findings, names: tuple[str, ...], node: Node, train_source: Source) -> bool:
+def _check_further(findings: _Findings, key: str, node: Node, train_source: Source) -> bool:
     """Whether a further source has good keys and values, and the run's model can read it."""
-    key, before = eval_data_key(names), len(findings.errors)
+    before, group = len(findings.errors), key.rpartition(".")[0]
     for name in sorted(LOADER_KEYS):
         if name in node.arguments:
-            problem = f"is not set in eval.data; data.{name} is meant for it too"
+            problem = f"is not set in {group}; data.{name} is meant for it too"
             findings.errors.append(ConfigError(f"{key}.{name}", NO_VALUE, problem))
 
     def build() -> None:
-        with moved_errors(names):
+        with moved_errors(key):
             node.instance  # noqa: B018
-        check_same_rows(names, node.instance, train_source, prepared=False)
+        check_same_rows(key, node.instance, train_source, prepared=False)
 
     if len(findings.errors) == before:
         findings.errors += check_node(key, node.arguments | {"_target_": node.target}, Source, node.trusted)

@@ -95,7 +95,8 @@ OPTIMIZATION_KEYS = frozenset(each.name for each in fields(Optimization)) - {"au
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """`data` has further sources: by a name, the keys that differ from the run's own, or a whole `_target_`."""
+    """`data` has further sources: by a name, the keys that differ from the run's own, or a whole `_target_`. `oracles` names
+    such sources whose oracles are asked about the run's own rows."""
 
     OWNER: ClassVar = "eval"
 
@@ -103,11 +104,14 @@ class Eval:
     mask_rates: list[Annotated[float, Interval(gt=0, le=1), "give masking rates, e.g. [0.15, 0.3]"]] | None
     masking: str | None
     data: dict[str, Any] | None = None  # runs of earlier versions have none
+    oracles: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         kinds = [] if self.masking in (None, *MASKINGS) else [not_one_of("eval.masking", self.masking, tuple(MASKINGS))]
-        data = (_name_errors(name) or check(f"eval.data.{name}", keys, dict) for name, keys in (self.data or {}).items())
-        refuse([*check("eval.seed", self.seed, Seed), *kinds, *self._alike(), *itertools.chain.from_iterable(data)])
+        further = {"eval.data": self.data or {}, "eval.oracles": self.oracles or {}}
+        named = [(f"{group}.{name}", name, keys) for group, each in further.items() for name, keys in each.items()]
+        wrong = (_name_errors(key, name) or check(key, keys, dict) for key, name, keys in named)
+        refuse([*check("eval.seed", self.seed, Seed), *kinds, *self._alike(), *itertools.chain.from_iterable(wrong)])
 
     def _alike(self) -> Iterator[ConfigError]:
         """Rates whose metrics would have one name."""
@@ -118,9 +122,8 @@ class Eval:
                 yield ConfigError("eval.mask_rates", self.mask_rates, problem, "give rates that differ when rounded to 0.01")
 
 
-def _name_errors(name: object) -> list[ConfigError]:
-    """A name of further data ends those of metrics: k0 gives val/loss_k0."""
-    key = f"eval.data.{name}"
+def _name_errors(key: str, name: object) -> list[ConfigError]:
+    """A name of further data or oracles ends those of metrics: k0 gives val/loss_k0."""
     if not isinstance(name, str):  # a YAML key without quotes
         return [ConfigError(key, NO_VALUE, f"is {describe(type(name))}, not a name; give one such as k{name}")]
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
@@ -164,6 +167,7 @@ class Settings:
     data: Node
     sources: dict[tuple[str, ...], Node]
     maskings: dict[tuple[str, ...], Masking]
+    oracles: dict[str, Node] = field(default_factory=dict)
     masking: Node
     model: Node
     optim: Node

@@ -48,6 +48,9 @@ _TIMES = "give days:hours:minutes:seconds, e.g. 00:12:00:00, or 12h, 90m, 1d12h,
 _MAX_TIME = r"""(?P<days>\d+) : (?P<hours>\d\d) : (?P<minutes>\d\d) : (?P<seconds>\d\d)
     | (?:(?P<days_>\d+)d)? (?:(?P<hours_>\d+)h)? (?:(?P<minutes_>\d+)m)? (?:(?P<seconds_>\d+)s)?"""
 
+_PER_DECADE = 8
+"""Validations at logarithmic steps."""
+
 _Count = Annotated[int, Ge(1)]
 _Share = Annotated[float, Interval(gt=0, le=1), "give a whole number, or a share"]
 _Limit = Annotated[int, Ge(0)] | Annotated[float, Interval(ge=0, le=1), "give a number of batches, or a share"] | None
@@ -76,6 +79,7 @@ class TrainerSettings:
     gradient_clip_algorithm: Literal["norm", "value"] | None = "norm"
     val_check_interval: _Count | _Share | Literal["auto"] | None = 1.0
     check_val_every_n_epoch: _Count | None = 1
+    val_steps: Annotated[list[_Count], "give optimizer steps, e.g. [10, 100, 1000]"] | Literal["log"] | None = None
     log_every_n_steps: _Count = 50
     limit_train_batches: _Count | _Share | None = 1.0
     limit_val_batches: _Limit = 1.0
@@ -198,8 +202,8 @@ class TrainerSettings:
         if num_rows is None:
             assert not self.endless_errors()
             assert self.max_steps is not None
-            interval = self._interval(self.max_steps, math.inf)
-            return plan(self.max_steps, math.inf, interval, batch_sizes=self._batch_sizes(batch_size, self.max_steps))
+            interval, sizes = self._interval(self.max_steps, math.inf), self._batch_sizes(batch_size, self.max_steps)
+            return plan(self.max_steps, math.inf, interval, batch_sizes=sizes, validate_at=self._validate_at(self.max_steps))
         micro_batch = batch_size * self.world_size()
         limit = self.limit_train_batches
         if limit is None:
@@ -214,7 +218,18 @@ class TrainerSettings:
         interval = self._interval(total_steps, steps_per_epoch)
         is_share = self.val_check_interval is None or isinstance(self.val_check_interval, float)
         sizes = self._batch_sizes(batch_size, total_steps)
-        return plan(total_steps, steps_per_epoch, interval, rows_per_epoch, batch_sizes=sizes, by_epochs=is_share)
+        at = self._validate_at(total_steps)
+        return plan(
+            total_steps, steps_per_epoch, interval, rows_per_epoch, batch_sizes=sizes, by_epochs=is_share, validate_at=at
+        )
+
+    def _validate_at(self, total_steps: int) -> tuple[int, ...] | None:
+        """`log`: eight to each power of ten, 1 2 3 4 6 7 10 13 18 … up to the last step."""
+        if self.val_steps != "log":
+            return None if self.val_steps is None else tuple(sorted(set(self.val_steps)))
+        decades = math.log10(max(1, total_steps))
+        steps = {round(10 ** (i / _PER_DECADE)) for i in range(math.ceil(_PER_DECADE * decades) + 1)}
+        return tuple(sorted(step for step in steps if step <= total_steps))
 
     def _interval(self, total_steps: int, steps_per_epoch: float) -> float:
         """Optimizer steps from one validation to the next."""

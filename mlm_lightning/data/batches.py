@@ -17,6 +17,7 @@ batches grow, the sums of their sizes say where the stream is cut. Where the row
     1 3 0 5 4 2               8 6 11 9 10 7              …
 """
 
+import bisect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ from mlm_lightning.randomness import Stream, generator
 class Plan:
     """How long a run is, and what happens when, in optimizer steps. An epoch ends where its rows end, also in the middle of a
     step; endless rows have none. `rows_per_epoch` (None: all) cuts each epoch's order short. Where `batch_sizes` grow (None:
-    they don't), `steps_per_epoch` counts steps of full size, and so does `validate_every` where validation goes `by_epochs`."""
+    they don't), `steps_per_epoch` counts steps of full size, and so does `validate_every` where validation goes `by_epochs`.
+    `validate_at` names the steps that are validated instead, ascending."""
 
     total_steps: int
     steps_per_epoch: float = math.inf
@@ -46,6 +48,7 @@ class Plan:
     log_every_n_steps: int = 50
     batch_sizes: BatchSizes | None = None
     by_epochs: bool = False
+    validate_at: tuple[int, ...] | None = None
 
     def progress(self, step: int) -> float:
         """From 0, at the first optimizer step (step 0), to 1, at the last; a run of a single step is at its end."""
@@ -72,6 +75,8 @@ class Plan:
 
     def _validations(self, step: int) -> float:
         """How many were due by then, that of the last step aside."""
+        if self.validate_at is not None:
+            return bisect.bisect_right(self.validate_at, step)
         return (self.full_steps(step) if self.by_epochs else step) // self.validate_every
 
 

@@ -6,8 +6,8 @@ names                       masking       source          metrics
 "k2"                        15 %          eval.data.k2    val/loss_k2, beside its own optimum
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mlm_lightning.data.source import NGrams, Oracle, Source
 from mlm_lightning.masking import Masking
@@ -16,13 +16,15 @@ from mlm_lightning.masking import Masking
 @dataclass(frozen=True, eq=False)
 class Condition:
     """`names` end the names of its metrics (`""`: plain `val/loss`). `masking` is frozen: its masks are always the same.
-    `ngrams` are the counts of what the model is trained on, whatever `source` is."""
+    `ngrams` are the counts of what the model is trained on, whatever `source` is. `further_oracles` are those of other
+    languages, by the names that end their metrics: what they say of the same rows, which may be wrong."""
 
     names: tuple[str, ...]
     masking: Masking
     source: Source
     oracle: Oracle | None = None
     ngrams: NGrams | None = None
+    further_oracles: Mapping[str, Oracle] = field(default_factory=dict)
 
     @classmethod
     def training(cls, source: Source, masking: Masking) -> "Condition":

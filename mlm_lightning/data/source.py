@@ -20,7 +20,7 @@ from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.processes import Workers
 
-__all__ = ["SPLITS", "NGrams", "Oracle", "Rows", "Source", "Split"]
+__all__ = ["SPLITS", "LatentOracle", "LatentRows", "NGrams", "Oracle", "Rows", "Source", "Split"]
 
 
 class Rows(Protocol):
@@ -61,6 +61,24 @@ class Oracle(Protocol):
 
         Raises ValueError where the observed tokens are impossible under the source's distribution.
         """
+        ...
+
+
+@runtime_checkable
+class LatentOracle(Oracle, Protocol):
+    """An oracle that also knows what lies behind the tokens."""
+
+    def latents(self, tokens_BL: Tensor, observed_BL: Tensor) -> dict[str, Tensor]:
+        """The posterior of latent variables, `probs_BNS` by name: N nodes of that name, S states; empty without any."""
+        ...
+
+
+@runtime_checkable
+class LatentRows(Rows, Protocol):
+    """Rows of which one knows how they came about."""
+
+    def latents(self, index_B: Tensor) -> dict[str, Tensor]:
+        """The true values of the variables of `LatentOracle`, `values_BN` (int64) by name."""
         ...
 
 

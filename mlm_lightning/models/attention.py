@@ -24,14 +24,25 @@ def attend(
     scale: float | None = None,
 ) -> Tensor:
     """softmax(query · key · scale + mask) · value, BHQE. A mask of booleans is True where a query may look, any other is added;
-    a query that may look nowhere gets no NaN. `scale` is 1/√E where it is None."""
+    a query that may look nowhere, by booleans, gets zeros. `scale` is 1/√E where it is None."""
     in_bfloat16 = query_BHQE.dtype == torch.bfloat16 and key_BHLE.shape[-2] <= _SHORT
-    if query_BHQE.device.type != "cpu" or torch.compiler.is_compiling() or not (dropout > 0 or in_bfloat16):
-        return F.scaled_dot_product_attention(query_BHQE, key_BHLE, value_BHLE, mask, dropout, scale=scale)
+    on_cpu = query_BHQE.device.type == "cpu"
+    if not on_cpu or torch.compiler.is_compiling() or not (dropout > 0 or in_bfloat16):
+        if on_cpu or mask is None or mask.dtype != torch.bool:
+            return F.scaled_dot_product_attention(query_BHQE, key_BHLE, value_BHLE, mask, dropout, scale=scale)
+        # kernels of accelerators don't all give zeros where a query may look nowhere
+        looks_BHQ1 = mask.any(-1, keepdim=True)
+        attended_BHQE = F.scaled_dot_product_attention(
+            query_BHQE, key_BHLE, value_BHLE, mask | ~looks_BHQ1, dropout, scale=scale
+        )
+        return attended_BHQE * looks_BHQ1
     scale = query_BHQE.shape[-1] ** -0.5 if scale is None else scale
     scores_BHQL = (query_BHQE * scale) @ key_BHLE.transpose(-1, -2)
     if mask is not None and mask.dtype == torch.bool:
         scores_BHQL = scores_BHQL.masked_fill(~mask, torch.finfo(scores_BHQL.dtype).min)
     elif mask is not None:
         scores_BHQL = scores_BHQL + mask
-    return drop(scores_BHQL.softmax(-1), dropout) @ value_BHLE
+    attention_BHQL = scores_BHQL.softmax(-1)
+    if mask is not None and mask.dtype == torch.bool and not mask.any(-1).all():
+        attention_BHQL = attention_BHQL.masked_fill(~mask, 0.0)
+    return drop(attention_BHQL, dropout) @ value_BHLE

@@ -83,9 +83,11 @@ class Encoder(nn.Module):
         positions_BK: Tensor | None = None,
         document_BL: Tensor | None = None,
         position_BL: Tensor | None = None,
+        hidden_BL: Tensor | None = None,
     ) -> Tensor:
         """With `document_BL`, positions attend to those of the same number alone, and `is_token_BL` says nothing new;
-        `position_BL` are then those within each document."""
+        `position_BL` are then those within each document. None attends to those of `hidden_BL`."""
+        visible_B11L = None if hidden_BL is None else ~hidden_BL[:, None, None]
         attendable_B1QL = None
         if document_BL is not None:
             attendable_B1QL = attendable(document_BL)
@@ -93,11 +95,12 @@ class Encoder(nn.Module):
             # a row without any token (it only fills up a batch) attends everywhere: no softmax over nothing
             attendable_B1QL = (is_token_BL | ~is_token_BL.any(1, keepdim=True)).unsqueeze(1).unsqueeze(1)
         (*layers, last), (*are_local, is_local) = self.layers, self.is_local
+        attendable_B1QL = _and(attendable_B1QL, visible_B11L)
         views = {local: self._view(x_BLD, attendable_B1QL, local, position_BL) for local in set(are_local)}
         for layer, local in zip(layers, are_local, strict=True):
             x_BLD = layer(x_BLD, views[local])
         if document_BL is not None:
-            attendable_B1QL = attendable(document_BL, positions_BK)
+            attendable_B1QL = _and(attendable(document_BL, positions_BK), visible_B11L)
         view = self._view(x_BLD, attendable_B1QL, is_local, position_BL, positions_BK)
         x_BKD = last(x_BLD, view, positions_BK)
         return x_BKD if self.norm is None else self.norm(x_BKD)
@@ -118,10 +121,7 @@ class Encoder(nn.Module):
             place_1Q = place_L.unsqueeze(0) if positions_BK is None else positions_BK
             distance_1QL = (place_1Q.unsqueeze(-1) - place_L).abs()
             near_11QL = (distance_1QL <= self.attention_window // 2).unsqueeze(1)
-            if attendable_B1QL is None:
-                attendable_B1QL = near_11QL
-            else:  # padding far from any token looks at itself: no softmax over nothing
-                attendable_B1QL = (attendable_B1QL & near_11QL) | (distance_1QL == 0).unsqueeze(1)
+            attendable_B1QL = _and(near_11QL, attendable_B1QL)
         if not self.rotary:
             return View(attendable_B1QL)
         rotary = self.rotary[int(local)]
@@ -129,6 +129,11 @@ class Encoder(nn.Module):
         keys = rotary.at(length, position_BL, None)
         queries = keys if positions_BK is None else rotary.at(length, position_BL, positions_BK)
         return View(attendable_B1QL, queries, keys)
+
+
+def _and(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Where both masks let queries look; None is a mask that lets them look everywhere."""
+    return other if one is None else one if other is None else one & other
 
 
 class EncoderLayer(nn.Module):

@@ -177,6 +177,15 @@ def drop(x: Tensor, p: float) -> Tensor:
     return x * scale.mul_(2**16 / (2**16 - num_dropped))
 
 
+def detach_token(embedding: nn.Module, token_id: int) -> None:
+    """From now on, what an embedding gives for a token takes no gradient: its vector stays as it is (weight decay aside)."""
+
+    def detach(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.where((inputs[0] == token_id).unsqueeze(-1), output.detach(), output)
+
+    embedding.register_forward_hook(detach)
+
+
 def take(x_BLD: Tensor, positions_BK: Tensor | None) -> Tensor:
     """The vectors at some positions of each row, BKD; all of them where `positions_BK` is None."""
     if positions_BK is None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.errors import NO_VALUE, ConfigError
 from mlm_lightning.models.packing import attendable, positions_within
 from mlm_lightning.models.pretrained_build import build, first_position, read_model, settings_of
 from mlm_lightning.models.pretrained_parts import (
@@ -159,15 +159,36 @@ class PretrainedMLM(nn.Module):
         disable_progress_bar()
         self.hf_model.load_state_dict(read_model(str(folder), None, self.hf_model.config).state_dict())
 
+    def check_hiding(self) -> None:
+        config = self.hf_model.config
+        if config.model_type not in SEPARATE_DOCUMENTS or config._attn_implementation != ATTENTION:
+            problem = f"{config.model_type} models can't keep positions from being attended to"
+            remedy = "choose masking.hiding=token, or model=transformer, or an architecture that can"
+            remedy += f": {', '.join(SEPARATE_DOCUMENTS)}"
+            raise ConfigError("masking.hiding", NO_VALUE, problem, remedy)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.hf_model.get_input_embeddings()
+
     def forward(
-        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        positions_BK: Tensor | None = None,
+        hidden_BL: Tensor | None = None,
     ) -> Tensor:
         """`attention_mask_BL` is 1 at tokens and 0 at padding; None where nothing is padded. With `separate_documents` it
-        may number a row's documents."""
+        may number a row's documents. No position attends to those of `hidden_BL`."""
         attention: dict[str, Any] = {"attention_mask": attention_mask_BL}
         if self.separate_documents and attention_mask_BL is not None:
             position_ids_BL = positions_within(attention_mask_BL) + self._first_position
-            attention = {"attention_mask": self._documents_apart(attention_mask_BL), "position_ids": position_ids_BL}
+            attendable_B1LL = attendable(attention_mask_BL)
+            if hidden_BL is not None:
+                attendable_B1LL = attendable_B1LL & ~hidden_BL[:, None, None]
+            attention = {"attention_mask": self._for_each_layer(attendable_B1LL), "position_ids": position_ids_BL}
+        elif hidden_BL is not None:
+            visible_BL = (~hidden_BL).to(torch.int64)
+            attention = {"attention_mask": visible_BL if attention_mask_BL is None else visible_BL * attention_mask_BL}
         self._predicted.positions_BK = positions_BK
         try:
             return self.hf_model(input_ids=input_ids_BL, **attention, return_dict=True).logits
@@ -175,12 +196,16 @@ class PretrainedMLM(nn.Module):
             self._predicted.positions_BK = None
 
     def hidden_states(
-        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        positions_BK: Tensor | None = None,
+        hidden_BL: Tensor | None = None,
     ) -> Tensor:
         """What the library's last layer makes the logits of."""
         self._predicted.without_logits = True
         try:
-            return self(input_ids_BL, attention_mask_BL, positions_BK)
+            return self(input_ids_BL, attention_mask_BL, positions_BK, hidden_BL)
         finally:
             self._predicted.without_logits = False
 
@@ -188,14 +213,14 @@ class PretrainedMLM(nn.Module):
         layer = self.hf_model.get_output_embeddings()
         return layer if isinstance(layer, OutputLayer) else None
 
-    def _documents_apart(self, document_BL: Tensor) -> Any:
-        """The library's masks for rows that pack documents: 4-D, which it passes on to each layer as they are."""
-        config, dtype, mask_B1LL = self.hf_model.config, self.hf_model.dtype, attendable(document_BL)
+    def _for_each_layer(self, mask_B1LL: Tensor) -> Any:
+        """A mask as the library passes it on to each layer as it is: 4-D."""
+        config, dtype = self.hf_model.config, self.hf_model.dtype
         if config._attn_implementation == "eager":  # adds it to the scores
             return torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill(~mask_B1LL, torch.finfo(dtype).min)
         if config.model_type != "modernbert":
             return mask_B1LL
         # some of its layers look at neighbours only
-        position_L = torch.arange(document_BL.shape[1], device=document_BL.device)
+        position_L = torch.arange(mask_B1LL.shape[-1], device=mask_B1LL.device)
         is_near_LL = (position_L.unsqueeze(1) - position_L).abs() <= config.sliding_window
         return {"full_attention": mask_B1LL, "sliding_attention": mask_B1LL & is_near_LL}

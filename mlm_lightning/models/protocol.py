@@ -11,6 +11,8 @@ Exportable        save_pretrained(folder)    a model that `transformers` opens o
 Loadable          load_pretrained(folder)    such a model that can be opened from there again by `mlm predict`, too
 MayBeAnotherTask  check_masked_lm()          a model that some of its settings make unfit for a masked LM
 HasOwnTokens      check_tokens(vocab)        a model that was pretrained on the tokens of its own tokenizer
+CanHide           check_hiding()             a model whose `forward` (and `hidden_states`) take hidden_BL: masking.hiding
+HasEmbeddings     get_input_embeddings()     a model whose [MASK] may be left as it was drawn: masking.hiding=token_detached
 """
 
 from pathlib import Path
@@ -83,4 +85,19 @@ class HasOwnTokens(Protocol):
     def check_tokens(self, vocab: Vocab) -> None:
         """Raises ConfigError where data of this vocabulary can't be what the model was pretrained on. Called when a config is
         checked, on the meta device, if the vocabulary is known by then."""
+        ...
+
+
+@runtime_checkable
+class CanHide(Protocol):
+    def check_hiding(self) -> None:
+        """`forward` and `hidden_states` take `hidden_BL`, True at positions that none attends to (None: all are seen); where
+        nothing is left to attend to, attention gives zeros. Raises ConfigError where some settings rule that out."""
+        ...
+
+
+@runtime_checkable
+class HasEmbeddings(Protocol):
+    def get_input_embeddings(self) -> nn.Module:
+        """What makes vectors of token ids."""
         ...

@@ -10,7 +10,7 @@ The questions that a first look at masking raises, answered:
 - *Original tokens with a mask, or masked tokens?* Masked tokens: `[MASK]` is a token with an embedding of its own, which learns
   like any other. It is what tells the model where to predict.
 - *Would an attention mask on the original tokens do?* No. It stops the *other* positions from looking at a token, but its own
-  embedding passes through `x + …` to its own logits: the label leaks. `attention_mask_BL` is for padding only.
+  embedding passes through `x + …` to its own logits: the label leaks. `hidden_BL` shows it; `attention_mask_BL` is for padding.
 - *All masked tokens at once?* Yes: each predicted position has its own logits, and they are predicted independently.
 
 Rows that pack several documents, numbered by `attention_mask_BL`, are read as if each document had a row of its own where
@@ -199,29 +199,49 @@ class TransformerClassifier(nn.Module):
         nn.init.normal_(head.weight, std=std)
 
     def forward(
-        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        positions_BK: Tensor | None = None,
+        hidden_BL: Tensor | None = None,
     ) -> Tensor:
         """`attention_mask_BL` is 1 (or True) at tokens and 0 at padding; None where nothing is padded. With
-        `separate_documents` it may number a row's documents."""
-        return self.decoder(self._encode(input_ids_BL, attention_mask_BL, positions_BK))
+        `separate_documents` it may number a row's documents. No position attends to those of `hidden_BL`."""
+        return self.decoder(self._encode(input_ids_BL, attention_mask_BL, positions_BK, hidden_BL))
 
     def hidden_states(
-        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        positions_BK: Tensor | None = None,
+        hidden_BL: Tensor | None = None,
     ) -> Tensor:
         """What the decoder's last layer makes the logits of."""
-        return self.decoder.last_hidden(self._encode(input_ids_BL, attention_mask_BL, positions_BK))
+        return self.decoder.last_hidden(self._encode(input_ids_BL, attention_mask_BL, positions_BK, hidden_BL))
+
+    def check_hiding(self) -> None:
+        """It can."""
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
 
     def output_layer(self) -> nn.Linear | None:
         return self.decoder.head if self.decodes_tokens else None
 
-    def _encode(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None, positions_BK: Tensor | None) -> Tensor:
+    def _encode(
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None,
+        positions_BK: Tensor | None,
+        hidden_BL: Tensor | None,
+    ) -> Tensor:
         self._check_inputs(input_ids_BL, positions_BK)
         document_BL = attention_mask_BL if self.separate_documents else None
         position_BL = None if document_BL is None else positions_within(document_BL)
         is_token_BL = None if attention_mask_BL is None else attention_mask_BL.bool()
         x_BLD = self.positional_encoding(self.embedding(input_ids_BL), position_BL)
         x_BLD = self.dropout(x_BLD if self.embedding_norm is None else self.embedding_norm(x_BLD))
-        x_BKD = self.encoder(x_BLD, is_token_BL, positions_BK, document_BL, position_BL)
+        x_BKD = self.encoder(x_BLD, is_token_BL, positions_BK, document_BL, position_BL, hidden_BL)
         return self._aggregate(x_BKD, is_token_BL)
 
     @property

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from mlm_lightning.report.compare import Difference, Standing
 from mlm_lightning.report.groups import Group
-from mlm_lightning.report.learned import shortfalls
-from mlm_lightning.report.metric import condition_name, describe
+from mlm_lightning.report.learned import leaks, shortfalls
+from mlm_lightning.report.metric import Interval, condition_name, describe
 from mlm_lightning.report.study import Study
 from mlm_lightning.report.tables import number, signed, with_interval
 
@@ -40,7 +40,33 @@ def answer(study: Study) -> list[str]:
     if not standings:
         return _no_answer(study)
     lines = [_by_condition(study), *_each_condition(study)] if study.by_condition else _single(study, standings[0])
-    return [*lines, *_how_sure(study), *shortfalls([result.summary for result in study.collection.complete])]
+    summaries = [result.summary for result in study.collection.complete]
+    return [*lines, *_verdicts(study), *_how_sure(study), *leaks(summaries), *shortfalls(summaries)]
+
+
+def _verdicts(study: Study) -> list[str]:
+    """Of each way of hiding a token: whether it leaks, whether anything is learned, and how close that comes."""
+    if not any(axis.key == "masking.hiding" for axis in study.axes):
+        return []
+    known = [group for group in study.groups if group.measured("val/excess_loss")]
+    return [f"{study.name(group)}: {_verdict(group)}." for group in known[: 2 * _MOST_LINES]]
+
+
+def _verdict(group: Group) -> str:
+    excess, limit = group.interval("val/excess_loss"), group.limit("val/loss")
+    assert excess is not None
+    if group.leaks:
+        return (
+            f"leaks: {with_interval(Interval(-excess.mean, excess.half, excess.n))} nats a token below the best possible loss"
+        )
+    close = f"{with_interval(excess)} nats a token above the best possible loss, {number(limit)}"
+    chance = math.log(int(group.results[0].settings.get("data.num_symbols", 0)) or 1)  # of guessing
+    if not chance:
+        return close
+    if chance - limit < 1e-6:
+        return f"doesn't leak: {close}, and there is nothing to learn"
+    share = 1 - excess.mean / (chance - limit)
+    return f"learns {share:.1%} of what there is to learn from guessing on: {close}"
 
 
 def _no_answer(study: Study) -> list[str]:

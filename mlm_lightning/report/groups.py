@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlm_lightning.report.learned import leak
 from mlm_lightning.report.metric import Interval, Metric, interval
 from mlm_lightning.report.results import NOT_SET, Result
 
@@ -169,6 +170,11 @@ class Group:
     def mean(self, metric: str | Metric) -> float:
         found = self.interval(metric)
         return found.mean if found else math.nan
+
+    @property
+    def leaks(self) -> bool:
+        """Whether all its runs lie below the best possible loss: they see their labels."""
+        return all(leak(result.summary) for result in self.results)
 
     def limit(self, metric: str | Metric) -> float:
         """The oracle's, where it is the same kind of number; the mean over seeds of the data."""

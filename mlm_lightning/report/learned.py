@@ -1,4 +1,7 @@
-"""Whether a text model has learned more than counting gives: its loss beside that of word frequencies and of pairs of words.
+"""What a model has learned: nothing, what counting gives, more than that; or what nobody can know, so that its labels leak.
+
+oracle   1.386 ──────────  the best possible loss of a synthetic language, its own standard error known
+loss     0.002             three standard errors below it: the model sees what it is to predict
 
 unigram 6.5 ──────────────  word frequencies: what a model on the plateau has learned
 bigram  5.0 ──────────────  the left neighbour, where it is visible
@@ -14,6 +17,21 @@ LEARN_MORE = (
     "Try more steps (trainer.max_steps, a longer trainer.time_budget), a higher optim.lr, a smaller vocabulary, or "
     "model=modern where it is another model."
 )
+
+
+def leak(summary: Mapping[str, float]) -> float:
+    """By how many nats a loss lies below the best possible one, where that is no chance (three standard errors); else 0."""
+    excess, error = (summary.get(f"val/{name}", math.nan) for name in ("excess_loss", "excess_loss_se"))
+    return -excess if excess < -3 * error else 0.0
+
+
+def leaks(summaries: Sequence[Mapping[str, float]]) -> list[str]:
+    """Of some runs, in a sentence; empty where none does."""
+    found = [each for each in map(leak, summaries) if each]
+    if not found:
+        return []
+    runs = "This run's loss is" if len(summaries) == 1 else f"The losses of {len(found)} of {len(summaries)} runs are"
+    return [f"{runs} {max(found):.3g} nats below the best possible one: the model sees the labels that it is to predict."]
 
 
 def shortfall(summary: Mapping[str, float]) -> str | None:

@@ -79,6 +79,7 @@ class Study:
 
     def rank(self, metric: Metric) -> list[Group]:
         measured = [group for group in self.groups if group.measured(metric)]
+        measured = [group for group in measured if not group.leaks] or measured  # no answer is better for having been seen
         return sorted(measured, key=lambda group: group.mean(metric), reverse=metric.maximize)
 
     @property

@@ -29,6 +29,7 @@ TRAINING_ALONE = frozenset(
     {
         *("data.batch_size", "data.train_size", "data.shuffle_buffer"),
         *("masking.mask_share", "masking.random_share", "masking.rate.start", "masking.rate.schedule"),
+        "masking.hiding",  # the same positions, and the same optimum
     }
 )
 """Keys of masking and data that change how a model is trained, and not what it is asked in evaluation."""

@@ -25,6 +25,9 @@ LATER_KEYS: dict[str, Any] = {
     "trainer.batch_schedule": None,
     "trainer.time_budget": None,
     "trainer.compile": False,
+    "masking.hiding": "token",
+    "trainer.val_steps": None,
+    "eval.oracles": None,
     "optim.layer_decay": None,
     "optim.z_loss": 0.0,
 }

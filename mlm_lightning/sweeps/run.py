@@ -22,7 +22,7 @@ from mlm_lightning.messages import speak
 from mlm_lightning.packages import missing
 from mlm_lightning.processes import num_cores
 from mlm_lightning.report.answer import answer
-from mlm_lightning.report.learned import shortfalls
+from mlm_lightning.report.learned import leaks, shortfalls
 from mlm_lightning.report.page import show_runs
 from mlm_lightning.report.results import DEFAULT, collect
 from mlm_lightning.report.study import study
@@ -204,7 +204,8 @@ def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
         if job.run.status == "failed":
             print(f"failed   {job.difference}: {job.run.reason}")
     if found.collection.complete:
-        print(answer(found)[0], *shortfalls([result.summary for result in found.collection.complete]), sep="\n")
+        summaries = [result.summary for result in found.collection.complete]
+        print(answer(found)[0], *leaks(summaries), *shortfalls(summaries), sep="\n")
     if found.best is not None:
         print(f"best     {found.best.folder}")
     print(f"report   mlm report {sweep.folder}\ncurves   tensorboard --logdir {sweep.folder}")

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
@@ -28,6 +28,8 @@ from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.errors import ConfigError, mistakes
 from mlm_lightning.files import UNWRITABLE
 from mlm_lightning.messages import speak
+from mlm_lightning.models.layers import detach_token
+from mlm_lightning.models.protocol import HasEmbeddings
 from mlm_lightning.runs.checkpoint import Position, differences, flat, read_checkpoint, record_of
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import deciding, identity, sibling_hash
@@ -129,6 +131,8 @@ def assemble(
     plan = settings.trainer.plan(source.num_rows(), settings.loader.batch_size)
     with mistakes():
         model = build_model(settings.model, settings.seed, source, packs_documents(conditions))
+        if masking.hiding == "token_detached":
+            detach_token(cast(HasEmbeddings, model).get_input_embeddings(), source.vocab.mask_id)
         if compiled := compiles(settings, model, plan):
             compile_layers(model)
     module = MLMModule(
@@ -215,6 +219,7 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
         "time_budget",
         "auto_requeue",
         "compile",
+        "val_steps",
     )  # the plan's, and the signal handler's
     arguments: dict[str, Any] = {name: value for name, value in vars(settings).items() if name not in owned}
     arguments |= {

@@ -59,7 +59,7 @@ def matrix_work(model: nn.Module, batch: MLMBatch) -> float:
     predicted = int((batch.labels_BL != IGNORE_INDEX).sum())
     places = max(1, round(predicted / len(batch.labels_BL)))
     positions_BK = torch.zeros(len(batch.labels_BL), places, dtype=torch.long)
-    shapes = batch._replace(attention_mask_BL=None, positions_BK=positions_BK)
+    shapes = batch._replace(attention_mask_BL=None, positions_BK=positions_BK, hidden_BL=None)
     on_meta = MLMBatch(*(None if each is None else each.to("meta") for each in shapes))  # type: ignore[arg-type]
     whole = _Loss(model)
     state: dict[str, Tensor] = {

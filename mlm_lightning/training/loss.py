@@ -1,7 +1,7 @@
 """From a model and a batch to losses: through all logits, or, where a vocabulary makes them large, in pieces."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def training_loss(model: nn.Module, batch: MLMBatch, z_loss: float) -> tuple[Ten
     if (layer := _large_output_layer(model, labels_BK)) is not None:
         loss, loss_sum, squares = linear_cross_entropy(_hidden_states(model, batch), layer, labels_BK, z_loss)
         return loss, [loss_sum, (labels_BK != IGNORE_INDEX).sum(), *([squares] if z_loss else [])]
-    logits_BKV = model(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
+    logits_BKV = model(*model_inputs(batch))
     loss_sum, predicted = masked_cross_entropy(logits_BKV, labels_BK)
     if not z_loss:
         return loss_sum, [loss_sum, predicted]
@@ -29,12 +29,17 @@ def training_loss(model: nn.Module, batch: MLMBatch, z_loss: float) -> tuple[Ten
 
 
 def add_metrics(
-    sums: MetricSums, model: nn.Module, batch: MLMBatch, oracle_BKV: Tensor | None, ngram_losses: Mapping[str, Tensor] | None
+    sums: MetricSums,
+    model: nn.Module,
+    batch: MLMBatch,
+    oracle_BKV: Tensor | None,
+    ngram_losses: Mapping[str, Tensor] | None = None,
+    further: Mapping[str, Tensor] | None = None,
 ) -> None:
     """`sums.update` with the model's logits."""
     if (layer := _large_output_layer(model, batch.labels_BK)) is None:
-        logits_BKV = model(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
-        sums.update(logits_BKV, batch, oracle_BKV, ngram_losses)
+        logits_BKV = model(*model_inputs(batch))
+        sums.update(logits_BKV, batch, oracle_BKV, ngram_losses, further)
         return
     hidden_BKD = _hidden_states(model, batch)
     size = max(1, logits_at_once(hidden_BKD.device) // (layer.out_features * hidden_BKD.shape[1]))
@@ -42,8 +47,8 @@ def add_metrics(
         rows = slice(start, start + size)
         part = MLMBatch(*(None if each is None else each[rows] for each in batch))  # type: ignore[arg-type]
         oracle = None if oracle_BKV is None else oracle_BKV[rows]
-        ngrams = None if ngram_losses is None else {name: losses_BK[rows] for name, losses_BK in ngram_losses.items()}
-        sums.update(layer(hidden_BKD[rows]), part, oracle, ngrams)
+        ngrams, others = ({name: each[rows] for name, each in (given or {}).items()} for given in (ngram_losses, further))
+        sums.update(layer(hidden_BKD[rows]), part, oracle, ngrams, others)
 
 
 def _large_output_layer(model: nn.Module, labels_BK: Tensor) -> nn.Linear | None:
@@ -58,4 +63,10 @@ def _large_output_layer(model: nn.Module, labels_BK: Tensor) -> nn.Linear | None
 
 
 def _hidden_states(model: nn.Module, batch: MLMBatch) -> Tensor:
-    return cast(HasLinearHead, model).hidden_states(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
+    return cast(HasLinearHead, model).hidden_states(*model_inputs(batch))
+
+
+def model_inputs(batch: MLMBatch) -> tuple[Any, ...]:
+    """The arguments of a model; a model that cannot hide positions is not told of any."""
+    given = batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK
+    return given if batch.hidden_BL is None else (*given, batch.hidden_BL)

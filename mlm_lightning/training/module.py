@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.batch import MLMBatch
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.batches import Plan
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.datamodule import MLMDataModule
-from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import UserError
 from mlm_lightning.metrics import MetricSums, perplexity
 from mlm_lightning.randomness import Stream, seed_torch
@@ -38,8 +37,9 @@ from mlm_lightning.training.lightning_internals import (
     take_over_length,
     validate_now,
 )
-from mlm_lightning.training.loss import add_metrics, training_loss
+from mlm_lightning.training.loss import add_metrics, model_inputs, training_loss
 from mlm_lightning.training.optim import Constant, make_optimizer, scheduler
+from mlm_lightning.training.oracles import further_probs, oracle_probs
 
 _NOTED = frozenset({"setup", "kahan_sum", "triton"})
 """What an optimizer of optimi notes in its groups at its first step: the state that it has then belongs to it."""
@@ -110,7 +110,7 @@ class MLMModule(L.LightningModule):
 
     def forward(self, batch: MLMBatch) -> Tensor:
         """The logits at the predicted positions, `logits_BKV`."""
-        return self.model(batch.input_ids_BL, batch.attention_mask_BL, batch.positions_BK)
+        return self.model(*model_inputs(batch))
 
     def _trimmed(self, batch: MLMBatch) -> MLMBatch:
         # accelerators want static shapes; a CPU has no use for places that no row of this batch needs
@@ -217,14 +217,15 @@ class MLMModule(L.LightningModule):
     # evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._eval_sums = [MetricSums(self.device) for _ in self.conditions]
+        self._eval_sums = [MetricSums(self.device, condition.further_oracles) for condition in self.conditions]
 
     def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
         condition, sums = self.conditions[dataloader_idx], self._eval_sums[dataloader_idx]
         counted = condition.ngrams.losses(batch) if condition.ngrams else None
         with eagerly():
-            add_metrics(sums, self.model, batch, self.oracle_probs(batch, condition.oracle), counted)
+            probs = None if condition.oracle is None else oracle_probs(batch, condition.oracle)
+            add_metrics(sums, self.model, batch, probs, counted, further_probs(batch, condition))
 
     def on_validation_epoch_end(self) -> None:
         stage, self.last_metrics = "test" if self.trainer.testing else "val", {}
@@ -245,17 +246,6 @@ class MLMModule(L.LightningModule):
             self.log_scalars(self.last_metrics, self.trainer.global_step)
 
     on_test_epoch_start, test_step, on_test_epoch_end = on_validation_epoch_start, validation_step, on_validation_epoch_end
-
-    def oracle_probs(self, batch: MLMBatch, oracle: Oracle | None) -> Tensor | None:
-        """The oracle's posterior at the predicted positions: exact where each of them holds [MASK], as frozen masks do."""
-        if oracle is None:
-            return None
-        labels_BL = batch.labels_BL.cpu()
-        observed_BL = labels_BL == IGNORE_INDEX
-        tokens_BL = torch.where(observed_BL, batch.input_ids_BL.cpu(), labels_BL)
-        probs_BLV = oracle.posterior(tokens_BL, observed_BL)
-        positions_BK1 = batch.positions_BK.cpu().unsqueeze(-1)
-        return probs_BLV.gather(1, positions_BK1.expand(-1, -1, probs_BLV.shape[-1])).to(self.device)
 
     # logs and state
 

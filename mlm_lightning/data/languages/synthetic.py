@@ -46,27 +46,44 @@ class SyntheticSource(Source):
     def rows(self, split: Split) -> "SyntheticRows":
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: there is no such split; use one of {', '.join(SPLITS)}")
-        return SyntheticRows(self.draw, key(self.seed, Stream.ROWS, SPLITS.index(split)), self._sizes[split])
+        return SyntheticRows(self.draw, self.draw_latents, key(self.seed, Stream.ROWS, SPLITS.index(split)), self._sizes[split])
 
     @abstractmethod
     def draw(self, keys_B: Tensor) -> Tensor:
         """The rows, `tokens_BL` (int64), whose random numbers are those of `keys_B`."""
 
+    def draw_latents(self, keys_B: Tensor) -> dict[str, Tensor]:
+        """The latent variables of those rows, `values_BN` (int64) by name; none, where a language has none."""
+        return {}
+
 
 class SyntheticRows:
     """The rows of a split, made when they are asked for."""
 
-    def __init__(self, draw: Callable[[Tensor], Tensor], split_key: int, size: int) -> None:
-        self._draw, self._split_key, self._size = draw, split_key, size
+    def __init__(
+        self,
+        draw: Callable[[Tensor], Tensor],
+        draw_latents: Callable[[Tensor], dict[str, Tensor]],
+        split_key: int,
+        size: int,
+    ) -> None:
+        self._draw, self._draw_latents, self._split_key, self._size = draw, draw_latents, split_key, size
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index_B: Tensor) -> Tensor:
+        return self._draw(self._keys(index_B))
+
+    def latents(self, index_B: Tensor) -> dict[str, Tensor]:
+        """The true values of the latent variables of the rows, `values_BN` (int64) by name."""
+        return self._draw_latents(self._keys(index_B))
+
+    def _keys(self, index_B: Tensor) -> Tensor:
         outside_B = (index_B < 0) | (index_B >= self._size)
         if outside_B.any():
             raise IndexError(f"row {int(index_B[outside_B][0])} of a split whose rows are 0 … {self._size - 1}")
-        return self._draw(row_keys(self._split_key, index_B))
+        return row_keys(self._split_key, index_B)
 
 
 def observed_tokens(tokens_BL: Tensor, observed_BL: Tensor, num_symbols: int) -> Tensor:

@@ -148,26 +148,38 @@ class TreeSource(SyntheticSource):
         return 2**self.depth
 
     def draw(self, keys_B: Tensor) -> Tensor:
-        return torch.cat([self._draw_chunk(chunk_B) for chunk_B in keys_B.split(max(1, _CHUNK >> self.depth))])
+        return torch.cat([self._draw_levels(chunk_B)[self.depth] for chunk_B in self._chunks(keys_B)])
 
-    def _draw_chunk(self, keys_B: Tensor) -> Tensor:
-        """Position 0 of a row's random numbers is the root's symbol; position v the rule of the inner node v, in the numbering
+    def draw_latents(self, keys_B: Tensor) -> dict[str, Tensor]:
+        """The symbols of the nodes, `root` and `level_j`, as in `TreeOracle.latents`."""
+        chunks = [self._draw_levels(chunk_B) for chunk_B in self._chunks(keys_B)]
+        found = {level: torch.cat([chunk[level] for chunk in chunks]) for level in chunks[0]}
+        return {"root": found[0], **{f"level_{level}": symbol_BN for level, symbol_BN in found.items()}}
+
+    def _chunks(self, keys_B: Tensor) -> tuple[Tensor, ...]:
+        return keys_B.split(max(1, _CHUNK >> self.depth))
+
+    def _draw_levels(self, keys_B: Tensor) -> dict[int, Tensor]:
+        """The symbols of the root, of level k and of those below it, down to the leaves, by the level.
+
+        Position 0 of a row's random numbers is the root's symbol; position v the rule of the inner node v, in the numbering
         where the children of v are 2v and 2v + 1; position 2^depth + v, if k > 0, the symbol of the v-th node of level k."""
         q, num_filtered = self.num_symbols, 2**self.filter_level
         symbol_BN = uniform(keys_B, torch.tensor(0)).mul_(q).long()[:, None]
         num_positions = self.seq_len + (num_filtered if self.filter_level > 0 else 0)
         scaled_BN = uniform(keys_B[:, None], torch.arange(num_filtered, num_positions)).mul_(q)
+        levels = {0: symbol_BN}
         cell_BN = scaled_BN.long()
         rest_BN = scaled_BN.sub_(cell_BN)
         if self.filter_level > 0:
             first_cell_BN = (torch.arange(num_filtered) * q + symbol_BN) * q
             start = self.seq_len - num_filtered
-            symbol_BN = self._star.draw(first_cell_BN, cell_BN[:, start:], rest_BN[:, start:])
+            symbol_BN = levels[self.filter_level] = self._star.draw(first_cell_BN, cell_BN[:, start:], rest_BN[:, start:])
         for level in range(self.filter_level, self.depth):
             nodes = slice(2**level - num_filtered, 2 ** (level + 1) - num_filtered)
             children_BN2 = self._rules.draw(symbol_BN * q, cell_BN[:, nodes], rest_BN[:, nodes])
-            symbol_BN = children_BN2.flatten(1)
-        return symbol_BN
+            symbol_BN = levels[level + 1] = children_BN2.flatten(1)
+        return levels
 
     @cached_property
     def _star(self) -> AliasTable:

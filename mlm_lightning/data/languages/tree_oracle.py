@@ -70,14 +70,7 @@ class TreeOracle:
         """
         if tokens_BL.device.type not in _CHUNK:  # such as Apple's GPUs, which have no float64
             return self.posterior(tokens_BL.cpu(), observed_BL.cpu()).float().to(tokens_BL.device)
-        q = self.num_symbols
-        if tokens_BL.shape[-1] != 2**self.depth:
-            raise ValueError(f"rows of {tokens_BL.shape[-1]} tokens: a tree of depth {self.depth} has {2**self.depth} leaves")
-        tokens_BL = observed_tokens(tokens_BL, observed_BL, q)
-        for name, table in vars(self).items():
-            if isinstance(table, Tensor):
-                setattr(self, name, table.to(tokens_BL.device))
-        self._tables_QS = [table_QS.to(tokens_BL.device) for table_QS in self._tables_QS]
+        q, tokens_BL = self.num_symbols, self._said(tokens_BL, observed_BL)
         probs_BLV = torch.zeros(*tokens_BL.shape, q + 1, dtype=torch.float64, device=tokens_BL.device)
         first_T = torch.arange(0, probs_BLV.numel(), q + 1, device=tokens_BL.device)  # T: the tokens of all rows
         probs_BLV.view(-1).index_fill_(0, tokens_BL.flatten() + first_T, 1.0)
@@ -86,6 +79,54 @@ class TreeOracle:
             rows = slice(start, start + num_rows)
             self._fill(probs_BLV[rows], tokens_BL[rows], start)
         return probs_BLV
+
+    def latents(self, tokens_BL: Tensor, observed_BL: Tensor) -> dict[str, Tensor]:
+        """The posterior of the symbols of nodes, `probs_BNQ` (float64): `root` (N = 1), and `level_j` (N = 2^j, from left to
+        right) for j = 0 and each j from the filter level on, since the nodes of that level hang on the root.
+
+        Raises ValueError as `posterior` does."""
+        if tokens_BL.device.type not in _CHUNK:
+            found = self.latents(tokens_BL.cpu(), observed_BL.cpu())
+            return {name: probs_BNQ.float().to(tokens_BL.device) for name, probs_BNQ in found.items()}
+        q, tokens_BL = self.num_symbols, self._said(tokens_BL, observed_BL)
+        num_rows = max(1, _CHUNK[tokens_BL.device.type] // (q << self.depth))
+        chunks = [self._beliefs(tokens_BL[i : i + num_rows], i) for i in range(0, len(tokens_BL), num_rows)]
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]} if chunks else {}
+
+    def _beliefs(self, tokens_BL: Tensor, first_row: int) -> dict[str, Tensor]:
+        """Every message once, without tables: of every node, something is asked."""
+        q, k, depth = self.num_symbols, self.filter_level, self.depth
+        up = {depth: _pick(self._tables_QS[0], tokens_BL.T[self._leaf_order_L].flatten()).view(q, -1, len(tokens_BL))}
+        for level in range(depth - 1, k - 1, -1):
+            up[level] = _normalise(_contract(self._to_parent_QP, *up[level + 1].chunk(2, dim=1)))
+        root_Q1B, down_QNB = self._star(up[k], first_row)
+        beliefs = {"root": root_Q1B, "level_0": root_Q1B}
+        for level in range(k, depth + 1):
+            if level > 0:
+                beliefs[f"level_{level}"] = _normalise(up[level] * down_QNB)
+            if level < depth:
+                left_QNB, right_QNB = up[level + 1].chunk(2, dim=1)
+                sides = ((self._to_left_QP, right_QNB), (self._to_right_QP, left_QNB))
+                down_QNB = _normalise(
+                    torch.cat([_contract(rules, _normalise(down_QNB), other) for rules, other in sides], dim=1)
+                )
+        found = {}
+        for name, belief_QNB in beliefs.items():
+            if not (possible_NB := belief_QNB.sum(0) > 0).all():  # what underflows on the way down alone
+                _refuse(first_row + int((~possible_NB.all(0)).nonzero()[0]))
+            order_N = _node_order_N(belief_QNB.shape[1].bit_length() - 1).to(tokens_BL.device)
+            found[name] = torch.empty_like(belief_QNB).index_copy_(1, order_N, belief_QNB).permute(2, 1, 0).contiguous()
+        return found
+
+    def _said(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
+        """What each leaf says, q where that is nothing; and all tables are on the device of the tokens."""
+        if tokens_BL.shape[-1] != 2**self.depth:
+            raise ValueError(f"rows of {tokens_BL.shape[-1]} tokens: a tree of depth {self.depth} has {2**self.depth} leaves")
+        for name, table in vars(self).items():
+            if isinstance(table, Tensor):
+                setattr(self, name, table.to(tokens_BL.device))
+        self._tables_QS = [table_QS.to(tokens_BL.device) for table_QS in self._tables_QS]
+        return observed_tokens(tokens_BL, observed_BL, self.num_symbols)
 
     def _fill(self, probs_BLV: Tensor, tokens_BL: Tensor, first_row: int) -> None:
         """Writes the posteriors of those leaves that say nothing, whose token is q."""
@@ -111,7 +152,7 @@ class TreeOracle:
                 return _pick(up[level].flatten(1), node_M)
             return _pick(self._tables_QS[self.depth - level], said[level].flatten().index_select(0, node_M))
 
-        down_QM, node_M = self._star(up[self.filter_level], first_row).flatten(1), None  # of all nodes
+        down_QM, node_M = self._star(up[self.filter_level], first_row)[1].flatten(1), None  # of all nodes
         for level in range(self.filter_level, self.depth):
             unsaid_N, unsaid_below_N = unsaid[level].flatten(), unsaid[level + 1].flatten()
             if node_M is None and unsaid_N.count_nonzero() < _FEW * len(unsaid_N):
@@ -146,17 +187,20 @@ class TreeOracle:
         belief_VM = torch.cat((belief_QM, belief_QM.new_zeros(1, len(node_M))))
         probs_BLV.flatten(0, 1).index_copy_(0, row_M * tokens_BL.shape[1] + leaf_M, belief_VM.T)
 
-    def _star(self, up_QNB: Tensor, first_row: int) -> Tensor:
-        """From the nodes of level k to the root and back to them. The root's belief is a product over up to 2^16 nodes: a sum
-        of logarithms, with the zeros counted apart, so that a node's own message can be taken out of it again."""
+    def _star(self, up_QNB: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
+        """From the nodes of level k to the root, and back to them: the root's belief, and the messages to the nodes.
+
+        The root's belief is a product over up to 2^16 nodes: a sum of logarithms, with the zeros counted apart, so that a
+        node's own message can be taken out of it again."""
         to_root_QNB = torch.einsum("nrx,xnb->rnb", self._star_NQQ, up_QNB)
         zero_QNB = to_root_QNB == 0
         num_zeros_Q1B = zero_QNB.sum(1, keepdim=True)
         if (impossible_B := (num_zeros_Q1B > 0).all(0)[0]).any():
             _refuse(first_row + int(impossible_B.nonzero()[0]))
         log_QNB = to_root_QNB.log().masked_fill_(zero_QNB, 0.0)
+        root_Q1B = log_QNB.sum(1, keepdim=True).masked_fill_(num_zeros_Q1B > 0, -torch.inf).softmax(0)
         others_QNB = (log_QNB.sum(1, keepdim=True) - log_QNB).masked_fill_(num_zeros_Q1B - zero_QNB.long() > 0, -torch.inf)
-        return torch.einsum("nrx,rnb->xnb", self._star_NQQ, others_QNB.softmax(0))
+        return root_Q1B, torch.einsum("nrx,rnb->xnb", self._star_NQQ, others_QNB.softmax(0))
 
 
 def _refuse(row: int) -> NoReturn:

@@ -57,3 +57,7 @@ class UniformOracle:
         tokens_BL = observed_tokens(tokens_BL, observed_BL, self.num_symbols)
         one_hot_BLV = torch.nn.functional.one_hot(tokens_BL, self.num_symbols + 1)
         return torch.where(observed_BL[..., None], one_hot_BLV.to(probs_V), probs_V)
+
+    def latents(self, tokens_BL: Tensor, observed_BL: Tensor) -> dict[str, Tensor]:
+        """There are none."""
+        return {}

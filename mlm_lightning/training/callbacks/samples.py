@@ -14,6 +14,7 @@ from torch import Tensor
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.module import MLMModule
+from mlm_lightning.training.oracles import oracle_probs
 from mlm_lightning.values import checked
 
 
@@ -36,7 +37,8 @@ class Samples(Callback):
         batches = datamodule.eval_batches("val", datamodule.conditions[0])
         batches.batch_size = min(self.num_rows, len(batches.rows))
         batch = batches[0]
-        probs_BKV, oracle_BKV = _probabilities(pl_module, batch), pl_module.oracle_probs(batch, pl_module.conditions[0].oracle)
+        probs_BKV, oracle = _probabilities(pl_module, batch), pl_module.conditions[0].oracle
+        oracle_BKV = None if oracle is None else oracle_probs(batch, oracle)
         text = samples_as_markdown(batch, probs_BKV, datamodule.source.vocab.token)
         for board in boards:
             board.experiment.add_text("val/samples", text, trainer.global_step)
