@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORE_INDEX = -100
 """The label of a position that nothing is predicted at; the value that `torch.nn.functional.cross_entropy` skips."""
@@ -120,8 +120,43 @@ class MLMBatch(NamedTuple):
     def labels_BK(self) -> Tensor:
         return self.labels_BL.gather(1, self.positions_BK)
 
+    def logits(self, model: nn.Module) -> Tensor:
+        """The model's, at the predicted positions, BKV."""
+        return model(*self.inputs)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """A model's arguments; one that cannot hide positions is not told of any."""
+        given = self.input_ids_BL, self.attention_mask_BL, self.positions_BK
+        return given if self.hidden_BL is None else (*given, self.hidden_BL)
+
     def trimmed(self) -> "MLMBatch":
         """The same batch without the places for predicted positions that no row uses; at least one place stays."""
         used_K = (self.labels_BK != IGNORE_INDEX).any(0)
         num_places = max(1, int(used_K.sum()))  # the used ones come first
         return self._replace(positions_BK=self.positions_BK[:, :num_places])
+
+
+class LabelledBatch(NamedTuple):
+    """Whole rows, with a label each: IGNORE_INDEX for rows that only fill up the batch. The rest is as in `MLMBatch`, where a
+    row has one prediction (K = 1)."""
+
+    input_ids_BL: Tensor
+    labels_B: Tensor
+    attention_mask_BL: Tensor | None
+    row_ids_B: Tensor
+
+    @property
+    def labels_BK(self) -> Tensor:
+        return self.labels_B.unsqueeze(1)
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """The model's, B1C for C classes."""
+        return model(*self.inputs).unsqueeze(1)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        return self.input_ids_BL, self.attention_mask_BL
+
+    def trimmed(self) -> "LabelledBatch":
+        return self

@@ -8,12 +8,13 @@ A mean of means weighs tokens of rows with few masks more; sums do not care how 
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch
+from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, LabelledBatch, MLMBatch
 
 
 def masked_cross_entropy(logits_BKV: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ class MetricSums:
     def update(
         self,
         logits_BKV: Tensor,
-        batch: MLMBatch,
+        batch: MLMBatch | LabelledBatch,
         oracle_probs_BKV: Tensor | None = None,
         ngram_losses: Mapping[str, Tensor] | None = None,
         further_probs: Mapping[str, Tensor] | None = None,
@@ -88,12 +89,8 @@ class MetricSums:
         for name, value_BK in (ngram_losses or {}).items():
             sums[name] = value_BK.to(self.vector.dtype).to(self.vector.device)
         zero = self.vector.new_zeros(())
-        self.vector += torch.stack([sums[n].sum(dtype=self.vector.dtype) if n in sums else zero for n in self.sums])
-
-    @classmethod
-    def names(cls, with_oracle: bool, with_ngrams: bool = False, further_oracles: Iterable[str] = ()) -> tuple[str, ...]:
-        """Of the metrics that `compute` returns."""
-        return tuple(cls("cpu", further_oracles).compute(with_oracle, with_ngrams))
+        stacked = torch.stack([sums[n].sum(dtype=self.vector.dtype) if n in sums else zero for n in self.sums])
+        self.vector[: len(stacked)] += stacked
 
     @property
     def nothing_predicted(self) -> bool:
@@ -101,7 +98,7 @@ class MetricSums:
 
     def compute(self, with_oracle: bool, with_ngrams: bool = False) -> dict[str, float]:
         """The token-weighted means; NaN where nothing was predicted at all."""
-        s = dict(zip(self.sums, self.vector.tolist(), strict=True))
+        s = dict(zip(self.sums, self.vector[: len(self.sums)].tolist(), strict=True))
         tokens, rows = s["tokens"] or math.nan, s["rows"]
         loss = s["loss"] / tokens
         metrics = {"loss": loss, "perplexity": perplexity(loss), "accuracy": s["correct"] / tokens}
@@ -125,6 +122,34 @@ class MetricSums:
                 "gain_over_unigram": (s["unigram_loss"] - s["loss"]) / tokens,
             }
         return metrics
+
+
+class LabelSums(MetricSums):
+    """Sums over labelled rows, with a confusion matrix behind them: the rows of class i that were taken for class j."""
+
+    def __init__(self, device: torch.device | str = "cpu", further_oracles: Iterable[str] = (), num_classes: int = 2) -> None:
+        super().__init__(device, further_oracles)
+        self.num_classes = num_classes
+        self.vector = torch.cat([self.vector, self.vector.new_zeros(num_classes**2)])
+
+    @property
+    def confusion_CC(self) -> Tensor:
+        return self.vector[len(self.sums) :].view(self.num_classes, self.num_classes)
+
+    def update(self, logits_BKV: Tensor, batch: MLMBatch | LabelledBatch, *args: Any, **kwargs: Any) -> None:
+        super().update(logits_BKV, batch, *args, **kwargs)
+        labels, guesses = batch.labels_BK.flatten(), logits_BKV.argmax(-1).flatten()
+        cells = (labels * self.num_classes + guesses)[labels != IGNORE_INDEX]
+        self.confusion_CC.view(-1).add_(torch.bincount(cells, minlength=self.num_classes**2))
+
+    def compute(self, with_oracle: bool, with_ngrams: bool = False) -> dict[str, float]:
+        """Those of MetricSums, with `macro_f1` in place of the perplexity: the mean over classes, of those that occur or were
+        guessed, of 2 · true positives / (2 · true positives + false positives + false negatives)."""
+        metrics = super().compute(with_oracle, with_ngrams)
+        del metrics["perplexity"]
+        found_C, both_C = self.confusion_CC.diagonal(), self.confusion_CC.sum(0) + self.confusion_CC.sum(1)
+        f1_C = (2 * found_C / both_C)[both_C > 0]
+        return metrics | {"macro_f1": f1_C.mean().item()}
 
 
 def perplexity(loss: float) -> float:

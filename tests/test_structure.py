@@ -19,6 +19,7 @@ PACKAGE = Path(mlm_lightning.__file__).parent
 ROOMS = (
     ("batch", "deferred", "errors", "values", "messages", "files", "packages", "processes", "randomness"),
     ("masking", "metrics", "cross_entropy"),
+    ("tasks",),
     ("data", "models"),
     ("config",),
     ("runs",),

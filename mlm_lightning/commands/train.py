@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
         settings = parse(composed, announce=announce)
     summary = train(settings, announced=True)
-    show(Run.find(settings).folder, summary)
+    show(Run.find(settings).folder, summary, settings.task.unit)
     return 0
 
 
@@ -80,19 +80,21 @@ def _choices(arguments: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def show(folder: Path, summary: dict[str, Any]) -> None:
-    """The table at the end of a run."""
+def show(folder: Path, summary: dict[str, Any], per: str = "token") -> None:
+    """The table at the end of a run, whose losses are means over tokens, or rows."""
     from mlm_lightning.report.learned import leaks, shortfalls
 
+    nats = f"nats a {per}"
     names = [
-        ("val/loss", "validation loss", "nats a token"),
-        ("val/oracle_loss", "best possible loss", "nats a token (oracle)"),
+        ("val/loss", "validation loss", nats),
+        ("val/oracle_loss", "best possible loss", f"{nats} (oracle)"),
         ("val/excess_loss", "excess over the oracle", ""),
-        ("val/unigram_loss", "loss of counting words", "nats a token (unigram)"),
-        ("val/bigram_loss", "loss of counting pairs", "nats a token (bigram)"),
-        ("val/gain_over_unigram", "gain over counting words", "nats a token"),
+        ("val/unigram_loss", "loss of counting words", f"{nats} (unigram)"),
+        ("val/bigram_loss", "loss of counting pairs", f"{nats} (bigram)"),
+        ("val/gain_over_unigram", "gain over counting words", nats),
         ("val/perplexity", "perplexity", ""),
         ("val/accuracy", "accuracy", ""),
+        ("val/macro_f1", "macro-F1", ""),
         ("val/oracle_accuracy", "best possible accuracy", "(oracle)"),
         ("val/unigram_accuracy", "accuracy of counting", "(always the most frequent token)"),
         ("best/val/loss", "best validation loss", f"at step {summary.get('best/step', 0)}"),

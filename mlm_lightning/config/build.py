@@ -13,11 +13,15 @@ from torch.optim import Optimizer
 
 from mlm_lightning.config.settings import Node, Settings
 from mlm_lightning.data.condition import Condition
-from mlm_lightning.data.source import Source, Split
+from mlm_lightning.data.source import LatentOracle, Oracle, Source, Split
 from mlm_lightning.errors import NO_VALUE, ConfigError, InvalidConfigError, config_errors
 from mlm_lightning.masking import MASKINGS, Masking, Single
 from mlm_lightning.models.protocol import CanHide, HasEmbeddings
 from mlm_lightning.randomness import Stream, seed_torch
+from mlm_lightning.tasks import MLM, Classify, Task
+
+ANY_CLASSES: dict[str, Any] = {"num_outputs": 2, "num_classes": 2, "class_names": ["0", "1"]}
+"""Of a model that is built to be checked, before the data is known."""
 
 # what a run is evaluated on
 
@@ -95,12 +99,21 @@ def prepare(settings: Settings, evaluated: Split | None = None, trained_on: str 
                 source.rows(evaluated)
         check_same_rows(eval_data_key(names), source, train_source, prepared=True)
     by_name = {name: source for names, source in sources.items() for name in names}
-    oracles = {source: source.oracle() for source in sources.values()}
+    oracles = {source: oracle_for(settings.task, source) for source in sources.values()}
     pairs = [(names, masking, by_name.get(names[0], train_source)) for names, masking in settings.maskings.items()]
     ngrams = train_source.ngrams(trained_on)
     conditions = [Condition(names, masking, source, oracles[source], ngrams) for names, masking, source in pairs]
-    further = {name: node.instance.oracle() for name, node in settings.oracles.items()}
+    asked = {name: oracle_for(settings.task, node.instance) for name, node in settings.oracles.items()}
+    further = {name: oracle for name, oracle in asked.items() if oracle is not None}
     return [replace(conditions[0], further_oracles=further), *conditions[1:]]
+
+
+def oracle_for(task: Task, source: Source) -> Oracle | None:
+    """What knows the best possible answer to a task; None where nothing does."""
+    oracle = source.oracle()
+    if isinstance(task, Classify) and not (task.label and isinstance(oracle, LatentOracle)):
+        return None
+    return oracle
 
 
 def check_same_rows(key: str, source: Source, train_source: Source, prepared: bool) -> None:
@@ -127,11 +140,29 @@ def moved_errors(key: str) -> Iterator[None]:
 # model and training
 
 
-def build_model(model: Node, seed: int, source: Source, separate_documents: bool = False) -> nn.Module:
+def build_model(
+    model: Node, seed: int, source: Source, separate_documents: bool = False, task: Task | None = None
+) -> nn.Module:
     """The model for a source, initialised as a function of the seed alone."""
     seed_torch(seed, Stream.INITIALISATION)
-    arguments = {"vocab_size": source.vocab.size, "pad_token_id": source.vocab.pad_id}
-    return model_for(model, source.seq_len, separate_documents, **arguments)
+    task = task or MLM()
+    arguments = {"vocab_size": source.vocab.size, "pad_token_id": source.vocab.pad_id} | task.model_arguments(source)
+    return model_for(for_task(model, task), source.seq_len, separate_documents, **arguments)
+
+
+def for_task(model: Node, task: Task) -> Node:
+    """The model as a task needs it; ConfigError where it can't be of use."""
+    if not isinstance(task, Classify):
+        return model
+    if not any(map(model.takes, ANY_CLASSES)):
+        name, remedy = model.callable.__name__, "choose model=transformer or a model of Hugging Face"
+        raise ConfigError("task", "classify", f"{name} predicts tokens alone: its constructor has no num_outputs", remedy)
+    given, changed = model.arguments, dict[str, Any]()
+    if model.takes("embedding_agg") and given.get("embedding_agg") is None:
+        changed["embedding_agg"] = "mean"  # one vector a row
+    if model.takes("tie_embeddings"):
+        changed["tie_embeddings"] = False  # classes are no tokens
+    return replace(model, arguments=given | changed)
 
 
 def check_hiding(masking: Masking, model: nn.Module) -> None:

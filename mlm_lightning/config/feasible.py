@@ -14,8 +14,8 @@ from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.source import Source
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.masking import Masking
-from mlm_lightning.metrics import MetricSums
 from mlm_lightning.processes import memory
+from mlm_lightning.tasks import MLM
 from mlm_lightning.values import suggestion
 
 _GB = 10**9
@@ -59,6 +59,18 @@ def growing_and_compiled(trainer: TrainerSettings | None, loader: Loader | None)
     ]
 
 
+def nothing_masked(parts: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[ConfigError]:
+    """A task that reads whole rows has no use for what says how they are masked."""
+    problem, remedy = "has no effect: task=classify reads whole rows", "leave it out"
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key.partition(".")[0] == "masking":
+            yield ConfigError(key, value, problem, remedy)
+    for name in ("mask_rates", "masking"):
+        if (given := getattr(parts["eval"], name, None)) is not None:
+            yield ConfigError(f"eval.{name}", given, problem, remedy)
+
+
 def too_large_model(model: Node, built: nn.Module) -> list[ConfigError]:
     """A model that can't be trained on any device here, sharded or not."""
     parameters = sum(parameter.numel() for parameter in built.parameters())
@@ -88,7 +100,9 @@ def unknown_metrics(
     has_ngrams = type(data.instance).ngrams is not Source.ngrams and not data.instance.endless
     for ends in maskings:
         has_oracle = type(by_name.get(ends[0], data).instance).oracle is not Source.oracle
-        metrics = MetricSums.names(has_oracle, has_ngrams, parts["oracles"] if "" in ends else ())
+        task = parts["task"] or MLM()
+        sums = task.sums(2, further_oracles=parts["oracles"] if "" in ends else ())
+        metrics = sums.compute(has_oracle, has_ngrams and isinstance(task, MLM))
         names |= {f"val/{metric}{'_' * bool(end)}{end}": None for end in ends for metric in metrics}
     foreign = any(not node.target.startswith(_KNOWN) for node in parts["callbacks"].values())
     for name, node in parts["callbacks"].items():

@@ -7,12 +7,11 @@ Composed ─► keys, types, ranges   by the signatures of what is named
          ─► Settings
 """
 
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import make_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,12 +19,14 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from mlm_lightning.config.build import (
+    ANY_CLASSES,
     build_optimizer,
     check_hiding,
     check_same_rows,
     eval_data_key,
     eval_maskings,
     evaluated_sources,
+    for_task,
     further_sources,
     model_for,
     moved_errors,
@@ -34,16 +35,20 @@ from mlm_lightning.config.compose import composer
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.feasible import (
     growing_and_compiled,
+    nothing_masked,
     too_large_batches,
     too_large_model,
     too_large_training,
     unknown_metrics,
 )
+from mlm_lightning.config.findings import Findings
 from mlm_lightning.config.hints import hinted
+from mlm_lightning.config.located import with_weights
 from mlm_lightning.config.settings import (
     LOADER_KEYS,
     OPTIMIZATION_KEYS,
     Eval,
+    Init,
     Loader,
     Node,
     Optimization,
@@ -51,16 +56,16 @@ from mlm_lightning.config.settings import (
     Settings,
     SweepSettings,
 )
-from mlm_lightning.config.signatures import check_node, mistyped_keys
+from mlm_lightning.config.signatures import check_node
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.source import Source
-from mlm_lightning.errors import NO_VALUE, ConfigError, config_errors, one_line, refuse
+from mlm_lightning.errors import NO_VALUE, ConfigError, one_line, refuse
 from mlm_lightning.masking import Masking
-from mlm_lightning.models.protocol import HasOwnTokens, MayBeAnotherTask
+from mlm_lightning.models.protocol import HasOwnTokens, MayBeAnotherTask, MayClassify
 from mlm_lightning.processes import Workers
-from mlm_lightning.values import check, check_arguments
+from mlm_lightning.tasks import MLM, Classify, Task
+from mlm_lightning.values import check_arguments
 
-T = TypeVar("T")
 Sources = dict[tuple[str, ...], Node]
 Maskings = dict[tuple[str, ...], Masking]
 
@@ -71,60 +76,10 @@ _TopLevel = make_dataclass(
     [
         *[("seed", Seed), ("name", str), ("output_dir", str), ("resume", str)],
         *((group, dict) for group in ("eval", "data", "masking", "model", "optim", "schedule", "trainer")),
-        *((group, dict | None, None) for group in ("prepare", "callbacks", "logger", "sweep")),
+        *((group, dict | None, None) for group in ("task", "init", "prepare", "callbacks", "logger", "sweep")),
     ],
     namespace={"OWNER": "the config"},
 )
-
-
-class _Findings:
-    """What is wrong so far."""
-
-    def __init__(self, trusted: bool) -> None:
-        self.trusted = trusted
-        self.errors: list[ConfigError] = []
-
-    def attempt(self, key: str, build: Callable[[], T]) -> T | None:
-        """What `build` returns; None where it refuses, which is noted."""
-        try:
-            return build()
-        except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
-            self.errors += config_errors(error, key)
-            return None
-
-    def part(self, key: str, node: Any, kind: type[T]) -> T | None:
-        """One of our own groups of keys."""
-        if not isinstance(node, dict):
-            return None
-        if found := check_arguments(key, node, kind):
-            self.errors += found
-            return None
-        return self.attempt(key, lambda: kind(**node))
-
-    def node(self, key: str, node: Any, base: Any, also: tuple[str, ...] = ()) -> Node | None:
-        """A group with a `_target_`."""
-        if not isinstance(node, dict):
-            return None
-        if found := check_node(key, node, base, self.trusted, also):
-            self.errors += found
-            return None
-        return self._made(node)
-
-    def unimported(self, key: str, nodes: Any) -> dict[str, Node]:
-        """A group of named nodes, such as callbacks, by what is known of them without Lightning; a null switches one off."""
-        every = nodes if isinstance(nodes, dict) else {}
-        for name, node in every.items():
-            if node is not None:
-                remedy = f"choose what there is with {key}=NAME; {key}.{name}=null switches it off"
-                wrong = check(f"{key}.{name}", node, dict)
-                self.errors += [ConfigError(each.key, each.value, each.problem, remedy) for each in wrong]
-        named = {name: node for name, node in every.items() if isinstance(node, dict) and node}
-        found = {name: mistyped_keys(f"{key}.{name}", node) for name, node in named.items()}
-        self.errors += itertools.chain.from_iterable(found.values())
-        return {name: self._made(node) for name, node in named.items() if not found[name]}
-
-    def _made(self, node: Mapping[str, Any]) -> Node:
-        return Node(node["_target_"], {name: value for name, value in node.items() if name != "_target_"}, self.trusted)
 
 
 def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings], object] | None = None) -> Settings:
@@ -133,7 +88,9 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
     A config that is not `trusted` is one to evaluate: its optimizer, schedule and workers are never built, so never looked at.
     `announce` hears of the settings once they are right as far as that is known without Lightning, whose import takes seconds.
     """
-    config, findings = composed.config, _Findings(trusted)
+    findings = Findings(trusted)
+    composed = findings.attempt("init.from_run", lambda: with_weights(composed)) or composed
+    config = composed.config
     findings.errors += check_arguments("", config, _TopLevel)
     for name in ("name", "output_dir", "resume"):
         if isinstance(value := config.get(name, "default"), str) and not value.strip():
@@ -144,7 +101,7 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
             ConfigError("name", str(place), "leads out of output_dir", "set output_dir to where runs are to lie")
         )
     parts = _parse_parts(findings, config)
-    sources, maskings = _check_together(findings, parts, trains=composed.overrides is not None)
+    sources, maskings = _check_together(findings, parts, composed.overrides)
     if composed.overrides is not None:  # else it is of a run that was checked before it was trained
         output = Path(str(config.get("output_dir")))
         if any(each.exists() and not each.is_dir() for each in (output / place, output, *output.parents)):
@@ -165,7 +122,7 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
     return settings
 
 
-def _check_slowly(findings: _Findings, settings: Settings) -> None:
+def _check_slowly(findings: Findings, settings: Settings) -> None:
     """What torch's optimizer says to its arguments, and what callbacks and loggers are: the first optimizer of a process
     imports torch's compiler, and the others Lightning."""
     if findings.trusted:
@@ -176,7 +133,7 @@ def _check_slowly(findings: _Findings, settings: Settings) -> None:
             findings.node(f"{group}.{name}", settings.composed.config[group][name], base)
 
 
-def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, Any]:
+def _parse_parts(findings: Findings, config: Mapping[str, Any]) -> dict[str, Any]:
     """Each part on its own: keys, types, ranges, and what its constructor refuses. By the fields of Settings; None where it is
     missing or wrong."""
     loader, data = _split(config.get("data"), LOADER_KEYS)
@@ -185,6 +142,7 @@ def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, An
         "data": findings.node("data", data, Source, also=tuple(sorted(LOADER_KEYS))),
         "eval": findings.part("eval", config.get("eval"), Eval),
         "sweep": findings.part("sweep", config.get("sweep"), SweepSettings),
+        "init": findings.part("init", config.get("init") or {}, Init),
     }
     owned, trainer = _split(config.get("trainer"), OWNED_KEYS)
     problem = "mlm_lightning sets this itself"
@@ -207,6 +165,8 @@ def _parse_parts(findings: _Findings, config: Mapping[str, Any]) -> dict[str, An
     for key in ("data", "masking", "schedule", "prepare"):
         if (node := parts[key]) is not None and findings.attempt(key, partial(getattr, node, "instance")) is None:
             parts[key] = None
+    task = findings.node("task", config.get("task") or {"_target_": f"{MLM.__module__}.{MLM.__qualname__}"}, Task)
+    parts["task"] = task and findings.attempt("task", lambda: task.instance)
     data, evaluation = parts["data"], parts["eval"]
     parts["oracles"] = further_sources(data, evaluation.oracles or {}) if data and evaluation else {}
     if (optim := parts["optim"]) is not None:
@@ -222,7 +182,7 @@ def _split(node: Any, keys: Collection[str]) -> tuple[dict[str, Any] | None, dic
     return {k: v for k, v in node.items() if k in keys}, {k: v for k, v in node.items() if k not in keys}
 
 
-def _check_together(findings: _Findings, parts: Mapping[str, Any], trains: bool) -> tuple[Sources, Maskings]:
+def _check_together(findings: Findings, parts: Mapping[str, Any], overrides: Sequence[str] | None) -> tuple[Sources, Maskings]:
     """What must fit each other, as far as it is right itself; returns the sources and the maskings to evaluate on."""
     data, evaluation, trainer, masking, model = (parts[name] for name in ("data", "eval", "trainer", "masking", "model"))
     if data is None:
@@ -250,11 +210,15 @@ def _check_together(findings: _Findings, parts: Mapping[str, Any], trains: bool)
     if loader := parts["loader"]:
         findings.errors += too_large_batches(loader, [train_source, *(node.instance for node in sources.values())])
     if model is not None:
-        built = findings.attempt("model", lambda: _build_on_meta(model, train_source, sources))
-        if built is not None and trains:
+        built = findings.attempt("model", lambda: _build_on_meta(model, train_source, sources, parts["task"] or MLM()))
+        if built is not None and overrides is not None:  # it is to be trained
             findings.errors += too_large_model(model, built)
         if built is not None and masking is not None:
             findings.attempt("masking", lambda: check_hiding(masking.instance, built))
+    if isinstance(parts["task"], Classify):
+        findings.errors += nothing_masked(parts, overrides or ())
+        if type(train_source).prepare is Source.prepare:  # else classes are known once it is prepared
+            findings.attempt("task", lambda: parts["task"].class_names(train_source))
     if masking is None or evaluation is None:
         return sources, {}
     kind, rates = evaluation.masking, evaluation.mask_rates
@@ -271,7 +235,7 @@ def settings(overrides: Sequence[str] = (), config_dir: str | None = None, confi
         return parse(hydra.composed(hydra.plain(overrides)))
 
 
-def _check_further(findings: _Findings, key: str, node: Node, train_source: Source) -> bool:
+def _check_further(findings: Findings, key: str, node: Node, train_source: Source) -> bool:
     """Whether a further source has good keys and values, and the run's model can read it."""
     before, group = len(findings.errors), key.rpartition(".")[0]
     for name in sorted(LOADER_KEYS):
@@ -291,15 +255,18 @@ def _check_further(findings: _Findings, key: str, node: Node, train_source: Sour
     return len(findings.errors) == before
 
 
-def _build_on_meta(model: Node, train_source: Source, sources: Sources) -> nn.Module:
+def _build_on_meta(model: Node, train_source: Source, sources: Sources, task: Task) -> nn.Module:
     """Builds the model without memory, for a vocabulary that nothing is known about yet."""
     packs = any(source.packs_documents for source in [train_source, *(node.instance for node in sources.values())])
     try:
         with torch.device("meta"), _NoRandomNumbers():
-            built = model_for(model, train_source.seq_len, packs, vocab_size=8)
+            classes = ANY_CLASSES if isinstance(task, Classify) else {}
+            built = model_for(for_task(model, task), train_source.seq_len, packs, vocab_size=8, **classes)
     except (RuntimeError, OverflowError) as error:  # sizes beyond 64 bits
         raise ConfigError("model", NO_VALUE, one_line(error)) from error
-    if isinstance(built, MayBeAnotherTask):
+    if isinstance(task, Classify) and isinstance(built, MayClassify):
+        built.check_classifier()
+    elif isinstance(task, MLM) and isinstance(built, MayBeAnotherTask):
         built.check_masked_lm()
     if isinstance(built, HasOwnTokens) and type(train_source).prepare is Source.prepare:  # the vocabulary is known
         built.check_tokens(train_source.vocab)

@@ -21,7 +21,8 @@ from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.warmup import LengthSchedule
 from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
 from mlm_lightning.masking import MASKINGS, Masking
-from mlm_lightning.values import check, check_fields, describe, not_one_of
+from mlm_lightning.tasks import MLM, Task
+from mlm_lightning.values import Located, check, check_fields, describe, not_one_of
 
 Seed = Annotated[int, Interval(ge=-(2**63), le=2**64 - 1), "64 bits of it count"]
 
@@ -136,6 +137,21 @@ def _name_errors(key: str, name: object) -> list[ConfigError]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Init:
+    """Where weights come from: the checkpoint of another run, `weights` being the digest of its content, and which of them stay
+    as they are."""
+
+    OWNER: ClassVar = "init"
+
+    from_run: Annotated[str, Located()] | None = None
+    freeze: Literal["encoder"] | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "init")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     OWNER: ClassVar = "sweep"
 
@@ -174,6 +190,8 @@ class Settings:
     schedule: Node
     trainer: TrainerSettings
     optimization: Optimization = Optimization()
+    task: Task = field(default_factory=MLM)
+    init: Init = field(default_factory=Init)
     prepare: Node | None = None
     sweep: SweepSettings | None = None
     callbacks: dict[str, Node] = field(default_factory=dict)

@@ -40,11 +40,12 @@ TRUSTED_MODULES = frozenset(
         "mlm_lightning.masking",
         "mlm_lightning.models.transformer",
         "mlm_lightning.models.pretrained",
+        "mlm_lightning.tasks",
     }
 )
 
 PROVIDED: dict[str, tuple[str, ...]] = {
-    "model": ("vocab_size", "seq_len", "pad_token_id", "separate_documents"),
+    "model": ("vocab_size", "seq_len", "pad_token_id", "separate_documents", "num_outputs", "class_names"),
     "optim": ("params", "matrices"),
     "callbacks": ("folder", "save_dir", "purge_step"),
     "logger": ("folder", "save_dir", "purge_step"),

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from mlm_lightning.batch import PADDING_ROW, MLMBatch
+from mlm_lightning.batch import PADDING_ROW
 from mlm_lightning.data.source import EndlessRows, Rows
 from mlm_lightning.data.warmup import BatchSizes
 from mlm_lightning.randomness import Stream, generator
+from mlm_lightning.tasks import Batch
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,14 @@ class Plan:
         return (self.full_steps(step) if self.by_epochs else step) // self.validate_every
 
 
-class TrainBatches(Dataset[MLMBatch]):
-    """Batch j of a rank's stream; endless rows have one epoch. `mask` is a masking with its vocabulary and its key; `length`
+class TrainBatches(Dataset[Batch]):
+    """Batch j of a rank's stream; endless rows have one epoch. `make` makes it of rows (Task.maker); `length`
     gives the positions that rows keep at an optimizer step (None: all)."""
 
     def __init__(
         self,
         rows: Rows | EndlessRows,
-        mask: Callable[..., MLMBatch],
+        make: Callable[..., Batch],
         batch_size: int,
         seed: int,
         rank: int = 0,
@@ -95,7 +96,7 @@ class TrainBatches(Dataset[MLMBatch]):
         plan: Plan = Plan(total_steps=1),
         length: Callable[[int], int] | None = None,
     ) -> None:
-        self.rows, self.mask, self.seed, self.length = rows, mask, seed, length
+        self.rows, self.make, self.seed, self.length = rows, make, seed, length
         self.rank, self.world_size, self.plan = rank, world_size, plan
         self.sizes = plan.batch_sizes or BatchSizes(batch_size, start=batch_size, steps=0)
         self.endless = isinstance(rows, EndlessRows)
@@ -104,11 +105,11 @@ class TrainBatches(Dataset[MLMBatch]):
         self.taken_per_order = plan.rows_per_epoch or self.rows_per_order
         self._orders: dict[int, Tensor] = {}
 
-    def __getitem__(self, index: int) -> MLMBatch:
+    def __getitem__(self, index: int) -> Batch:
         row_ids_B, epochs_B = self.row_ids(index)
         step = index // self.plan.accumulate_grad_batches
         length = None if self.length is None else self.length(step)
-        batch = _masked(self.rows, row_ids_B, self.mask, epochs_B, self.plan.progress(step), length)
+        batch = _batch(self.rows, row_ids_B, self.make, epochs_B, self.plan.progress(step), length)
         if self.endless:
             # as many rows of the next block come in as go out of this one
             self.rows.read_ahead(self._rows_before(index + 1) + self.rows_per_order)  # type: ignore[union-attr]
@@ -146,17 +147,17 @@ class TrainBatches(Dataset[MLMBatch]):
         return self.__dict__ | {"_orders": {}}
 
 
-class EvalBatches(Dataset[MLMBatch]):
+class EvalBatches(Dataset[Batch]):
     """The rows of a split in their own order, each once; ranks get equally many rows, with PADDING_ROW where rows run out."""
 
-    def __init__(self, rows: Rows, mask: Callable[..., MLMBatch], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.rows, self.mask, self.batch_size = rows, mask, batch_size
+    def __init__(self, rows: Rows, make: Callable[..., Batch], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.rows, self.make, self.batch_size = rows, make, batch_size
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return -(-len(self.rows) // (self.batch_size * self.world_size))
 
-    def __getitem__(self, index: int) -> MLMBatch:
+    def __getitem__(self, index: int) -> Batch:
         first = index * self.batch_size * self.world_size
         if index >= len(self):
             raise IndexError(index)
@@ -164,7 +165,7 @@ class EvalBatches(Dataset[MLMBatch]):
         share = -(-remaining // self.world_size)
         row_ids_B = torch.arange(first + self.rank * share, first + (self.rank + 1) * share)
         row_ids_B[row_ids_B >= first + remaining] = PADDING_ROW
-        return _masked(self.rows, row_ids_B, self.mask)
+        return _batch(self.rows, row_ids_B, self.make)
 
 
 class BatchRange(Sampler[int]):
@@ -180,17 +181,17 @@ class BatchRange(Sampler[int]):
         return self.stop
 
 
-def _masked(
+def _batch(
     rows: Rows | EndlessRows,
     row_ids_B: Tensor,
-    mask: Callable[..., MLMBatch],
+    make: Callable[..., Batch],
     epochs_B: Tensor | None = None,
     progress: float = 1.0,
     length: int | None = None,
-) -> MLMBatch:
+) -> Batch:
     read = rows[row_ids_B.clamp(min=0)]  # a PADDING_ROW has the tokens of row 0, and no labels
     tokens_BL, attention_mask_BL = read if isinstance(read, tuple) else (read, None)
     if length is not None:  # before they are masked: what is predicted at least, and at most, is a matter of what is left
         tokens_BL = tokens_BL[:, :length].contiguous()
         attention_mask_BL = None if attention_mask_BL is None else attention_mask_BL[:, :length].contiguous()
-    return mask(tokens_BL, row_ids_B, epochs_B=epochs_B, attention_mask_BL=attention_mask_BL, progress=progress)
+    return make(tokens_BL, row_ids_B, epochs_B=epochs_B, attention_mask_BL=attention_mask_BL, progress=progress)

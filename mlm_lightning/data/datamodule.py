@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mlm_lightning.batch import MLMBatch
 from mlm_lightning.data.batches import BatchRange, EvalBatches, Plan, TrainBatches
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import SPLITS, EndlessRows, Source, Split
@@ -18,6 +17,7 @@ from mlm_lightning.data.warmup import LengthSchedule
 from mlm_lightning.errors import refuse
 from mlm_lightning.masking import Masking
 from mlm_lightning.randomness import key
+from mlm_lightning.tasks import MLM, Batch, Task
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class MLMDataModule(L.LightningDataModule):
 
     Val and test are evaluated under `conditions` (None: that of the training alone), each with a loader of its own and masks
     that are frozen: a function of (`eval_seed`, split, row, rate). `plan` is needed to train; a `length_schedule` cuts the rows
-    of training alone.
+    of training alone. `task` says what is predicted (None: masked tokens).
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class MLMDataModule(L.LightningDataModule):
         num_workers: int = 0,
         plan: Plan | None = None,
         length_schedule: LengthSchedule | None = None,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
-        self.source, self.masking = source, masking
+        self.source, self.masking, self.task = source, masking, task or MLM()
         self.conditions = [Condition.training(source, masking)] if conditions is None else list(conditions)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.eval_seed, self.plan = seed, eval_seed, plan
@@ -52,12 +53,12 @@ class MLMDataModule(L.LightningDataModule):
         refuse(length_schedule.errors(source.seq_len) if length_schedule else [])
 
     def train_batches(self, rank: int = 0, world_size: int = 1) -> TrainBatches:
-        mask = partial(self.masking, vocab=self.source.vocab, key=key(self.seed, SPLITS.index("train")))
+        make = self.task.maker(self.source, "train", self.masking, key(self.seed, SPLITS.index("train")))
         plan = self.plan or Plan(total_steps=1)
         length = None
         if self.length_schedule is not None:
             length = partial(self.length_schedule.at, total_steps=plan.total_steps, seq_len=self.source.seq_len)
-        return TrainBatches(self.source.rows("train"), mask, self.batch_size, self.seed, rank, world_size, plan, length)
+        return TrainBatches(self.source.rows("train"), make, self.batch_size, self.seed, rank, world_size, plan, length)
 
     def growing(self, step: int) -> dict[str, float]:
         """What grows in the course of the run, at optimizer step `step` (the first is 0), by the names of their metrics."""
@@ -72,13 +73,12 @@ class MLMDataModule(L.LightningDataModule):
         return found
 
     def eval_batches(self, split: Split, condition: Condition, rank: int = 0, world_size: int = 1) -> EvalBatches:
-        source = condition.source
-        mask = partial(condition.masking, vocab=source.vocab, key=key(self.eval_seed, SPLITS.index(split)))
-        rows = source.rows(split)
+        rows = condition.source.rows(split)
+        make = self.task.maker(condition.source, split, condition.masking, key(self.eval_seed, SPLITS.index(split)))
         assert not isinstance(rows, EndlessRows)
-        return EvalBatches(rows, mask, self.batch_size, rank, world_size)
+        return EvalBatches(rows, make, self.batch_size, rank, world_size)
 
-    def train_dataloader(self) -> DataLoader[MLMBatch]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         assert self.plan is not None
         start = self.trainer.global_step * self.plan.accumulate_grad_batches
@@ -89,20 +89,20 @@ class MLMDataModule(L.LightningDataModule):
             log.warning("data.num_workers=%d: %s", self.num_workers, why)
         return _loader(batches, sampler, self.num_workers)
 
-    def val_dataloader(self) -> list[DataLoader[MLMBatch]]:
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
         return self._eval_dataloaders("val")
 
-    def test_dataloader(self) -> list[DataLoader[MLMBatch]]:
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
         return self._eval_dataloaders("test")
 
-    def _eval_dataloaders(self, split: Split) -> list[DataLoader[MLMBatch]]:
+    def _eval_dataloaders(self, split: Split) -> list[DataLoader[Batch]]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = [self.eval_batches(split, condition, rank, world_size) for condition in self.conditions]
         # no workers: a split is read once between training steps, and starting workers would cost more than they save
         return [_loader(each, BatchRange(0, len(each)), num_workers=0) for each in batches]
 
 
-def _loader(batches: Dataset[MLMBatch], sampler: BatchRange, num_workers: int) -> DataLoader[MLMBatch]:
+def _loader(batches: Dataset[Batch], sampler: BatchRange, num_workers: int) -> DataLoader[Batch]:
     return DataLoader(
         batches,
         sampler=sampler,

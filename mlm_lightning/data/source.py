@@ -9,6 +9,7 @@ A new dataset is one subclass and one YAML whose `_target_` names it; nothing el
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -148,6 +149,15 @@ class Source(ABC):
     def oracle(self) -> Oracle | None:
         """The exact posterior, where it is known."""
         return None
+
+    def classes(self, label: str, node: int) -> tuple[str, ...]:
+        """The names of the values of a label of the rows, for `task=classify`; ConfigError where there is no such label."""
+        problem = f"{type(self).__name__} has no labels"
+        raise ConfigError("task", "classify", problem, "choose data=tree and task.label=root, or text and task.label_column")
+
+    def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
+        """Gives the labels of rows of a split, `labels_B` (int64, indices into `classes`) for `index_B`."""
+        raise NotImplementedError
 
     def ngrams(self, fingerprint: str | None = None) -> NGrams | None:
         """The counts of the rows for training, or of those that had another `fingerprint`; None where there are none, or

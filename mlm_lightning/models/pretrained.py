@@ -159,6 +159,10 @@ class PretrainedMLM(nn.Module):
         disable_progress_bar()
         self.hf_model.load_state_dict(read_model(str(folder), None, self.hf_model.config).state_dict())
 
+    def is_head(self, name: str) -> bool:
+        # a pooler is trained with what stands on it
+        return not name.startswith(f"hf_model.{self.hf_model.base_model_prefix}.") or ".pooler." in name
+
     def check_hiding(self) -> None:
         config = self.hf_model.config
         if config.model_type not in SEPARATE_DOCUMENTS or config._attn_implementation != ATTENTION:

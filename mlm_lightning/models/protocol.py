@@ -10,8 +10,10 @@ Rebuildable       rebuild_config()           a model whose YAML alone does not b
 Exportable        save_pretrained(folder)    a model that `transformers` opens once `mlm export` has written it
 Loadable          load_pretrained(folder)    such a model that can be opened from there again by `mlm predict`, too
 MayBeAnotherTask  check_masked_lm()          a model that some of its settings make unfit for a masked LM
+MayClassify       check_classifier()         a model that can label whole rows, which some of its settings make impossible
 HasOwnTokens      check_tokens(vocab)        a model that was pretrained on the tokens of its own tokenizer
 CanHide           check_hiding()             a model whose `forward` (and `hidden_states`) take hidden_BL: masking.hiding
+HasHead           is_head(name)              a model whose encoder may be taken from another run, or frozen: init
 HasEmbeddings     get_input_embeddings()     a model whose [MASK] may be left as it was drawn: masking.hiding=token_detached
 """
 
@@ -81,6 +83,15 @@ class MayBeAnotherTask(Protocol):
 
 
 @runtime_checkable
+class MayClassify(Protocol):
+    """Its constructor takes `num_outputs` or `num_classes`, the number of classes, or `class_names`, and `forward` gives BC."""
+
+    def check_classifier(self) -> None:
+        """As `check_masked_lm`, where rows are to be labelled."""
+        ...
+
+
+@runtime_checkable
 class HasOwnTokens(Protocol):
     def check_tokens(self, vocab: Vocab) -> None:
         """Raises ConfigError where data of this vocabulary can't be what the model was pretrained on. Called when a config is
@@ -100,4 +111,11 @@ class CanHide(Protocol):
 class HasEmbeddings(Protocol):
     def get_input_embeddings(self) -> nn.Module:
         """What makes vectors of token ids."""
+        ...
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter belongs to what makes the predictions of the hidden states, and not to the encoder."""
         ...

@@ -219,6 +219,9 @@ class TransformerClassifier(nn.Module):
         """What the decoder's last layer makes the logits of."""
         return self.decoder.last_hidden(self._encode(input_ids_BL, attention_mask_BL, positions_BK, hidden_BL))
 
+    def is_head(self, name: str) -> bool:
+        return name.startswith("decoder.")
+
     def check_hiding(self) -> None:
         """It can."""
 
@@ -257,6 +260,10 @@ class TransformerClassifier(nn.Module):
                 "merges all positions into one prediction a sequence; a masked language model predicts at masked positions"
             )
             raise ConfigError("model.embedding_agg", self.embedding_agg, problem, "set model.embedding_agg=null")
+        self.check_classifier()
+
+    def check_classifier(self) -> None:
+        """Raises ConfigError where a cross-entropy can't go on top."""
         if (activation := self.decoder_output_activation) not in (None, "identity"):
             problem = (
                 "cannot go with a cross-entropy: the loss takes logits and applies the softmax itself, and a second one on top "

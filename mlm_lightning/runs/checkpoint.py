@@ -20,10 +20,8 @@ import torch
 
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import UserError, one_line
-from mlm_lightning.files import write_atomically
+from mlm_lightning.files import SEAL, SEAL_SIZE, write_atomically
 from mlm_lightning.runs.identity import deciding
-
-LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 FORMAT = 1
 """Of what we write in a checkpoint; raised where an older one can't be continued."""
@@ -33,9 +31,6 @@ STATE = "mlm_lightning"
 
 AVERAGING = "averaging"
 """The key of what a checkpoint has where its `state_dict` is an average: the weights that training goes on with."""
-
-_SEAL = b"sha256:"
-_SEAL_SIZE = len(_SEAL) + 64
 
 
 class DamagedCheckpointError(Exception):
@@ -70,7 +65,7 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
             torch.save(checkpoint, digesting)  # type: ignore[arg-type]  # it asks for no more than write and flush
         except Exception as error:
             raise digesting.failure or error from error
-        seal = _SEAL + digesting.digest.hexdigest().encode()
+        seal = SEAL + digesting.digest.hexdigest().encode()
         # a zip ends with the length of its comment, and then the comment
         file.seek(-2, 2)
         file.write(len(seal).to_bytes(2, "little") + seal)
@@ -102,28 +97,20 @@ def _verify(path: Path) -> bool:
     """Whether there is a seal; raises DamagedCheckpointError where it is broken."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        if size < _SEAL_SIZE + 2:
+        if size < SEAL_SIZE + 2:
             return False
-        file.seek(-_SEAL_SIZE, 2)
+        file.seek(-SEAL_SIZE, 2)
         seal = file.read()
-        if not seal.startswith(_SEAL):
+        if not seal.startswith(SEAL):
             return False
         digest = hashlib.sha256()
-        for part in _parts(file, size - _SEAL_SIZE - 2):
+        for part in _parts(file, size - SEAL_SIZE - 2):
             digest.update(part)
         length = file.read(2)
     digest.update(b"\0\0")  # the length of the comment as torch left it
-    if length != _SEAL_SIZE.to_bytes(2, "little") or _SEAL + digest.hexdigest().encode() != seal:
+    if length != SEAL_SIZE.to_bytes(2, "little") or SEAL + digest.hexdigest().encode() != seal:
         raise DamagedCheckpointError("its bytes are not those that were written: they don't have its checksum")
     return True
-
-
-def checksum(path: Path) -> str | None:
-    """What a checkpoint's seal says its content is; None where it has none. Reads the end of the file alone."""
-    with path.open("rb") as file:
-        file.seek(-min(_SEAL_SIZE, file.seek(0, 2)), 2)
-        seal = file.read()
-    return seal.removeprefix(_SEAL).decode() if seal.startswith(_SEAL) else None
 
 
 def _parts(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -16,10 +16,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mlm_lightning.config.located import LAST
 from mlm_lightning.config.settings import Node
 from mlm_lightning.data.splits import Split
+from mlm_lightning.files import checksum
 from mlm_lightning.masking import Masking
-from mlm_lightning.runs.checkpoint import LAST, checksum
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import deciding, identity
 

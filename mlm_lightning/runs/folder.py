@@ -35,16 +35,15 @@ import torch
 from filelock import FileLock, Timeout
 
 from mlm_lightning.config.compose import config_yaml
+from mlm_lightning.config.located import CHECKPOINTS, LAST
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import read_json, write_atomically
-from mlm_lightning.runs.checkpoint import LAST, PREVIOUS, DamagedCheckpointError, Position, differences
+from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
 from mlm_lightning.runs.progress import RunProgress
 
 log = logging.getLogger(__name__)
-
-CHECKPOINTS = (LAST, PREVIOUS)
 
 _PACKAGES = (
     *("mlm-lightning", "torch", "lightning", "hydra-core", "omegaconf"),

@@ -14,6 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlm_lightning.config.settings import Settings
@@ -28,6 +29,8 @@ LATER_KEYS: dict[str, Any] = {
     "masking.hiding": "token",
     "trainer.val_steps": None,
     "eval.oracles": None,
+    "task": {"_target_": "mlm_lightning.tasks.MLM"},
+    "init": {"from_run": None, "freeze": None},
     "optim.layer_decay": None,
     "optim.z_loss": 0.0,
 }
@@ -56,10 +59,11 @@ _NOT_IDENTITY = frozenset(
     {
         *("name", "resume", "output_dir", "logger", "sweep", "launcher", "hydra"),
         *("prepare", "data.cache_dir", "data.num_workers"),
+        "init.from_run",  # init.weights says what is there
         *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.auto_requeue"),
     }
 )
-_NOT_IN_NAMES = _NOT_IDENTITY - {"trainer.devices", "trainer.num_nodes"}
+_NOT_IN_NAMES = _NOT_IDENTITY - {"trainer.devices", "trainer.num_nodes", "init.from_run"}
 # They may differ where one run goes on from another as if it were the same: its length, and the parts of its batches.
 _NOT_OF_SIBLINGS = frozenset(
     {"trainer.max_steps", "trainer.max_epochs", "trainer.time_budget", "data.batch_size", "trainer.accumulate_grad_batches"}
@@ -114,6 +118,8 @@ def slug(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
             value = "-".join(each for each in re.findall(r"\w+", value) if each not in ("default", "monitor"))
             if not value:
                 continue
+        if key == "init.from_run":  # which the name of the other run says
+            key, value = "from", Path(value).name
         if re.fullmatch(r"-?\d*\.\d{7,}(e[-+]?\d+)?", value):  # drawn from an interval
             value = f"{float(value):.4g}"
         last = key.rpartition(".")[2]

@@ -12,16 +12,18 @@ from typing import Any
 from torch import nn
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.config.build import for_task
 from mlm_lightning.config.compose import WRITTEN_AGAIN, read_config
 from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.located import locate
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.data.condition import Condition, packs_documents
 from mlm_lightning.errors import ConfigError, MissingPackagesError, UserError, one_line
 from mlm_lightning.files import damaged, read_json
 from mlm_lightning.models.protocol import Exportable, Loadable, Rebuildable
-from mlm_lightning.runs.checkpoint import BEST, DamagedCheckpointError, read_checkpoint
-from mlm_lightning.runs.folder import CHECKPOINTS, Run
+from mlm_lightning.runs.checkpoint import DamagedCheckpointError, read_checkpoint
+from mlm_lightning.runs.folder import Run
 
 WEIGHTS = "model.safetensors"
 _EXPORTED_AGAIN = "export the run again"
@@ -155,32 +157,15 @@ def see_packages_of(folder: Path) -> None:
         sys.path.append(str(start))
 
 
-def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
-    """The folder and the checkpoint that a RUN argument (or `resume`) names."""
-    path = Path(path)
-    hint = "give a run's folder (outputs/NAME/…) or a .ckpt file in it" + (", or auto or never" if argument == "resume" else "")
-    if path.is_file() and path.suffix == ".ckpt":
-        folder, checkpoint = path.parent.parent, path
-    elif path.is_dir():
-        folder = path
-        found = [each for name in (BEST, *CHECKPOINTS) if (each := path / "checkpoints" / name).is_file()]
-        if not found:
-            raise UserError(f"{argument}={path}: has no checkpoint; {hint}")
-        checkpoint = found[0]
-    else:
-        raise UserError(f"{argument}={path}: no such folder or checkpoint; {hint}")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{argument}={path}: is not a run: there is no {folder / 'config.yaml'}")
-    return folder, checkpoint
-
-
 def describe_model(run: Run, settings: Settings, model: nn.Module, conditions: list[Condition]) -> None:
     """Writes model.json and vocab.json: enough to build the model again without its data or the hub."""
     source = conditions[0].source
     if isinstance(model, Rebuildable):
         description = model.rebuild_config()
     else:
-        description = {"_target_": settings.model.target, **settings.model.arguments}
+        node, provided = for_task(settings.model, settings.task), settings.task.model_arguments(source)
+        description = {"_target_": node.target, **node.arguments}
+        description |= {name: value for name, value in provided.items() if node.takes(name)}
         description |= {"vocab_size": source.vocab.size, "seq_len": source.seq_len}
         description |= {"separate_documents": True} if packs_documents(conditions) else {}
     run.write_json("model.json", description)

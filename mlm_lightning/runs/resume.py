@@ -15,12 +15,12 @@ from pathlib import Path
 
 from mlm_lightning.config.build import eval_data_key
 from mlm_lightning.config.compose import read_config
+from mlm_lightning.config.located import locate
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, flat, record_of
 from mlm_lightning.runs.folder import Run, processes_of
-from mlm_lightning.runs.load import locate
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
+from mlm_lightning.config.located import LAST
 from mlm_lightning.config.settings import Node, Settings
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.text.tokenizer.load import TRAIN
 from mlm_lightning.errors import UserError, mistakes, one_line
 from mlm_lightning.masking import Masking
 from mlm_lightning.runs import evaluations
-from mlm_lightning.runs.checkpoint import LAST, flat
+from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.sweeps.jobs import Job
 
 log = logging.getLogger(__name__)

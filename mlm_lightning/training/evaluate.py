@@ -35,9 +35,10 @@ def evaluate(
         with mistakes():
             loaded = load_run(path, trust, separate_documents=True)
     trainer = build_trainer(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto"), [], [])
-    module = MLMModule(loaded.model, conditions, plan=Plan(total_steps=0))  # whose metrics are returned, not logged
-    batch_size, eval_seed = settings.loader.batch_size, settings.eval.seed
-    datamodule = MLMDataModule(source, settings.masking.instance, conditions, batch_size=batch_size, eval_seed=eval_seed)
+    # whose metrics are returned, not logged
+    module = MLMModule(loaded.model, conditions, plan=Plan(total_steps=0), task=settings.task)
+    how: dict[str, Any] = {"batch_size": settings.loader.batch_size, "eval_seed": settings.eval.seed, "task": settings.task}
+    datamodule = MLMDataModule(source, settings.masking.instance, conditions, **how)
     try:
         (trainer.validate if split == "val" else trainer.test)(module, datamodule, verbose=False)
     except SystemExit as error:  # Lightning's answer to Ctrl-C

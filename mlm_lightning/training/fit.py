@@ -42,6 +42,7 @@ from mlm_lightning.training.compiled import compile_layers, compiles
 from mlm_lightning.training.lightning_internals import NEVER
 from mlm_lightning.training.loggers import fill_hparams
 from mlm_lightning.training.module import MLMModule, Origin
+from mlm_lightning.training.transfer import freeze, take_weights
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,10 @@ def fit(
     module, datamodule = assemble(settings, conditions, from_parent=parent is not None, settled=settled)
     if parent:
         _check_weights(module, parent)
+    taken = take_weights(module.model, settings) if settings.init.from_run and position is None else None
     is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
     if settings.trainer.world_size() == 1 or is_first_rank:
-        _describe(run, settings, module, conditions, position)
+        _describe(run, settings, module, conditions, position, taken)
     step = 0 if position is None else position.step
     # curves that a killed process drew beyond its last checkpoint, or before its first, are drawn again
     loggers = build_each(settings.logger.values(), save_dir=str(run.folder), purge_step=step + 1 if position else 0)
@@ -130,7 +132,8 @@ def assemble(
     source, masking = conditions[0].source, settings.masking.instance
     plan = settings.trainer.plan(source.num_rows(), settings.loader.batch_size)
     with mistakes():
-        model = build_model(settings.model, settings.seed, source, packs_documents(conditions))
+        model = build_model(settings.model, settings.seed, source, packs_documents(conditions), settings.task)
+        freeze(model, settings.init)
         if masking.hiding == "token_detached":
             detach_token(cast(HasEmbeddings, model).get_input_embeddings(), source.vocab.mask_id)
         if compiled := compiles(settings, model, plan):
@@ -147,6 +150,7 @@ def assemble(
         layer_decay=settings.optimization.layer_decay,
         z_loss=settings.optimization.z_loss,
         compiled=compiled,
+        task=settings.task,
     )
     datamodule = MLMDataModule(
         source,
@@ -158,6 +162,7 @@ def assemble(
         num_workers=settings.loader.num_workers,
         plan=plan,
         length_schedule=settings.loader.length_schedule,
+        task=settings.task,
     )
     return module, datamodule
 
@@ -175,7 +180,14 @@ def _check_weights(module: MLMModule, parent: Position) -> None:
         raise ConfigError("resume", str(parent.path), f"its weights don't fit this model (there → here):\n{first}{more}")
 
 
-def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[Condition], position: Position | None) -> None:
+def _describe(
+    run: Run,
+    settings: Settings,
+    module: MLMModule,
+    conditions: list[Condition],
+    position: Position | None,
+    taken: dict[str, Any] | None,
+) -> None:
     """Writes all of the run's folder that is known before training."""
     origin = module.origin
     manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
@@ -184,6 +196,7 @@ def _describe(run: Run, settings: Settings, module: MLMModule, conditions: list[
     manifest |= {"settled": origin.record["settled"]} if "settled" in origin.record else {}
     manifest |= {"splits": conditions[0].source.summary()}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
+    manifest |= {"init": taken or run.manifest.get("init")} if settings.init.from_run else {}
     if position and origin.from_parent:
         changes = position.changes(origin.record)
         manifest |= {"parent": {"checkpoint": str(position.path), "step": position.step, "changes": changes}}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.tasks import Batch
 from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.loss import training_loss
 
@@ -53,14 +54,16 @@ def peak_memory_gb(device: torch.device) -> dict[str, float]:
     return {"peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
 
 
-def matrix_work(model: nn.Module, batch: MLMBatch) -> float:
+def matrix_work(model: nn.Module, batch: Batch) -> float:
     """Operations of the matrix products of a forward and a backward pass over `batch`, with as many predicted places a row as
     its mean: counted without doing them. What a model can't do on the meta device raises what it raises."""
-    predicted = int((batch.labels_BL != IGNORE_INDEX).sum())
-    places = max(1, round(predicted / len(batch.labels_BL)))
-    positions_BK = torch.zeros(len(batch.labels_BL), places, dtype=torch.long)
-    shapes = batch._replace(attention_mask_BL=None, positions_BK=positions_BK, hidden_BL=None)
-    on_meta = MLMBatch(*(None if each is None else each.to("meta") for each in shapes))  # type: ignore[arg-type]
+    shapes: Batch = batch._replace(attention_mask_BL=None)
+    if isinstance(shapes, MLMBatch):
+        predicted = int((shapes.labels_BL != IGNORE_INDEX).sum())
+        places = max(1, round(predicted / len(shapes.labels_BL)))
+        positions_BK = torch.zeros(len(shapes.labels_BL), places, dtype=torch.long)
+        shapes = shapes._replace(positions_BK=positions_BK, hidden_BL=None)
+    on_meta = type(batch)(*(None if each is None else each.to("meta") for each in shapes))  # type: ignore[arg-type]
     whole = _Loss(model)
     state: dict[str, Tensor] = {
         name: torch.empty_like(each, device="meta").requires_grad_(each.requires_grad)
@@ -76,5 +79,5 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: MLMBatch) -> Any:
+    def forward(self, batch: Batch) -> Any:
         return training_loss(self.model, batch, 0.0)[0]

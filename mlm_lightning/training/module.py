@@ -26,9 +26,10 @@ from mlm_lightning.data.batches import Plan
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.errors import UserError
-from mlm_lightning.metrics import MetricSums, perplexity
+from mlm_lightning.metrics import LabelSums, MetricSums, perplexity
 from mlm_lightning.randomness import Stream, seed_torch
 from mlm_lightning.runs.checkpoint import AVERAGING, STATE
+from mlm_lightning.tasks import MLM, Batch, Task
 from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.lightning_internals import (
     mend_counters,
@@ -37,7 +38,7 @@ from mlm_lightning.training.lightning_internals import (
     take_over_length,
     validate_now,
 )
-from mlm_lightning.training.loss import add_metrics, model_inputs, training_loss
+from mlm_lightning.training.loss import add_metrics, training_loss
 from mlm_lightning.training.optim import Constant, make_optimizer, scheduler
 from mlm_lightning.training.oracles import further_probs, oracle_probs
 
@@ -71,6 +72,7 @@ class MLMModule(L.LightningModule):
     the rate at a share of the run's progress, where it changes in the run: it is logged. `layer_decay` multiplies the learning
     rate from each layer to the one below it. `z_loss` weighs (log Σ exp logits)² of each predicted token, which training adds
     to -log p (Chowdhery et al. 2022, PaLM, section 5). `compiled`: layers of the model are, and keep their shapes.
+    `task` says what is predicted (None: masked tokens).
     """
 
     def __init__(
@@ -86,9 +88,11 @@ class MLMModule(L.LightningModule):
         layer_decay: float | None = None,
         z_loss: float = 0.0,
         compiled: bool = False,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.model, self.conditions, self.seed = model, conditions, seed
+        self.task = task or MLM()
         self.plan, self.origin = plan or Plan(total_steps=0), origin or Origin()
         self._plain = plan is None
         self._make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
@@ -108,11 +112,11 @@ class MLMModule(L.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def forward(self, batch: MLMBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """The logits at the predicted positions, `logits_BKV`."""
-        return self.model(*model_inputs(batch))
+        return batch.logits(self.model)
 
-    def _trimmed(self, batch: MLMBatch) -> MLMBatch:
+    def _trimmed(self, batch: Batch) -> Batch:
         # accelerators want static shapes; a CPU has no use for places that no row of this batch needs
         return batch.trimmed() if self.device.type == "cpu" else batch
 
@@ -150,7 +154,7 @@ class MLMModule(L.LightningModule):
             group.update({name: value for name, value in configured.items() if name not in _NOTED})
             group["lr"] = configured["initial_lr"] * self._schedule(self.trainer.global_step, self.plan.total_steps)
 
-    def training_step(self, batch: MLMBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # dropout reads the global generator: a function of (seed, batch, rank), whatever ran before
         seed_torch(self.seed, Stream.DROPOUT, batch_idx, self.global_rank)
         batch = batch if self.compiled else self._trimmed(batch)
@@ -200,7 +204,7 @@ class MLMModule(L.LightningModule):
             assert self._gradient_norm is not None
             clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
 
-    def on_train_batch_end(self, outputs: Any, batch: MLMBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         due = self.at_step_boundary(batch_idx) and self.plan.validation_due(self.trainer.global_step)
         schedule_validation(self.trainer, due)
 
@@ -217,15 +221,18 @@ class MLMModule(L.LightningModule):
     # evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._eval_sums = [MetricSums(self.device, condition.further_oracles) for condition in self.conditions]
+        self._eval_sums = [
+            self.task.sums(self.task.num_outputs(condition.source), self.device, condition.further_oracles)
+            for condition in self.conditions
+        ]
 
-    def validation_step(self, batch: MLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
         condition, sums = self.conditions[dataloader_idx], self._eval_sums[dataloader_idx]
-        counted = condition.ngrams.losses(batch) if condition.ngrams else None
+        counted = condition.ngrams.losses(batch) if condition.ngrams and isinstance(batch, MLMBatch) else None
         with eagerly():
-            probs = None if condition.oracle is None else oracle_probs(batch, condition.oracle)
-            add_metrics(sums, self.model, batch, probs, counted, further_probs(batch, condition))
+            probs = oracle_probs(batch, condition, self.task)
+            add_metrics(sums, self.model, batch, probs, counted, further_probs(batch, condition, self.task))
 
     def on_validation_epoch_end(self) -> None:
         stage, self.last_metrics = "test" if self.trainer.testing else "val", {}
@@ -244,6 +251,12 @@ class MLMModule(L.LightningModule):
         self.log_dict(self.last_metrics, logger=self._plain and self.trainer.state.fn != "fit")
         if self.trainer.state.fn == "fit":
             self.log_scalars(self.last_metrics, self.trainer.global_step)
+
+    @property
+    def confusion_CC(self) -> Tensor | None:
+        """Of the last validation under the first condition, where rows are labelled: of class i, how many were taken for j."""
+        sums = self._eval_sums[0] if self._eval_sums else None
+        return sums.confusion_CC if isinstance(sums, LabelSums) else None
 
     on_test_epoch_start, test_step, on_test_epoch_end = on_validation_epoch_start, validation_step, on_validation_epoch_end
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlm_lightning.config.build import prepare
+from mlm_lightning.config.located import locate
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes, refuse
 from mlm_lightning.messages import speak
 from mlm_lightning.runs.folder import Run
-from mlm_lightning.runs.load import locate
 from mlm_lightning.runs.resume import begin, check_complete, parent_of
 from mlm_lightning.training import ranks
 from mlm_lightning.training.check import check_training, schedule_errors

@@ -8,6 +8,7 @@ A language is one subclass: `draw` says how rows come from their keys, and `orac
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from annotated_types import Ge, Interval
@@ -17,7 +18,7 @@ from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, key, row_keys
-from mlm_lightning.values import checked
+from mlm_lightning.values import checked, suggestion
 
 MAX_SYMBOLS = 256
 
@@ -47,6 +48,25 @@ class SyntheticSource(Source):
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: there is no such split; use one of {', '.join(SPLITS)}")
         return SyntheticRows(self.draw, self.draw_latents, key(self.seed, Stream.ROWS, SPLITS.index(split)), self._sizes[split])
+
+    def classes(self, label: str, node: int) -> tuple[str, ...]:
+        sizes = self.latent_sizes()
+        if label not in sizes:
+            there = f"it has {', '.join(sizes)}" if sizes else "it has none"
+            problem = f"is no latent variable of {type(self).__name__}" + suggestion(label, list(sizes))
+            raise ConfigError("task.label", label, problem, there)
+        num_nodes, num_states = sizes[label]
+        if node >= num_nodes:
+            remedy = f"give a number from 0 to {num_nodes - 1}"
+            raise ConfigError("task.node", node, f"{label} has {num_nodes} node(s)", remedy)
+        return tuple(map(str, range(num_states)))
+
+    def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
+        return partial(_values, self.rows(split), label, node)
+
+    def latent_sizes(self) -> dict[str, tuple[int, int]]:
+        """The numbers of nodes and of states of each latent variable."""
+        return {}
 
     @abstractmethod
     def draw(self, keys_B: Tensor) -> Tensor:
@@ -84,6 +104,10 @@ class SyntheticRows:
         if outside_B.any():
             raise IndexError(f"row {int(index_B[outside_B][0])} of a split whose rows are 0 … {self._size - 1}")
         return row_keys(self._split_key, index_B)
+
+
+def _values(rows: SyntheticRows, label: str, node: int, index_B: Tensor) -> Tensor:
+    return rows.latents(index_B)[label][:, node]
 
 
 def observed_tokens(tokens_BL: Tensor, observed_BL: Tensor, num_symbols: int) -> Tensor:

@@ -156,6 +156,10 @@ class TreeSource(SyntheticSource):
         found = {level: torch.cat([chunk[level] for chunk in chunks]) for level in chunks[0]}
         return {"root": found[0], **{f"level_{level}": symbol_BN for level, symbol_BN in found.items()}}
 
+    def latent_sizes(self) -> dict[str, tuple[int, int]]:
+        levels = [0, *range(max(1, self.filter_level), self.depth + 1)]
+        return {name: (n, self.num_symbols) for name, n in [("root", 1), *((f"level_{j}", 2**j) for j in levels)]}
+
     def _chunks(self, keys_B: Tensor) -> tuple[Tensor, ...]:
         return keys_B.split(max(1, _CHUNK >> self.depth))
 

@@ -22,10 +22,11 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
+from mlm_lightning.config.located import BEST, LAST, PREVIOUS
 from mlm_lightning.config.settings import SweepSettings
 from mlm_lightning.errors import Interrupted, PrunedError
 from mlm_lightning.files import sync_folder
-from mlm_lightning.runs.checkpoint import BEST, LAST, PREVIOUS, write_checkpoint
+from mlm_lightning.runs.checkpoint import write_checkpoint
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.training.module import MLMModule, TrainingDivergedError
 from mlm_lightning.values import checked

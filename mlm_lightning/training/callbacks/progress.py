@@ -18,7 +18,7 @@ from mlm_lightning.training.lightning_internals import shown_in_progress_bar
 log = logging.getLogger(__name__)
 
 _FIRST_LINE, _BETWEEN_LINES, _BETWEEN_FILES = 2.0, 30.0, 1.0  # seconds
-_SHOWN = ("val/loss", "val/excess_loss", "val/gain_over_unigram", "val/accuracy", "val/perplexity")
+_SHOWN = ("val/loss", "val/excess_loss", "val/gain_over_unigram", "val/accuracy", "val/macro_f1", "val/perplexity")
 
 
 class ProgressReport(Callback):

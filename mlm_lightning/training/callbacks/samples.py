@@ -1,7 +1,8 @@
 """What the model predicts, to look at."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
+from mlm_lightning.tasks import Classify
 from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.module import MLMModule
 from mlm_lightning.training.oracles import oracle_probs
@@ -19,9 +21,9 @@ from mlm_lightning.values import checked
 
 
 class Samples(Callback):
-    """Shows the first `num_rows` validation rows in TensorBoard after each validation: as text the masked input, predictions,
-    truth, and the probability that the model gave to the truth; with an oracle and a small vocabulary also as an image, the
-    model's probabilities beside the exact ones."""
+    """Shows the first `num_rows` validation rows in TensorBoard after each validation: as text the input, predictions, truth,
+    and the probability that the model gave to the truth. Of masked tokens, with an oracle and a small vocabulary, also as an
+    image, the model's probabilities beside the exact ones; of labels the confusion matrix."""
 
     LARGEST_VOCABULARY = 64  # of the image: a column of it is a token
 
@@ -37,13 +39,19 @@ class Samples(Callback):
         batches = datamodule.eval_batches("val", datamodule.conditions[0])
         batches.batch_size = min(self.num_rows, len(batches.rows))
         batch = batches[0]
-        probs_BKV, oracle = _probabilities(pl_module, batch), pl_module.conditions[0].oracle
-        oracle_BKV = None if oracle is None else oracle_probs(batch, oracle)
-        text = samples_as_markdown(batch, probs_BKV, datamodule.source.vocab.token)
+        probs_BKV, oracle_BKV = _probabilities(pl_module, batch), oracle_probs(batch, pl_module.conditions[0], pl_module.task)
+        vocab, confusion_CC = datamodule.source.vocab, pl_module.confusion_CC
+        names = pl_module.task.class_names(datamodule.source) if isinstance(pl_module.task, Classify) else ()
+        show = partial(labels_as_markdown, names=names) if names else samples_as_markdown
+        text = show(batch, probs_BKV, vocab.token)
         for board in boards:
             board.experiment.add_text("val/samples", text, trainer.global_step)
-            if oracle_BKV is not None and oracle_BKV.shape[-1] <= self.LARGEST_VOCABULARY:
-                image_HWC = posteriors_as_image(batch, probs_BKV, oracle_BKV, datamodule.source.vocab)
+            if confusion_CC is not None:
+                if len(confusion_CC) <= self.LARGEST_VOCABULARY:
+                    image_HWC = confusion_as_image(confusion_CC.cpu(), names)
+                    board.experiment.add_image("val/confusion", image_HWC, trainer.global_step, dataformats="HWC")
+            elif oracle_BKV is not None and oracle_BKV.shape[-1] <= self.LARGEST_VOCABULARY:
+                image_HWC = posteriors_as_image(batch, probs_BKV, oracle_BKV, vocab)
                 board.experiment.add_image("val/model_left_oracle_right", image_HWC, trainer.global_step, dataformats="HWC")
 
 
@@ -73,6 +81,41 @@ def samples_as_markdown(batch: Any, probs_BKV: Tensor, token: Callable[[int], st
             lines.append(f"| {position} | `{token(label)}` | {p_truth:.3f} | `{token(int(best))}` | {probability:.3f} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def labels_as_markdown(batch: Any, probs_BKV: Tensor, token: Callable[[int], str], names: Sequence[str]) -> str:
+    """A row a line: the input, the truth, its probability, and the best prediction with its probability."""
+    lines = ["| row | input | truth | p(truth) | prediction | p(prediction) |", "|---|---|---|---|---|---|"]
+    for row, label in enumerate(batch.labels_B.tolist()):
+        if label != IGNORE_INDEX:
+            tokens = " ".join(map(token, batch.input_ids_BL[row].tolist()))
+            probability, best = probs_BKV[row, 0].max(-1)
+            truth = f"`{names[label]}` | {probs_BKV[row, 0, label]:.3f}"
+            lines.append(f"| {int(batch.row_ids_B[row])} | `{tokens}` | {truth} | `{names[int(best)]}` | {probability:.3f} |")
+    return "\n".join(lines)
+
+
+def confusion_as_image(confusion_CC: Tensor, names: Sequence[str]) -> Tensor:
+    """`image_HWC`: a line is a class, and its cells are the shares of its rows that were taken for each class."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, cell = ImageFont.load_default(12), max(14, min(48, 640 // len(names)))
+    left, top = 30 + int(max(font.getlength(name) for name in names)), 56
+    size = max(left + cell * len(names) + 10, 260), top + cell * len(names) + 10
+    draw = ImageDraw.Draw(image := Image.new("RGB", size, "white"))
+    draw.text((10, 16), "rows: the truth; columns: predictions", "black", font, "lm")
+    every = math.ceil(max(font.getlength(name) + 4 for name in names) / cell)
+    shares_CC = confusion_CC / confusion_CC.sum(1, keepdim=True).clamp(min=1)
+    for i, name in enumerate(names):
+        draw.text((left - 8, top + (i + 0.5) * cell), name, "black", font, "rm")
+        if i % every == 0:
+            draw.text((left + (i + 0.5) * cell, top - 10), name, "black", font, "mm")
+        for j, share in enumerate(shares_CC[i].tolist()):
+            x, y = left + j * cell, top + i * cell
+            draw.rectangle((x, y, x + cell - 2, y + cell - 2), colour_of(share), "#cccccc")
+            if cell >= 32:
+                draw.text((x + cell / 2 - 1, y + cell / 2), f"{share:.2f}", "white" if share > 0.5 else "black", font, "mm")
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
 
 
 def posteriors_as_image(batch: Any, probs_BKV: Tensor, oracle_BKV: Tensor, vocab: Vocab) -> Tensor:
