@@ -10,7 +10,8 @@ from mlm_lightning.errors import UserError
 HELP = """\
 mlm predict RUN TEXT… [--top-k N] [--json] [--trust]
 
-Fills [MASK] in each text. For synthetic data a text is the row's integers, with _ where a token is to be predicted.
+Fills [MASK] in each text; a run of task=classify labels each text. For synthetic data a text is the row's integers, with _
+where a token is to be predicted.
 
   mlm predict RUN "the [MASK] of the united states"
   mlm predict RUN "0 3 _ 1 2 2 _ 0" --top-k 2 --json
@@ -31,6 +32,9 @@ def main(arguments: list[str]) -> int:
         return 0
     for of_text in predictions:
         print(of_text[0]["text"])
+        if "position" not in of_text[0]:
+            print("  " + "  ".join(f"{each['label']} {each['probability']:.3f}" for each in of_text[0]["predictions"]))
+            continue
         for mask in of_text:
             line = "  ".join(f"{each['token']} {each['probability']:.3f}" for each in mask["predictions"])
             print(f"  position {mask['position']:>3}  {line}")
@@ -39,16 +43,21 @@ def main(arguments: list[str]) -> int:
 
 def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = False) -> list[list[dict[str, Any]]]:
     """For each text a list with a dict a mask: `position` (in tokens, special ones counted), `predictions` (the `top_k` best, 5
-    by default, each with `token` and `probability`) and `text`, the text with every mask filled with its best token."""
+    by default, each with `token` and `probability`) and `text`, the text with every mask filled with its best token. Of a run
+    that labels rows, a list with one dict: `predictions`, each with `label` and `probability`, and `text`."""
     import torch
 
     from mlm_lightning.runs.load import load_run
 
     loaded = load_run(run, trust)
+    num_outputs = loaded.vocab.size if loaded.classes is None else len(loaded.classes)
     if top_k is None:
-        top_k = min(5, loaded.vocab.size)
-    if not 1 <= top_k <= loaded.vocab.size:
-        raise UserError(f"--top-k {top_k}: give a number between 1 and the size of the vocabulary, {loaded.vocab.size}")
+        top_k = min(5, num_outputs)
+    if not 1 <= top_k <= num_outputs:
+        what = "size of the vocabulary" if loaded.classes is None else "number of labels"
+        raise UserError(f"--top-k {top_k}: give a number between 1 and the {what}, {num_outputs}")
+    if loaded.classes is not None:
+        return [_labels(loaded, text, top_k) for text in texts]
     if (hiding := loaded.composed.get("masking.hiding")) == "key_padding":
         problem = "it reads the very tokens that it is to predict, and knows no [MASK]"
         raise UserError(f"RUN={run}: was trained with masking.hiding=key_padding: {problem}; give a run with another hiding")
@@ -68,6 +77,33 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
             answer.append({"position": position, "predictions": predictions, "text": filled})
         answers.append(answer)
     return answers
+
+
+def _labels(loaded: Any, text: str, top_k: int) -> list[dict[str, Any]]:
+    import torch
+
+    input_ids = (
+        _symbols(loaded, text, text.split())
+        if loaded.tokenizer is None
+        else loaded.tokenizer(text)["input_ids"][: loaded.seq_len]
+    )
+    input_ids_1L = torch.tensor([input_ids])
+    with torch.inference_mode():
+        best = loaded.model(input_ids_1L, torch.ones_like(input_ids_1L))[0].float().softmax(-1).topk(top_k)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{"predictions": [{"label": loaded.classes[i], "probability": p} for i, p in pairs], "text": text}]
+
+
+def _symbols(loaded: Any, text: str, words: list[str], blank: str = "") -> list[int]:
+    """Their ids; [MASK]'s at each `blank`."""
+    vocab = loaded.vocab
+    for word in words:
+        if word != blank and not (word.isdecimal() and int(word) < vocab.size and int(word) not in vocab.special_ids):
+            also = ", and _ for [MASK]" if blank else ""
+            raise UserError(f"TEXT='{text}': '{word}' is no symbol; give integers from 0 to {vocab.size - 2}{also}")
+    if loaded.seq_len is not None and len(words) != loaded.seq_len:
+        raise UserError(f"TEXT='{text}': has {len(words)} symbols; a row of this run has {loaded.seq_len}")
+    return [vocab.mask_id if word == blank else int(word) for word in words]
 
 
 @dataclass
@@ -104,12 +140,7 @@ def _encode_symbols(loaded: Any, text: str) -> _Encoded:
     words = text.replace("[MASK]", "_").split()
     if "_" not in words:
         raise UserError(f"TEXT='{text}': has no _; write _ where a symbol is to be predicted")
-    for word in words:
-        if word != "_" and not (word.isdecimal() and int(word) < vocab.size and int(word) not in vocab.special_ids):
-            raise UserError(f"TEXT='{text}': '{word}' is no symbol; give integers from 0 to {vocab.size - 2}, and _ for [MASK]")
-    if loaded.seq_len is not None and len(words) != loaded.seq_len:
-        raise UserError(f"TEXT='{text}': has {len(words)} symbols; a row of this run has {loaded.seq_len}")
-    input_ids = [vocab.mask_id if word == "_" else int(word) for word in words]
+    input_ids = _symbols(loaded, text, words, blank="_")
     masks = [position for position, word in enumerate(words) if word == "_"]
 
     def fill(names: list[str]) -> str:

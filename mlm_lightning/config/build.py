@@ -101,7 +101,7 @@ def prepare(settings: Settings, evaluated: Split | None = None, trained_on: str 
     by_name = {name: source for names, source in sources.items() for name in names}
     oracles = {source: oracle_for(settings.task, source) for source in sources.values()}
     pairs = [(names, masking, by_name.get(names[0], train_source)) for names, masking in settings.maskings.items()]
-    ngrams = train_source.ngrams(trained_on)
+    ngrams = train_source.ngrams(trained_on) if isinstance(settings.task, MLM) else None
     conditions = [Condition(names, masking, source, oracles[source], ngrams) for names, masking, source in pairs]
     asked = {name: oracle_for(settings.task, node.instance) for name, node in settings.oracles.items()}
     further = {name: oracle for name, oracle in asked.items() if oracle is not None}
@@ -148,6 +148,17 @@ def build_model(
     task = task or MLM()
     arguments = {"vocab_size": source.vocab.size, "pad_token_id": source.vocab.pad_id} | task.model_arguments(source)
     return model_for(for_task(model, task), source.seq_len, separate_documents, **arguments)
+
+
+def with_labels(data: Node, task: Classify) -> Node:
+    """The data with the column that has its labels; ConfigError where it has no columns."""
+    if task.label_column is None:
+        return data
+    if not data.takes("label_column"):
+        raise ConfigError(
+            "task.label_column", task.label_column, f"{data.callable.__name__} has no columns", "choose data=text"
+        )
+    return replace(data, arguments=data.arguments | {"label_column": task.label_column, "class_names": task.classes})
 
 
 def for_task(model: Node, task: Task) -> Node:

@@ -30,6 +30,7 @@ from mlm_lightning.config.build import (
     further_sources,
     model_for,
     moved_errors,
+    with_labels,
 )
 from mlm_lightning.config.compose import composer
 from mlm_lightning.config.composed import Composed
@@ -162,11 +163,13 @@ def _parse_parts(findings: Findings, config: Mapping[str, Any]) -> dict[str, Any
         parts[key] = None if ignored else findings.node(key, nodes[key], base, also)
     for key in ("callbacks", "logger"):
         parts[key] = findings.unimported(key, config.get(key))
+    task = findings.node("task", config.get("task") or {"_target_": f"{MLM.__module__}.{MLM.__qualname__}"}, Task)
+    parts["task"] = task and findings.attempt("task", lambda: task.instance)
+    if isinstance(parts["task"], Classify) and parts["data"]:
+        parts["data"] = findings.attempt("task", lambda: with_labels(parts["data"], parts["task"]))
     for key in ("data", "masking", "schedule", "prepare"):
         if (node := parts[key]) is not None and findings.attempt(key, partial(getattr, node, "instance")) is None:
             parts[key] = None
-    task = findings.node("task", config.get("task") or {"_target_": f"{MLM.__module__}.{MLM.__qualname__}"}, Task)
-    parts["task"] = task and findings.attempt("task", lambda: task.instance)
     data, evaluation = parts["data"], parts["eval"]
     parts["oracles"] = further_sources(data, evaluation.oracles or {}) if data and evaluation else {}
     if (optim := parts["optim"]) is not None:

@@ -45,13 +45,14 @@ TRUSTED_MODULES = frozenset(
 )
 
 PROVIDED: dict[str, tuple[str, ...]] = {
+    "data": ("label_column", "class_names"),
     "model": ("vocab_size", "seq_len", "pad_token_id", "separate_documents", "num_outputs", "class_names"),
     "optim": ("params", "matrices"),
     "callbacks": ("folder", "save_dir", "purge_step"),
     "logger": ("folder", "save_dir", "purge_step"),
 }
 """What the framework passes to the constructors of a group."""
-_COMES_FROM = {"model": "data", "optim": "model"}
+_COMES_FROM = {"data": "task", "model": "data", "optim": "model"}
 
 
 def resolve_target(path: Any, trusted: bool = True) -> Any:

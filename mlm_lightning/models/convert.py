@@ -9,7 +9,7 @@ same weights.
 BERT adds a vector to every token of a text's first segment: here it is part of the positions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,11 @@ Names = dict[str, str | tuple[str, ...]]
 """Our name of a weight, and theirs; several where ours is theirs one below the other."""
 
 
-def as_transformers(model: TransformerClassifier, vocab: Vocab) -> PretrainedMLM | None:
-    """The same function as a model of transformers, with a copy of the weights; None where it has no such architecture."""
+def as_transformers(
+    model: TransformerClassifier, vocab: Vocab, class_names: Sequence[str] | None = None
+) -> PretrainedMLM | None:
+    """The same function as a model of transformers, with a copy of the weights; None where it has no such architecture. Of a
+    model that labels rows, `class_names` are the labels."""
     found = [(name, settings) for name, of in _SETTINGS.items() if (settings := of(model)) is not None]
     if not found:
         return None
@@ -39,6 +42,7 @@ def as_transformers(model: TransformerClassifier, vocab: Vocab) -> PretrainedMLM
         config=settings,
         pad_token_id=vocab.pad_id,
         separate_documents=model.separate_documents,
+        class_names=class_names,
     )
     ours, theirs = model.state_dict(), made.hf_model.state_dict()
     for name, their_names in _names(architecture, model).items():
@@ -71,7 +75,8 @@ def _modernbert(model: TransformerClassifier) -> dict[str, Any] | None:
     encoder, layer = model.encoder, model.encoder.settings
     if not (model.positions == "rotary" and layer.norm == "layer" and layer.norm_first and layer.activation in GATED):
         return None
-    if model.embedding_norm is None or layer.qk_norm or not _has_head(model):
+    labels_rows = model.embedding_agg == "mean" and model.decoder.head.bias is not None
+    if model.embedding_norm is None or layer.qk_norm or not (_has_head(model) and (model.decodes_tokens or labels_rows)):
         return None
     kinds = ["full_attention", "sliding_attention"]
     return _common(model) | {
@@ -80,6 +85,7 @@ def _modernbert(model: TransformerClassifier) -> dict[str, Any] | None:
         **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), layer.bias),
         "decoder_bias": model.decoder.head.bias is not None,
         "classifier_activation": model.decoder_activation,
+        "classifier_pooling": "mean",
         **dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), layer.dropout),
         "local_attention": encoder.attention_window or 128,
         "layer_types": [kinds[local] for local in encoder.is_local],
@@ -111,7 +117,12 @@ def _bert(model: TransformerClassifier) -> dict[str, Any] | None:
     if not (model.positions == "learned" and layer.norm == "layer" and not layer.norm_first and layer.activation not in GATED):
         return None
     has_biases = layer.bias and model.decoder.head.bias is not None
-    if model.embedding_norm is None or layer.qk_norm or any(model.encoder.is_local) or not (_has_head(model) and has_biases):
+    if (
+        model.embedding_norm is None
+        or layer.qk_norm
+        or any(model.encoder.is_local)
+        or not (_has_head(model) and model.decodes_tokens and has_biases)
+    ):
         return None
     if layer.activation != model.decoder_activation:
         return None
@@ -151,14 +162,14 @@ def _thetas(model: TransformerClassifier) -> list[float]:
 def _has_head(model: TransformerClassifier) -> bool:
     """Whether the decoder is a hidden layer as wide as the model, an activation, a norm, and the logits."""
     widths = [linear.out_features for linear in model.decoder.hidden]
-    return model.decodes_tokens and widths == [model.encoder.settings.d_model] and model.decoder_norm
+    return widths == [model.encoder.settings.d_model] and model.decoder_norm
 
 
 def _names(architecture: str, model: TransformerClassifier) -> Names:
     """Of all weights that the model has."""
     num_layers = len(model.encoder.layers)
     shared, of_layer = _NAMES[architecture]
-    names = dict(shared)
+    names = dict(shared) | ({} if model.embedding_agg is None else {"decoder.head": "classifier"})
     for i in range(num_layers):
         for name, theirs in of_layer.items():
             several = tuple(each.format(i=i) for each in ([theirs] if isinstance(theirs, str) else theirs))

@@ -18,7 +18,7 @@ obey them.
 Shapes: B rows, L positions, K predicted positions a row, D width, H heads, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -66,7 +66,8 @@ LINEAR_HEADS = (*SEPARATE_DOCUMENTS, "convbert", "deberta", "deberta-v2", "rofor
 
 
 class PretrainedMLM(nn.Module):
-    """A masked LM from weights (`checkpoint`) or from scratch (`architecture`).
+    """A masked LM, or with `class_names` the library's own classifier of rows (logits BC), from weights (`checkpoint`) or from
+    scratch (`architecture`).
 
     `checkpoint` is a name on the hub, at `revision`, or a folder. `architecture` is a `model_type` of transformers
     ("distilbert", "bert", "roberta" …); next to a checkpoint it only asserts the checkpoint's type. `config` overrides settings
@@ -91,11 +92,14 @@ class PretrainedMLM(nn.Module):
         pad_token_id: int | None = None,
         gradient_checkpointing: bool = False,
         separate_documents: bool = False,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.seq_len, self.checkpoint = seq_len, checkpoint
         self.separate_documents = separate_documents
-        self.hf_model = build(checkpoint, revision, architecture, dict(config or {}), vocab_size, seq_len, pad_token_id)
+        self.class_names = class_names
+        sizes = vocab_size, seq_len, pad_token_id
+        self.hf_model = build(checkpoint, revision, architecture, dict(config or {}), *sizes, class_names)
         hf_config, encoder = self.hf_model.config, cast(Any, self.hf_model.base_model)
         has_plain_attention = hf_config._attn_implementation in ("sdpa", "eager")
         if separate_documents and not (hf_config.model_type in SEPARATE_DOCUMENTS and has_plain_attention):
@@ -147,6 +151,7 @@ class PretrainedMLM(nn.Module):
             "architecture": config.model_type,
             "config": settings_of(config),
             **({"separate_documents": True} if self.separate_documents else {}),
+            **({"class_names": list(self.class_names)} if self.class_names else {}),
         }
 
     def save_pretrained(self, folder: Path) -> None:
@@ -157,7 +162,9 @@ class PretrainedMLM(nn.Module):
     def load_pretrained(self, folder: Path) -> None:
         """Takes the weights of such a folder."""
         disable_progress_bar()
-        self.hf_model.load_state_dict(read_model(str(folder), None, self.hf_model.config).state_dict())
+        self.hf_model.load_state_dict(
+            read_model(str(folder), None, self.hf_model.config, self.class_names is not None).state_dict()
+        )
 
     def is_head(self, name: str) -> bool:
         # a pooler is trained with what stands on it

@@ -6,6 +6,7 @@ The library accepts any key and most values without a word; here, what it does n
 import difflib
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,25 @@ from typing import Any
 import torch
 from huggingface_hub.utils import enable_progress_bars
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, one_line, refuse
 
 log = logging.getLogger(__name__)
 
-_FROM_DATA = {"vocab_size", "pad_token_id"}
+_FROM_DATA = {"vocab_size", "pad_token_id", "id2label", "label2id"}
 _SPECIAL_IDS = {"bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"}
 _PLAIN_OUTPUT = {"return_dict", "output_attentions", "output_hidden_states"}  # of no use here; the first breaks the output
 _NOT_ENCODERS = {"bart", "mbart", "mvp", "perceiver", "tapas", "layoutlm", "modernvbert", "ultravbert"}
@@ -36,9 +47,10 @@ def build(
     vocab_size: int,
     seq_len: int,
     pad_token_id: int | None,
+    class_names: Sequence[str] | None = None,
 ) -> PreTrainedModel:
-    """The model, in float32, with positions for rows of `seq_len`: from scratch it gets as many unless `settings` say how many.
-    On the meta device no weights are read. Raises ConfigError."""
+    """The model, with a head for masked tokens or for `class_names`, in float32, with positions for rows of `seq_len`: from
+    scratch it gets as many unless `settings` say how many. On the meta device no weights are read. Raises ConfigError."""
     _show_downloads_alone()
     if checkpoint is not None:
         config = _checkpoint_config(checkpoint, revision, architecture, settings, vocab_size)
@@ -60,7 +72,15 @@ def build(
             )
             raise ConfigError("model.config.max_position_embeddings", limit, problem, remedy)
         config.max_position_embeddings = needed
-    return _new_model(config) if checkpoint is None or _on_meta() else read_model(checkpoint, revision, config)
+    if class_names is not None:
+        if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+            problem = f"{config.model_type} models label no rows in transformers"
+            raise ConfigError("task", "classify", problem, "choose another architecture, such as distilbert or modernbert")
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: number for number, name in enumerate(class_names)}
+    if checkpoint is None or _on_meta():
+        return _new_model(config, class_names is not None)
+    return read_model(checkpoint, revision, config, class_names is not None)
 
 
 def first_position(model: PreTrainedModel) -> int:
@@ -127,18 +147,22 @@ def _scratch_config(architecture: str, settings: dict[str, Any], vocab_size: int
         raise _invalid_config(architecture, error) from error
 
 
-def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
+def _auto(classifies: bool) -> Any:
+    return AutoModelForSequenceClassification if classifies else AutoModelForMaskedLM
+
+
+def _new_model(config: PreTrainedConfig, classifies: bool = False) -> PreTrainedModel:
     """With weights from torch's global generator."""
     try:
-        return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return _auto(classifies).from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise _invalid_config(config.model_type, error) from error
 
 
-def read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig) -> PreTrainedModel:
+def read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig, classifies: bool = False) -> PreTrainedModel:
     """With the weights of a checkpoint; says which ones it lacks."""
     try:
-        model, loading = AutoModelForMaskedLM.from_pretrained(
+        model, loading = _auto(classifies).from_pretrained(
             checkpoint,
             revision=revision,
             config=config,
@@ -152,7 +176,7 @@ def read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig) 
         problem = f"changes the shapes of the weights in model.checkpoint={checkpoint}"
         remedy = f"override only what has none (dropout …), or train from scratch with model.architecture={config.model_type}"
         raise ConfigError("model.config", NO_VALUE, problem, remedy) from error
-    if missing := sorted(loading["missing_keys"]):
+    if (missing := sorted(loading["missing_keys"])) and not classifies:  # where a new head is meant
         log.warning(
             f"model.checkpoint={checkpoint} lacks {len(missing)} weights, which start at random: {', '.join(missing[:8])}"
             f"{' …' if len(missing) > 8 else ''}; train before you trust its predictions"

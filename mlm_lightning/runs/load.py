@@ -24,8 +24,10 @@ from mlm_lightning.files import damaged, read_json
 from mlm_lightning.models.protocol import Exportable, Loadable, Rebuildable
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, read_checkpoint
 from mlm_lightning.runs.folder import Run
+from mlm_lightning.tasks import Classify
 
 WEIGHTS = "model.safetensors"
+CLASSES = "classes.json"
 _EXPORTED_AGAIN = "export the run again"
 
 
@@ -41,6 +43,8 @@ class LoadedRun:
     vocab: Vocab
     seq_len: int | None
     tokenizer: Any | None
+    classes: tuple[str, ...] | None = None
+    """The names of what it labels rows with; None of a masked language model."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -95,7 +99,8 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
         vocab = vocab or read_vocab(tokenizer)
     if vocab is None:
         raise UserError(f"{folder}: has neither vocab.json nor a tokenizer; export the run again")
-    return LoadedRun(folder, checkpoint, step, composed, model, vocab, seq_len, tokenizer)
+    classes = tuple(read_json(folder / CLASSES, remedy)["classes"]) if (folder / CLASSES).is_file() else None
+    return LoadedRun(folder, checkpoint, step, composed, model, vocab, seq_len, tokenizer, classes)
 
 
 def _read_weights(checkpoint: Path) -> tuple[dict[str, Any], int]:
@@ -170,3 +175,5 @@ def describe_model(run: Run, settings: Settings, model: nn.Module, conditions: l
         description |= {"separate_documents": True} if packs_documents(conditions) else {}
     run.write_json("model.json", description)
     run.write_json("vocab.json", source.vocab.to_json())
+    if isinstance(settings.task, Classify):
+        run.write_json(CLASSES, {"classes": settings.task.class_names(source)})

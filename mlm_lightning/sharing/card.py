@@ -5,7 +5,7 @@ It is made from the folder's own manifest and config, which name no place of thi
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -50,21 +50,27 @@ def _front_matter(loaded: LoadedRun, manifest: Manifest, title: str) -> dict[str
     """What the hub reads. The license is the author's to choose."""
     dataset, base = (_hub_name(loaded, key) for key in ("data.dataset", "model.checkpoint"))
     metrics = manifest.get("metrics", {})
-    kinds = {"val/loss": "loss", "val/perplexity": "perplexity", "val/accuracy": "accuracy"}
+    kinds = {"val/loss": "loss", "val/perplexity": "perplexity", "val/accuracy": "accuracy", "val/macro_f1": "f1"}
     found = [{"type": kind, "value": metrics[key], "name": label(key)} for key, kind in kinds.items() if key in metrics]
     class_name = str(loaded.composed.get("data._target_")).rpartition(".")[2]
     about = {"type": dataset or class_name, "name": dataset or class_name, "split": "validation"}
     task = {"type": "fill-mask", "name": "Masked language modelling"}
+    if loaded.classes is not None:
+        task = {"type": "text-classification", "name": "Labels of rows"}
     front: dict[str, Any] = {
         "library_name": "transformers" if isinstance(loaded.model, Exportable) else "mlm-lightning",
-        "pipeline_tag": "fill-mask",
-        "tags": ["masked-language-modeling", "mlm-lightning"],
+        "pipeline_tag": task["type"],
+        "tags": ["masked-language-modeling" if loaded.classes is None else "text-classification", "mlm-lightning"],
     }
     front |= {"datasets": [dataset]} if dataset else {}
     front |= {"base_model": base} if base else {}
     if found:
         front["model-index"] = [{"name": title, "results": [{"task": task, "dataset": about, "metrics": found}]}]
     return front
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _hub_name(loaded: LoadedRun, key: str) -> str | None:
@@ -81,8 +87,11 @@ def _what_it_is(loaded: LoadedRun, manifest: Manifest) -> str:
     own = (
         "" if model.__module__ in TRUSTED_MODULES else f" It is a class of its author's, `{model.__module__}.{model.__name__}`."
     )
+    what = "A masked language model: given a row of tokens some of which are hidden, it predicts the hidden ones."
+    if loaded.classes is not None:
+        what = f"A classifier: given a row of tokens, it predicts its label ({_few(loaded.classes)})."
     return (
-        f"A masked language model: given a row of tokens some of which are hidden, it predicts the hidden ones. It is a "
+        f"{what} It is a "
         f"`{model.__name__}` of {parameters:,} parameters, trained with mlm_lightning; the weights are those after step "
         f"{loaded.step:,}{of}. Nothing in this folder is executed when it is opened.{own}"
     )
@@ -124,7 +133,9 @@ def _splits(manifest: Manifest) -> str:
 def _training(config: Composed, manifest: Manifest) -> str:
     facts = {"steps": manifest.get("steps"), "tokens": manifest.get("tokens")}
     optim = {key: value for key, value in config.get("optim").items() if key not in OPTIMIZATION_KEYS}
-    calls = (("masking", config.get("masking")), ("optimizer", optim), ("schedule", config.get("schedule")))
+    task = config.get("task") or {}
+    what = ("masking", config.get("masking")) if "label" not in task else ("task", task)
+    calls = (what, ("optimizer", optim), ("schedule", config.get("schedule")))
     facts |= {name: _call(node) for name, node in calls}
     facts |= {f"optim.{key}": value for key in sorted(OPTIMIZATION_KEYS) if (value := config.get(f"optim.{key}"))}
     settings = {"rows of a micro-batch": "data.batch_size", "accumulated micro-batches": "trainer.accumulate_grad_batches"}
@@ -139,12 +150,15 @@ def _metrics(manifest: Manifest) -> str:
     if not metrics:
         return "The run has not measured these very weights: `mlm evaluate` does."
     masks = "On the validation split, with masks that are the same in every run; each predicted token counts alike."
+    unit = "token"
+    if "val/macro_f1" in metrics:
+        masks, unit = "On the validation split; each row counts alike.", "row"
     oracle = ""
     if "val/oracle_loss" in metrics:
         excess, error = metrics["val/excess_loss"], metrics.get("val/excess_loss_se", 0.0)
         oracle = (
             " No model can have a lower expected loss than the oracle, the exact posterior, which has "
-            f"{metrics['val/oracle_loss']:.4f} nats a token; this one lies {excess:.4f} above it (standard error {error:.4f})."
+            f"{metrics['val/oracle_loss']:.4f} nats a {unit}; this one lies {excess:.4f} above it (standard error {error:.4f})."
         )
     counted = ""
     if "val/unigram_loss" in metrics:
@@ -171,8 +185,9 @@ def _limits(loaded: LoadedRun, config: Composed, manifest: Manifest) -> str:
             "It has learnt what its texts say, with their errors and biases; on text of another kind, or in another language, "
             "expect less than the metrics above.",
         ]
-    limits += ["Hidden tokens are predicted independently of each other: two of them need not fit together."]
-    if rate is not None:
+    if loaded.classes is None:
+        limits += ["Hidden tokens are predicted independently of each other: two of them need not fit together."]
+    if rate is not None and loaded.classes is None:
         limits += [
             f"It was trained with a masking rate of {as_typed(rate)}; how it does at another rate is not known from that."
         ]

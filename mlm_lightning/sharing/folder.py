@@ -4,6 +4,7 @@
     model.json           the model's class and all its arguments
     config.yaml          what the run computed, without what is on this machine only
     manifest.json        the step of these weights, their metrics, versions
+    classes.json         the names of its labels, where it labels rows
     vocab.json           a synthetic vocabulary …
     tokenizer/           … or the tokenizer
 
@@ -29,7 +30,7 @@ from mlm_lightning.models.transformer import TransformerClassifier
 from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.runs.folder import processes_of, read_metrics, read_note
 from mlm_lightning.runs.identity import identity
-from mlm_lightning.runs.load import WEIGHTS, LoadedRun, tokenizer_folder
+from mlm_lightning.runs.load import CLASSES, WEIGHTS, LoadedRun, tokenizer_folder
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def as_shared(loaded: LoadedRun) -> LoadedRun:
         return loaded
     from mlm_lightning.models.convert import as_transformers
 
-    return replace(loaded, model=as_transformers(loaded.model, loaded.vocab) or loaded.model)
+    return replace(loaded, model=as_transformers(loaded.model, loaded.vocab, loaded.classes) or loaded.model)
 
 
 def write_model(loaded: LoadedRun, folder: Path) -> None:
@@ -82,6 +83,8 @@ def write_model(loaded: LoadedRun, folder: Path) -> None:
     for file in folder.rglob("*config.json"):  # a tokenizer may name the folder that it came from
         _write_json(file, _without_places(read_note(file)))
     _write_json(folder / "model.json", description)
+    if loaded.classes is not None:
+        _write_json(folder / CLASSES, {"classes": loaded.classes})
     (folder / "config.yaml").write_bytes(config_yaml(shared_config(loaded, description)))
     _write_json(folder / "manifest.json", manifest_of(loaded))
 

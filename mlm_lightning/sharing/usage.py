@@ -26,7 +26,8 @@ def usage(loaded: LoadedRun, name: str, repo: str | None, onnx: bool) -> str:
     parts.append(_block("python", _python(loaded, folder, text, is_own)))
     if isinstance(loaded.model, Exportable):
         masked = text.replace("[MASK]", loaded.tokenizer.mask_token)  # type: ignore[union-attr]
-        lines = ["from transformers import pipeline", "", f'print(pipeline("fill-mask", "{repo or folder}")("{masked}"))']
+        task = "fill-mask" if loaded.classes is None else "text-classification"
+        lines = ["from transformers import pipeline", "", f'print(pipeline("{task}", "{repo or folder}")("{masked}"))']
         parts += ["With transformers alone:", _block("python", lines)]
     if onnx:
         parts += ["With ONNX Runtime alone:", _block("python", _onnx(loaded, folder, text))]
@@ -38,6 +39,14 @@ def _python(loaded: LoadedRun, folder: str, text: str, is_own: bool) -> list[str
     if loaded.tokenizer is not None:
         masked = text.replace("[MASK]", loaded.tokenizer.mask_token)
         made = f'torch.tensor([loaded.tokenizer("{masked}")["input_ids"]])'
+    if loaded.classes is not None:
+        made = made.partition("  #")[0]
+        answer = ["print(loaded.classes[int(probabilities[0].argmax())])"]
+    else:
+        answer = [
+            "position = input_ids[0].tolist().index(loaded.vocab.mask_id)",
+            "print(loaded.vocab.token(int(probabilities[0, position].argmax())))",
+        ]
     return [
         "import mlm_lightning",
         "import torch",
@@ -46,8 +55,7 @@ def _python(loaded: LoadedRun, folder: str, text: str, is_own: bool) -> list[str
         f"input_ids = {made}",
         "with torch.no_grad():",
         "    probabilities = loaded.model(input_ids).softmax(-1)",
-        "position = input_ids[0].tolist().index(loaded.vocab.mask_id)",
-        "print(loaded.vocab.token(int(probabilities[0, position].argmax())))",
+        *answer,
     ]
 
 
@@ -57,15 +65,20 @@ def _onnx(loaded: LoadedRun, folder: str, text: str) -> list[str]:
         "import onnxruntime",
         "",
         f'session = onnxruntime.InferenceSession("{folder}/model.onnx")',
-        f"input_ids = np.array([{_ids(loaded, text)}])  # {loaded.vocab.mask_id} is [MASK]; any number of rows",
+        f"input_ids = np.array([{_ids(loaded, text)}])  # any number of rows"
+        + f"; {loaded.vocab.mask_id} is [MASK]" * (loaded.classes is None),
         'inputs = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}',
         '(logits,) = session.run(["logits"], inputs)',
-        f"print(logits[0, {_ids(loaded, text).index(loaded.vocab.mask_id)}].argmax())",
+        f"print(logits[0, {_ids(loaded, text).index(loaded.vocab.mask_id)}].argmax())"
+        if loaded.classes is None
+        else "print(logits[0].argmax())",
     ]
 
 
 def _text(loaded: LoadedRun) -> str:
     """A text to predict, short enough for the model: a sentence, or a row of the language with gaps."""
+    if loaded.tokenizer is not None and loaded.classes is not None:
+        return "this is a text ."
     if loaded.tokenizer is not None:
         text = _SENTENCE.replace("[MASK]", loaded.tokenizer.mask_token)
         fits = loaded.seq_len is None or len(loaded.tokenizer(text)["input_ids"]) <= loaded.seq_len
@@ -78,6 +91,8 @@ def _text(loaded: LoadedRun) -> str:
         import torch
 
         row = source.instance.rows("val")[torch.tensor([0])][0].tolist()
+    if loaded.classes is not None:
+        return " ".join(map(str, row))
     return " ".join("_" if position % 7 == 1 or length == 1 else str(symbol) for position, symbol in enumerate(row))
 
 

@@ -58,6 +58,8 @@ class TextSettings:
     - `streaming` reads a dataset while training goes on, again and again, and never has all of it: rows are shuffled in blocks
       of `shuffle_buffer`. The first `val_size` documents (null: 1,000) are set aside, unless there is a `val_split`.
     - `deduplicate` keeps the first of equal documents, those held out coming first.
+    - `label_column` has the labels of documents, a document a row, and `class_names` are its values in their order (null: those
+      of the documents for training, sorted): `task=classify` gives both.
     """
 
     tokenizer: Annotated[str, Located(or_name=True, word=TRAIN)] = ""
@@ -84,6 +86,8 @@ class TextSettings:
     deduplicate: bool = False
     seed: Annotated[int, Ge(0), "it chooses the documents of each split"] = 0
     cache_dir: Annotated[str, Located(or_name=True)] | None = None
+    label_column: str | None = None
+    class_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         self.tokenizer = os.fspath(self.tokenizer) if isinstance(self.tokenizer, os.PathLike) else self.tokenizer
@@ -159,6 +163,10 @@ class TextSettings:
         yield self.packing == "sentence_pack" and stride > 0, "stride", "packed documents are whole", remedy
         if self.streaming:
             yield from self._rules_of_a_stream()
+        if self.label_column is not None:
+            remedy = "set data.packing=document, data.stride=null and data.streaming=false"
+            is_broken = self.packing != "document" or self.stride is not None or self.streaming
+            yield is_broken, "packing", "a label belongs to a document, so that each must be a row", remedy
         size_says_something = self.vocab_size != _VOCAB_SIZE  # an experiment's may be the default
         yield from self._only_with("tokenizer=train", trains, "tokenizer_algorithm", *["vocab_size"] * size_says_something)
 
@@ -206,6 +214,9 @@ class TextSettings:
                     remedy = f"{first} and {second} may not share documents"
                     raise ConfigError(*self.origin(second), problem, remedy)
             for file in set().union(*files.values()):
+                if self.label_column is not None and ".txt" in suffixes(file):
+                    remedy = "give .jsonl, .csv or .parquet files"
+                    raise ConfigError("task.label_column", self.label_column, f"{file} has no columns", remedy)
                 if ".parquet" in (ending := suffixes(file)) or ".zst" in ending:
                     need(f"data.path with {''.join(ending)} files", "pyarrow")
             return
@@ -242,6 +253,7 @@ class TextSettings:
             "deduplicate": self.deduplicate,
             "streaming": self.streaming,
             "seed": self.seed,
+            **({} if self.label_column is None else {"label_column": self.label_column}),
         }
 
     def _documents_request(self) -> dict[str, Any]:

@@ -16,17 +16,20 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import Source, Split
 from mlm_lightning.data.text.documents.base import Documents
 from mlm_lightning.data.text.documents.files import FileDocuments
 from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
+from mlm_lightning.data.text.labels import LabelRows, label_names
 from mlm_lightning.data.text.ngrams import TextNGrams
 from mlm_lightning.data.text.prepare.cache import TokenCache, building, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
@@ -168,6 +171,15 @@ class TextSource(TextSettings, Source):
             self._ngrams[folder] = cache.ngrams()
         return self._ngrams[folder]
 
+    def classes(self, label: str, node: int) -> tuple[str, ...]:
+        if label != self.label_column:
+            problem = "text has no latent variables"
+            raise ConfigError("task.label", label, problem, "give the column of its labels: task.label_column=COLUMN")
+        return label_names(self._opened(), self.class_names)
+
+    def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
+        return LabelRows(self._opened().labels(split), self.classes(label, node)).__getitem__
+
     # -- what `mlm prepare` and a run need besides -----------------------------------------------------------------------
 
     @property
@@ -222,13 +234,14 @@ class TextSource(TextSettings, Source):
         """Those for training, and for validation and test where they have files or splits of their own; of a stream those that
         are set aside."""
         if self.dataset is None:
-            column, txt = self.text_column, self.txt_documents
+            column, txt, label = self.text_column, self.txt_documents, self.label_column
             return {
-                split: FileDocuments(files, column, txt, f"data.{path_key(split)}") for split, files in self.files().items()
+                split: FileDocuments(files, column, txt, f"data.{path_key(split)}", label)
+                for split, files in self.files().items()
             }
         if not self.streaming:
             return {
-                split: HubDocuments(rows, self.text_column, f"{self.dataset} ({name})")
+                split: HubDocuments(rows, self.text_column, f"{self.dataset} ({name})", self.label_column)
                 for split, (name, rows) in self._hub_splits.items()
             }
         documents: dict[Split, Documents] = {}

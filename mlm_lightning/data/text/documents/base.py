@@ -20,8 +20,21 @@ SHARD_BYTES = 4_000_000
 UNUSED = 255
 """In place of the index of a document's split."""
 EMPTY = "empty document(s) skipped"
+NO_LABEL = "row(s) skipped that have no label"
 
 _NAMED = 3  # places in a warning
+
+
+class Labelled(str):
+    """A document with its label."""
+
+    label: str
+
+    @classmethod
+    def of(cls, text: str, label: Any) -> "Labelled":
+        document = cls(text)
+        document.label = str(label)
+        return document
 
 
 class Problems:
@@ -60,9 +73,9 @@ class Problems:
         return messages
 
 
-def missing_column(column: str, name: str, columns: Iterable[str]) -> ConfigError:
+def missing_column(column: str, name: str, columns: Iterable[str], key: str = "data.text_column") -> ConfigError:
     """Of the file or dataset `name`, which has other columns."""
-    return ConfigError("data.text_column", column, f"{name} has no such column", f"it has {', '.join(map(repr, columns))}")
+    return ConfigError(key, column, f"{name} has no such column", f"it has {', '.join(map(repr, columns))}")
 
 
 class Documents(ABC):

@@ -29,7 +29,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import EMPTY, UNUSED, Documents, Problems, missing_column
+from mlm_lightning.data.text.documents.base import EMPTY, NO_LABEL, UNUSED, Documents, Labelled, Problems, missing_column
 from mlm_lightning.data.text.documents.find import file_errors, suffixes
 from mlm_lightning.errors import NO_VALUE, ConfigError
 
@@ -52,11 +52,12 @@ class Segment(NamedTuple):
 
 
 class FileDocuments(Documents):
-    """The documents of files. `key` is the config key that named them (`data.path`), for messages."""
+    """The documents of files. `key` is the config key that named them (`data.path`), for messages. With a `label_column` they
+    are `Labelled`."""
 
-    def __init__(self, files: Sequence[Path], text_column: str, txt_documents: str, key: str):
+    def __init__(self, files: Sequence[Path], text_column: str, txt_documents: str, key: str, label_column: str | None = None):
         self.files = list(files)
-        self.text_column = text_column
+        self.text_column, self.label_column = text_column, label_column
         self.txt_documents = txt_documents
         self.key = key
 
@@ -152,7 +153,7 @@ class FileDocuments(Documents):
                 problems.columns.setdefault(file, list(record))
             else:
                 problems.columns[file] = None
-                yield from self._value(record[self.text_column], problems, file, "line", number)
+                yield from self._value(record[self.text_column], record.get(self.label_column), problems, file, "line", number)
 
     def _read_csv(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         csv.field_size_limit(sys.maxsize)  # the default, 128 KiB a field, is less than a long document
@@ -163,7 +164,9 @@ class FileDocuments(Documents):
             return
         if self.text_column not in header:
             raise missing_column(self.text_column, file, header)
-        column = header.index(self.text_column)
+        if self.label_column is not None and self.label_column not in header:
+            raise missing_column(self.label_column, file, header, "task.label_column")
+        column, label_column = header.index(self.text_column), header.index(self.label_column) if self.label_column else -1
         while True:
             try:
                 row = next(rows)
@@ -173,7 +176,8 @@ class FileDocuments(Documents):
                 problems.add(NOT_CSV, file, "line", rows.line_num)
                 continue
             if len(row) > column:
-                yield from self._value(row[column], problems, file, "line", rows.line_num)
+                label = row[label_column] if -1 < label_column < len(row) else None
+                yield from self._value(row[column], label, problems, file, "line", rows.line_num)
             elif row:
                 problems.add(f"{NO_COLUMN} {self.text_column!r}", file, "line", rows.line_num)
 
@@ -183,22 +187,30 @@ class FileDocuments(Documents):
 
         file = str(segment.file)
         with pq.ParquetFile(stream) as table:
-            if self.text_column not in table.schema_arrow.names:
-                raise missing_column(self.text_column, file, table.schema_arrow.names)
+            names = table.schema_arrow.names
+            if self.text_column not in names:
+                raise missing_column(self.text_column, file, names)
+            if self.label_column is not None and self.label_column not in names:
+                raise missing_column(self.label_column, file, names, "task.label_column")
             type_ = table.schema_arrow.field(self.text_column).type
             value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
             if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or value_type == pa.string_view()):
                 raise ConfigError("data.text_column", self.text_column, f"the column of {file} holds {type_}, not strings")
             groups = range(segment.start, segment.stop)
-            for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=[self.text_column]):
-                for value in batch.column(0).to_pylist():
+            columns = [self.text_column] if self.label_column is None else [self.text_column, self.label_column]
+            for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=columns):
+                values, *labels = (batch.column(name).to_pylist() for name in columns)
+                for value, label in zip(values, *(labels or [[None] * len(values)]), strict=True):
                     problems.read[file] += 1
-                    yield from self._value(value, problems, file, "row", problems.read[file])
+                    yield from self._value(value, label, problems, file, "row", problems.read[file])
 
-    def _value(self, value: object, problems: Problems, *where: Any) -> Iterator[str]:
-        if isinstance(value, str) and value.strip():
+    def _value(self, value: object, label: object, problems: Problems, *where: Any) -> Iterator[str]:
+        if self.label_column is not None and label in (None, ""):
+            problems.add(NO_LABEL, *where)
+        elif isinstance(value, str) and value.strip():
             # JSON can spell half a surrogate pair ("\ud800"), which is no character and which no tokenizer takes
-            yield value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+            text = value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+            yield text if self.label_column is None else Labelled.of(text, label)
         else:
             problems.add(EMPTY if value is None or isinstance(value, str) else NOT_TEXT, *where)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import Documents, Problems, missing_column
+from mlm_lightning.data.text.documents.base import Documents, Labelled, Problems, missing_column
 from mlm_lightning.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
@@ -78,12 +78,16 @@ class HubDocuments(Documents):
     """The documents of a split of a `datasets.Dataset`. Their numbers are its row numbers, empty rows included, so that a
     choice of rows is the one that `datasets` would make. A shard is an array of row numbers."""
 
-    def __init__(self, dataset: Any, text_column: str, name: str):
+    def __init__(self, dataset: Any, text_column: str, name: str, label_column: str | None = None):
         types = {column: getattr(kind, "dtype", None) for column, kind in dataset.features.items()}
         if error := _column_error(text_column, name, types, _STRINGS):
             raise error
-        self.dataset = dataset.select_columns([text_column])
-        self.text_column = text_column
+        if label_column is not None and label_column not in types:
+            raise missing_column(label_column, name, types, "task.label_column")
+        self.dataset = dataset.select_columns([text_column, *([label_column] if label_column else [])])
+        self.text_column, self.label_column = text_column, label_column
+        # of labels that are numbers with names
+        self._label_name = getattr(dataset.features.get(label_column), "int2str", str)
         self._row_bytes = max(1, self.dataset.data.nbytes // max(1, len(dataset)))
         self._content = str(dataset._fingerprint)
 
@@ -110,7 +114,13 @@ class HubDocuments(Documents):
 
     def read(self, shard: np.ndarray, problems: Problems) -> Iterator[str]:
         for start in range(0, len(shard), 256):
-            yield from (text or "" for text in self.dataset[shard[start : start + 256]][self.text_column])
+            rows = self.dataset[shard[start : start + 256]]
+            if self.label_column is None:
+                yield from (text or "" for text in rows[self.text_column])
+                continue
+            for text, label in zip(rows[self.text_column], rows[self.label_column], strict=True):
+                is_labelled = label is not None and label != -1  # which is for the unlabelled rows of a test
+                yield Labelled.of(text or "", self._label_name(label)) if is_labelled else ""
 
 
 class StreamError(ValueError):

@@ -26,7 +26,7 @@ import numpy as np
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.text.ngrams import TextNGrams
-from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE
+from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, LABEL_DTYPE
 from mlm_lightning.files import sync_folder
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,10 @@ class TokenCache:
     def files(self, split: str) -> tuple[Path, Path]:
         """That of the tokens, and that of the documents' ends."""
         return self.folder / f"{split}.tokens", self.folder / f"{split}.ends"
+
+    def labels(self, split: str) -> np.ndarray:
+        """The hash of each document's label."""
+        return np.fromfile(self.folder / f"{split}.labels", LABEL_DTYPE)
 
     def ngrams(self) -> TextNGrams:
         """The counts of the tokens for training, made unless they lie there."""

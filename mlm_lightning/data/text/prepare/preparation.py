@@ -101,7 +101,9 @@ class Preparation:
             )
         dtype = np.dtype(np.uint16 if vocab.size <= 1 << 16 else np.uint32)
         encoder = Encoder(tokenizer, dtype)
-        splits = self._tokenise(tasks, Work(self.documents, encoder, tokenizer.unk_token_id), dtype)
+        labelled = self.settings.label_column is not None
+        joined = self._tokenise(tasks, Work(self.documents, encoder, tokenizer.unk_token_id, labelled), dtype)
+        splits = joined.counts
         return {
             "dtype": dtype.name,
             "own_tokenizer": is_bare or self.settings.tokenizer == TRAIN,
@@ -109,6 +111,7 @@ class Preparation:
             "suffix": encoder.suffix,
             "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
             "warnings": self.warnings,
+            **({"labels": joined.labels} if labelled else {}),
         }
 
     def _begin(self) -> None:
@@ -219,8 +222,8 @@ class Preparation:
 
     # -- tokenise and join -----------------------------------------------------------------------------------------------
 
-    def _tokenise(self, tasks: list[Task], work: Work, dtype: np.dtype) -> dict[Split, dict[str, int]]:
-        joined = Joined(self.work, tasks, dtype)
+    def _tokenise(self, tasks: list[Task], work: Work, dtype: np.dtype) -> Joined:
+        joined = Joined(self.work, tasks, dtype, work.labelled)
         self._run("tokenising", tokenise, work, tasks, joined.num_parts, joined.join_finished)
         joined.join_finished()
         assert joined.num_parts == len(tasks)
@@ -231,7 +234,7 @@ class Preparation:
                 raise ConfigError(*origin, f"all {found['empty']:,} documents of the {split} split are empty", "give text")
             if found["empty"]:
                 self.warnings.append(f"{found['empty']:,} {EMPTY} of the {split} split")
-        return joined.counts
+        return joined
 
     def _run(
         self,

@@ -27,13 +27,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
-from mlm_lightning.data.text.documents.base import Documents, Problems
+from mlm_lightning.data.text.documents.base import Documents, Labelled, Problems
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
 from mlm_lightning.errors import NO_VALUE, ConfigError
 from mlm_lightning.files import write_atomically
 
 ENDS_DTYPE = np.dtype("<i8")
 """Of a file of documents' ends."""
+LABEL_DTYPE = np.dtype("<u8")
+"""Of a file of documents' labels, each a hash of its name."""
+MOST_LABELS = 4096
 HASH_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
 NO_HASH = b"\0" * HASH_DTYPE.itemsize
 """In place of the hash of an empty document, which equals no other."""
@@ -73,6 +76,7 @@ class Work:
     documents: dict[Split, Documents]
     encoder: Encoder | None = None
     unk_id: int | None = None
+    labelled: bool = False
 
 
 Function = Callable[[Work, Task], None]
@@ -105,26 +109,33 @@ def tokenise(work: Work, task: Task) -> None:
     assert work.encoder is not None
     assert task.split_N is not None
     kept: list[int] = []  # the splits of the documents handed to the encoder and not yet seen to end
+    labels: list[str] = []  # theirs, where documents are labelled
 
     def filled() -> Iterator[str]:
         for text, split in wanted_documents(work, task):
             if text.strip():
                 kept.append(split)
+                if isinstance(text, Labelled):
+                    labels.append(text.label)
                 yield text
             else:
                 parts[split].counts["empty"] += 1
 
     with _Output(task) as output:
         parts = {
-            int(split): _Part(output, SPLITS[split], work.unk_id) for split in np.unique(task.split_N) if split < len(SPLITS)
+            int(split): _Part(output, SPLITS[split], work.unk_id, work.labelled)
+            for split in np.unique(task.split_N)
+            if split < len(SPLITS)
         }
         for tokens, ends in work.encoder.encode(filled()):
             lengths_N = np.diff(ends, prepend=0, append=len(tokens))  # the last document may go on in the next batch
             split_T = np.repeat(kept[: len(lengths_N)], lengths_N[: len(kept)])
             for split, part in parts.items():
-                part.write(tokens, ends, split_T == split, np.array(kept[: len(ends)]) == split)
-            del kept[: len(ends)]
-        output.finish({"splits": {SPLITS[split]: part.counts for split, part in parts.items()}})
+                chosen_N = np.array(kept[: len(ends)]) == split
+                part.write(tokens, ends, split_T == split, chosen_N, np.array(labels[: len(ends)], dtype=object))
+            del kept[: len(ends)], labels[: len(ends)]
+        found = {"splits": {SPLITS[split]: part.counts for split, part in parts.items()}}
+        output.finish(found | {"labels": {SPLITS[split]: part.labels for split, part in parts.items()}})
 
 
 def wanted_documents(work: Work, task: Task) -> Iterator[tuple[str, int]]:
@@ -141,23 +152,35 @@ def wanted_documents(work: Work, task: Task) -> Iterator[tuple[str, int]]:
 class _Part:
     """The tokens of one split in a shard."""
 
-    def __init__(self, output: "_Output", split: Split, unk_id: int | None) -> None:
+    def __init__(self, output: "_Output", split: Split, unk_id: int | None, labelled: bool) -> None:
         self._tokens, self._ends = output.open(f".{split}.tokens"), output.open(f".{split}.ends")
+        self._labels = output.open(f".{split}.labels") if labelled else None
+        self.labels: Counter[str] = Counter()
         self._unk_id, self._last_end = unk_id, 0
         self.counts = dict(_NOTHING)
 
-    def write(self, tokens_T: np.ndarray, ends_N: np.ndarray, chosen_T: np.ndarray, chosen_N: np.ndarray) -> None:
-        """Of tokens and ends those that are this split's."""
+    def write(
+        self, tokens_T: np.ndarray, ends_N: np.ndarray, chosen_T: np.ndarray, chosen_N: np.ndarray, label_N: np.ndarray
+    ) -> None:
+        """Of tokens, ends and labels those that are this split's."""
         ends_N = self.counts["tokens"] + np.concatenate([[0], np.cumsum(chosen_T)])[ends_N[chosen_N]]
         tokens_T = tokens_T[chosen_T]
         has_tokens_N = np.diff(ends_N, prepend=self._last_end) > 0
         self._tokens.write(tokens_T.data)
         self._ends.write(ends_N[has_tokens_N].astype(ENDS_DTYPE).data)
+        if self._labels is not None:
+            kept_N = label_N[chosen_N][has_tokens_N]
+            self._labels.write(np.array(list(map(label_hash, kept_N)), LABEL_DTYPE).data)
+            self.labels.update(kept_N)
         self._last_end = int(ends_N[-1]) if len(ends_N) else self._last_end
         self.counts["documents"] += int(has_tokens_N.sum())
         self.counts["empty"] += int((~has_tokens_N).sum())
         self.counts["tokens"] += len(tokens_T)
         self.counts["unknown"] += 0 if self._unk_id is None else int(np.count_nonzero(tokens_T == self._unk_id))
+
+
+def label_hash(label: str) -> int:
+    return int.from_bytes(blake2b(label.encode(), digest_size=LABEL_DTYPE.itemsize).digest(), "little")
 
 
 class _Output:
@@ -198,7 +221,7 @@ class Joined:
     """The token files that grow part by part, in the order of the tasks. `joined.json` says how many parts, and how much of
     the files, the disk has for sure; what an interrupted command wrote beyond is cut off."""
 
-    def __init__(self, work: Path, tasks: list[Task], dtype: np.dtype) -> None:
+    def __init__(self, work: Path, tasks: list[Task], dtype: np.dtype, labelled: bool = False) -> None:
         self.tasks, self._note = tasks, work / "tokens" / "joined.json"
         splits = [s for number, s in enumerate(SPLITS) if any(np.any(task.split_N == number) for task in tasks)]
         noted: dict[str, Any] = {"parts": 0, "counts": {split: dict(_NOTHING) for split in splits}}
@@ -206,21 +229,28 @@ class Joined:
             noted = json.loads(self._note.read_text(encoding="utf-8"))
         self.num_parts: int = noted["parts"]
         self.counts: dict[Split, dict[str, int]] = noted["counts"]
+        self.labels: dict[Split, Counter[str]] = {
+            split: Counter(noted.get("labels", {}).get(split, {})) for split in self.counts
+        }
         self._committed, self._uncommitted = self.num_parts, 0
-        self._files = {(split, ending): work / f"{split}.{ending}" for split in self.counts for ending in ("tokens", "ends")}
+        sizes = {"tokens": (dtype, "tokens"), "ends": (ENDS_DTYPE, "documents")}
+        sizes |= {"labels": (LABEL_DTYPE, "documents")} if labelled else {}
+        self._files = {(split, ending): work / f"{split}.{ending}" for split in self.counts for ending in sizes}
         for (split, ending), file in self._files.items():
-            itemsize, number = (dtype.itemsize, "tokens") if ending == "tokens" else (ENDS_DTYPE.itemsize, "documents")
+            kind, number = sizes[ending]
             file.touch()
-            os.truncate(file, self.counts[split][number] * itemsize)
+            os.truncate(file, self.counts[split][number] * kind.itemsize)
 
     def join_finished(self) -> None:
         """Appends the parts that are next."""
         while self.num_parts < len(self.tasks) and (result := self.tasks[self.num_parts].result()) is not None:
             part_name = self.tasks[self.num_parts].output
             for split, counts in result["splits"].items():
-                with open(f"{part_name}.{split}.tokens", "rb") as part, self._files[split, "tokens"].open("ab") as whole:
-                    shutil.copyfileobj(part, whole, 1 << 20)
-                    self._uncommitted += part.tell()
+                for ending in {"tokens", "labels"} & {ending for _, ending in self._files}:
+                    with open(f"{part_name}.{split}.{ending}", "rb") as part, self._files[split, ending].open("ab") as whole:
+                        shutil.copyfileobj(part, whole, 1 << 20)
+                        self._uncommitted += part.tell()
+                self.labels[split].update(result.get("labels", {}).get(split, {}))
                 ends = np.fromfile(f"{part_name}.{split}.ends", ENDS_DTYPE) + self.counts[split]["tokens"]
                 with self._files[split, "ends"].open("ab") as whole:
                     whole.write(ends.astype(ENDS_DTYPE).data)
@@ -235,7 +265,8 @@ class Joined:
         for whole in self._files.values():
             with whole.open("rb") as file:
                 os.fsync(file.fileno())
-        write_atomically(self._note, json.dumps({"parts": self.num_parts, "counts": self.counts}).encode())
+        note = {"parts": self.num_parts, "counts": self.counts, "labels": self.labels}
+        write_atomically(self._note, json.dumps(note).encode())
         for task in self.tasks[self._committed : self.num_parts]:
             for split, ending in self._files:
                 Path(f"{task.output}.{split}.{ending}").unlink(missing_ok=True)
