@@ -20,6 +20,7 @@ _QUANTITIES = {  # and their units
     "gain_over_unigram": ("gain over counting words", "nats a token"),
     "perplexity": ("perplexity", ""),
     "accuracy": ("accuracy", ""),
+    "macro_f1": ("macro-F1", ""),
     "loss": ("loss", "nats a token"),
 }
 

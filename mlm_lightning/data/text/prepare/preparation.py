@@ -26,7 +26,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import EMPTY, Documents, Problems
+from mlm_lightning.data.text.documents.base import EMPTY, NO_LABEL, Documents, Problems
 from mlm_lightning.data.text.prepare.choice import Hashes, choose_documents, choose_held_out
 from mlm_lightning.data.text.prepare.shards import (
     Function,
@@ -144,6 +144,9 @@ class Preparation:
             self.documents[origin].check(problems)
             if sum(counts[origin]) == 0:
                 found = "; ".join(problems.messages()) or "it is empty"
+                if NO_LABEL in problems.counts:
+                    where = "task.label_column", self.settings.label_column
+                    raise ConfigError(*where, f"no document for {origin} has a label there ({found})", "name another column")
                 remedy = "give text, or, where it is in a column, check data.text_column"
                 raise ConfigError(*self.settings.origin(origin), f"there is no document for {origin} ({found})", remedy)
             self.warnings += problems.messages()
