@@ -82,11 +82,10 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
 def _labels(loaded: Any, text: str, top_k: int) -> list[dict[str, Any]]:
     import torch
 
-    input_ids = (
-        _symbols(loaded, text, text.split())
-        if loaded.tokenizer is None
-        else loaded.tokenizer(text)["input_ids"][: loaded.seq_len]
-    )
+    if loaded.tokenizer is None:
+        input_ids = _symbols(loaded, text, text.split())
+    else:  # truncated as rows are
+        input_ids = loaded.tokenizer(text, truncation=True, max_length=loaded.seq_len)["input_ids"]
     input_ids_1L = torch.tensor([input_ids])
     with torch.inference_mode():
         best = loaded.model(input_ids_1L, torch.ones_like(input_ids_1L))[0].float().softmax(-1).topk(top_k)

@@ -22,7 +22,7 @@ WORDS = {
     "world": "minister treaty border war vote",
     "tech": "chip software phone data code",
 }
-TEXT = "the team has a goal in the league match"
+TEXT = "the goal in a match"
 
 
 def documents(number: int, seed: int) -> list[dict[str, str]]:
