@@ -57,8 +57,8 @@ def _replaced(word: str, folder: Path, stand_ins: dict[str, str]) -> str:
         return str(
             max(folder.glob("outputs/*/*/summary.json"), key=lambda path: path.stat().st_mtime).parent.relative_to(folder)
         )
-    if word == "resume=RUN":
-        return f"resume={_replaced('RUN', folder, stand_ins)}"
+    if word.endswith(("=RUN", ",RUN")):
+        return f"{word.removesuffix('RUN')}{_replaced('RUN', folder, stand_ins)}"
     for name, stand_in in stand_ins.items():
         word = word.replace(name, stand_in)
     return word

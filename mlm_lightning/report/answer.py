@@ -15,7 +15,7 @@ _MOST_LINES, _MOST_NAMES = 8, 3
 
 def question(study: Study) -> str:
     """What the runs can answer, in one sentence."""
-    words, *_ = describe(study.metric)
+    words, *_ = describe(study.metric, study.per)
     goal = f"{'highest' if study.metric.maximize else 'lowest'} {words}"
     if not study.axes:
         return f"Which {words} does this configuration reach?"
@@ -86,7 +86,7 @@ def _single(study: Study, standing: Standing) -> list[str]:
     metric, best = standing.metric, standing.best
     found = best.interval(metric)
     assert found is not None
-    *_, unit = describe(metric)
+    *_, unit = describe(metric, study.per)
     runs = f" (95 % interval, {found.n} seeds)" if found.n > 1 else " (one run: no interval)"
     lines = [f"{study.name(best)}: {with_interval(found)} {unit}".rstrip() + runs]
     limit = best.limit(metric)
@@ -108,7 +108,7 @@ def _by_condition(study: Study) -> str:
     under = f"all {len(standings)} conditions" if len(standings) > 1 else condition_name(standings[0].metric.condition)
     sure = f"told apart from every other group under {clear} of {len(standings)}"
     if winner:
-        words, *_ = describe(study.metric)
+        words, *_ = describe(study.metric, study.per)
         if _no_intervals(study):
             return f"{study.name(winner)} has the lowest {words} under {under}, of one run a group."
         if clear == len(standings):
@@ -122,7 +122,7 @@ def _by_condition(study: Study) -> str:
 def _each_condition(study: Study) -> list[str]:
     lines = []
     for standing in study.standings[:_MOST_LINES]:
-        *_, unit = describe(standing.metric)
+        *_, unit = describe(standing.metric, study.per)
         found = with_interval(standing.best.interval(standing.metric))
         where = condition_name(standing.metric.condition)
         few = [study.name(group) for group, _ in standing.contested]

@@ -76,7 +76,7 @@ def _by_key(study: Study, axis: Axis) -> Picture:
         style.draw_limits(ax, axis, study.groups, metric)
         is_cut |= style.frame(ax, study.groups, [metric])
         style.draw_counted(ax, axis, study.groups, metric)
-        ax.set_ylabel(style.on_two_lines(label(DEFAULT if study.by_condition else metric)))
+        ax.set_ylabel(style.on_two_lines(label(DEFAULT if study.by_condition else metric, study.per)))
         if study.by_condition:
             ax.set_title(condition_name(metric.condition).replace(", ", ",\n"))
         if study.metric.note and metric.name == DEFAULT:
@@ -100,7 +100,7 @@ def _differences(study: Study) -> Picture:
     """How far each group is from the best one, under one condition a panel."""
     standings = study.standings[:MAX_PANELS]
     groups = study.groups if len(study.groups) <= MAX_CELLS else study.ranked[:MAX_CELLS]
-    subject, _, unit = describe(study.metric)
+    subject, _, unit = describe(study.metric, study.per)
     figure, panels = style.new_figure(WIDTH, 1.4 + 0.26 * len(groups), len(standings), sharey=True)
     axis = study.axes[0] if len(study.axes) == 1 else None
     names = [style.shortened(as_text(group.values[axis.key]) if axis else study.name(group), 40) for group in groups]
@@ -139,7 +139,7 @@ def _conditions(study: Study, axis: Axis, has_excess: bool) -> Picture:
             if base == "val/loss":
                 style.draw_limits(ax, axis, study.groups, metric, look)
         style.frame(ax, study.groups, metrics)
-        ax.set_ylabel(style.on_two_lines(label(base)))
+        ax.set_ylabel(style.on_two_lines(label(base, study.per)))
     if has_excess:
         panels[0].plot([], [], linestyle="--", color=LIMIT_COLOUR, linewidth=1.2, label=LIMIT)
     style.add_legend(figure, panels, "evaluated at")
@@ -154,16 +154,17 @@ def _conditions_heat_map(study: Study, base: str) -> Picture:
     cells = [[group.interval(f"{base}_{each}") for each in study.conditions] for group in study.groups]
     figure, (ax,) = style.new_figure(min(WIDTH, 2.8 + 1.1 * len(study.conditions)), 1.5 + 0.5 * len(rows))
     names = [condition_name(each) for each in study.conditions]
-    style.draw_heat_map(ax, cells, rows, names, label(base), per_column=True, maximize=False)
+    style.draw_heat_map(ax, cells, rows, names, label(base, study.per), per_column=True, maximize=False)
     ax.set(xlabel="evaluated at", ylabel=f"trained with {axis.name}" if axis else "trained with")
-    caption = f"{label(base)}, of each group (row) under each evaluation condition (column); mean and 95 % interval over seeds."
+    caption = f"{label(base, study.per)}, of each group (row) under each evaluation condition (column); "
+    caption += "mean and 95 % interval over seeds."
     return Picture("conditions_heat", f"{caption} Framed: the best of its column.", figure)
 
 
 def _pair(study: Study, across: Axis, down: Axis, metric: Metric) -> Picture:
     """The metric for two keys: a heat map where the pairs fill a grid, coloured points where they don't (a random search)."""
     ending = f"_{metric.condition}" if study.by_condition else ""
-    name, metric_label = f"pair_{across.name}_{down.name}{ending}", label(metric)
+    name, metric_label = f"pair_{across.name}_{down.name}{ending}", label(metric, study.per)
     chosen = "" if len(study.axes) == 2 else ", the other keys chosen freely"
     caption = f"{metric_label} for {across.name} and {down.name}{chosen}; mean over seeds."
     worst_first = study.rank(metric)[::-1]
@@ -175,7 +176,7 @@ def _pair(study: Study, across: Axis, down: Axis, metric: Metric) -> Picture:
         caption = caption.replace("mean over", "mean and 95 % interval over") + " Framed: the best."
         cells = [[best.get((canonical(x), canonical(y))) for x in across.values] for y in down.values]
         figure, (ax,) = style.new_figure(min(WIDTH, 2.8 + 1.1 * len(names)), 1.5 + 0.5 * len(rows))
-        colours = label(DEFAULT) if study.by_condition else metric_label
+        colours = label(DEFAULT, study.per) if study.by_condition else metric_label
         style.draw_heat_map(ax, cells, rows, names, colours, per_column=False, maximize=metric.maximize)
         ax.set_xlabel(across.name)
         ax.set_title(condition_name(metric.condition) if study.by_condition else "")
@@ -222,7 +223,7 @@ def _curves(study: Study) -> Iterator[Picture]:
                 _draw_levels(ax, column, groups, styles, words, line)
         if name == "val/excess_loss" and all(value > 0 for *_, curve in curves for _, value in curve):
             style.set_log_scale(ax, "y", (1, 2, 5))
-        ax.set_title(label(name).replace(" (", "\n("))
+        ax.set_title(label(name, study.per).replace(" (", "\n("))
         ax.set_xlabel("optimizer steps")
         ax.locator_params(axis="x", nbins=5)
     style.add_legend(figure, panels)

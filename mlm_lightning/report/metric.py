@@ -77,8 +77,8 @@ def _beside(result: Result, stage: str, name: str, condition: str) -> float:
     return result.value(f"{stage.removeprefix('best/')}/{name}" + (f"_{condition}" if condition else ""))
 
 
-def describe(metric: str | Metric) -> tuple[str, str, str]:
-    """What it measures, where, and its unit: `("validation loss", "mask rate 0.30", "nats a token")`."""
+def describe(metric: str | Metric, per: str = "token") -> tuple[str, str, str]:
+    """What it measures, where, and its unit: `("validation loss", "mask rate 0.30", "nats a token")`, or `per` row."""
     name = metric if isinstance(metric, str) else metric.name
     stage, quantity, condition = _parts(name)
     if not quantity:
@@ -86,12 +86,12 @@ def describe(metric: str | Metric) -> tuple[str, str, str]:
     words, unit = _QUANTITIES[quantity]
     own = quantity in ("excess_loss", "gain_over_unigram")
     subject = words if own else f"{_STAGES.get(stage, stage)} {words}"
-    return subject, condition_name(condition), unit
+    return subject, condition_name(condition), unit.replace("token", per)
 
 
-def label(metric: str | Metric) -> str:
+def label(metric: str | Metric, per: str = "token") -> str:
     """`validation loss, mask rate 0.30 (nats a token)`."""
-    subject, where, unit = describe(metric)
+    subject, where, unit = describe(metric, per)
     return subject + (f", {where}" if where else "") + (f" ({unit})" if unit else "")
 
 

@@ -14,12 +14,14 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlm_lightning.config.compose import composer, read_config, to_plain
+from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.located import with_weights
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs import evaluations
 from mlm_lightning.runs.checkpoint import flat
@@ -187,7 +189,7 @@ def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
     with _reading("config.yaml", result, "damaged"):
         if has_config:
             result.config = dict(read_config(folder).config)
-            result.settings = flat(deciding(result.config)) | {"processes": processes_of(result.manifest, result.config)}
+            result.settings = _decided(result.config) | {"processes": processes_of(result.manifest, result.config)}
     if result.status == "damaged":
         return result
     run = Run(folder)
@@ -209,6 +211,16 @@ def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
             shared = evaluations.without_seeds(entry["condition"]) | {"files": entry["files"]}
             result.evaluations[evaluations.key_of(shared)] = (entry["name"], entry["metrics"])
     return result
+
+
+def _decided(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result, flat. A run that weights come from is shown by its name instead of their digest."""
+    settings = flat(deciding(config))
+    if settings.pop("init.weights", None):
+        settings["init.from_run"] = Path(config["init"]["from_run"]).name
+        if settings.get("init.freeze") is None:
+            del settings["init.freeze"]
+    return settings
 
 
 @contextlib.contextmanager
@@ -269,7 +281,8 @@ def recipe_of(result: Result) -> Recipe | None:
         config = hydra.compose(hydra.plain(overrides))
         if str(config.hydra.mode) == "RunMode.MULTIRUN":  # sweep=NAME would start all runs of the sweep
             overrides.append("hydra.mode=RUN")
-        is_checked = identity(to_plain(config)) == identity(result.config)
+        plain = with_weights(Composed(to_plain(config))).config
+        is_checked = identity(plain) == identity(result.config)
     flags = [("--config-dir", config_dir), ("--config-name", config_name)]
     words = [word for name, value in flags if value is not None for word in (name, value)]
     return Recipe(shlex.join(["mlm", "train", *words, *overrides]), is_checked)

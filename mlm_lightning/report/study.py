@@ -23,6 +23,7 @@ from mlm_lightning.report.groups import Axis, Group, as_text, canonical, find_ax
 from mlm_lightning.report.metric import DEFAULT, Metric
 from mlm_lightning.report.results import Collection, Result
 from mlm_lightning.runs.evaluations import changes_task, natural
+from mlm_lightning.tasks import MLM, Classify
 from mlm_lightning.values import suggestion
 
 
@@ -49,6 +50,12 @@ class Study:
     def by_condition(self) -> bool:
         """Whether groups are compared under one condition at a time."""
         return bool(self.tasks) and bool(self.metrics) and self.metrics[0].condition in self.conditions
+
+    @cached_property
+    def per(self) -> str:
+        """What losses are means over."""
+        labelled = any("task.label" in result.settings for result in self.collection.complete)
+        return Classify.unit if labelled else MLM.unit
 
     @cached_property
     def groups(self) -> list[Group]:

@@ -289,13 +289,13 @@ def groups_tex(study: Study) -> str:
         rows.append(
             [*(_tex(as_text(value)) for value in group.values.values()), str(len(group.results)), *marked, *_costs(group)]
         )
-    names = [condition_name(each.condition) if study.by_condition else label(each) for each in shown]
+    names = [condition_name(each.condition) if study.by_condition else label(each, study.per) for each in shown]
     header = [*(axis.name for axis in study.axes), "n", *names, *_COSTS, "parameters"]
     lines = [" & ".join(each) + r" \\" for each in ([_tex(name) for name in header], *rows)]
     columns = "l" * len(study.axes) + "r" * (len(header) - len(study.axes))
     fair = "" if study.standings else " (none here: no condition is common to all runs)"
     notes = [
-        f"% {label(DEFAULT)}{', evaluated at' if study.by_condition else ''}",
+        f"% {label(DEFAULT, study.per)}{', evaluated at' if study.by_condition else ''}",
         r"% needs \usepackage{booktabs}; mean and half of the 95 % interval (Student's t) over the n runs of a group;",
         f"% bold: the best of its column, and what is not told apart from it{fair}",
     ]

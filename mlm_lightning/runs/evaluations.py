@@ -68,6 +68,8 @@ def changes_task(key: str, settings: Mapping[str, Any]) -> bool:
     group, _, name = key.partition(".")
     if key.endswith("seed"):  # they make replicates
         return False
+    if group == "task":
+        return True
     if group == "eval":
         return name == "masking"  # its other keys ask further questions beside a run's own
     if group == "masking" and (fixed := settings.get("eval.masking")):  # however the training hides

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
+from mlm_lightning.config.build import oracle_for
 from mlm_lightning.config.located import LAST
 from mlm_lightning.config.settings import Node, Settings
 from mlm_lightning.data.condition import Condition
@@ -23,6 +24,7 @@ from mlm_lightning.masking import Masking
 from mlm_lightning.runs import evaluations
 from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.sweeps.jobs import Job
+from mlm_lightning.tasks import MLM, Task
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +41,12 @@ class Asked:
     masking: Masking
     data: Node
     eval_seed: int
+    task: Task
 
     @classmethod
     def of(cls, settings: Settings) -> "Asked":
         """What a run is asked by itself."""
-        return cls(next(iter(settings.maskings.values())), settings.data, settings.eval.seed)
+        return cls(next(iter(settings.maskings.values())), settings.data, settings.eval.seed, settings.task)
 
     @cached_property
     def description(self) -> evaluations.Condition:
@@ -63,7 +66,7 @@ class Asked:
         theirs = settings.data.arguments
         seeds = {name: theirs[name] for name in self.data.arguments if name.endswith("seed") and name in theirs}
         data = Node(self.data.target, self.data.arguments | seeds, self.data.trusted)
-        return Asked(self.masking, settings.data if data == settings.data else data, settings.eval.seed)
+        return Asked(self.masking, settings.data if data == settings.data else data, settings.eval.seed, self.task)
 
     @cached_property
     def prepared(self) -> Condition:
@@ -72,7 +75,7 @@ class Asked:
             source = self.data.instance
             source.prepare()
             source.rows("val")
-        return Condition(("",), self.masking, source, source.oracle())
+        return Condition(("",), self.masking, source, oracle_for(self.task, source))
 
 
 def asked_of(jobs: Sequence[Job]) -> dict[str, Asked]:
@@ -84,7 +87,7 @@ def evaluate_all(jobs: Sequence[Job]) -> None:
     """Measures the complete runs of a sweep under all conditions among its jobs, if there are several. What can't be measured
     is said, and left out. An interruption loses the one condition at hand."""
     asked = asked_of(jobs)
-    if len(asked) < 2:
+    if len(asked) < 2 or len({repr(job.settings.task) for job in jobs}) > 1:  # whose answers are of different kinds
         return
     names = _names(asked, jobs)
     chosen = sorted(asked, key=lambda key: evaluations.natural(names[key]))
@@ -120,7 +123,8 @@ def _measure(job: Job, asked: Asked, name: str) -> None:
     if metrics is None:
         from mlm_lightning.training.evaluate import evaluate  # Lightning, which a sweep that has all results does without
 
-        ngrams = condition.source.ngrams(job.run.manifest.get("data") or "")  # of what this run is trained on
+        # of what this run is trained on
+        ngrams = condition.source.ngrams(job.run.manifest.get("data") or "") if isinstance(asked.task, MLM) else None
         found = evaluate(job.run.checkpoints / LAST, job.settings, [replace(condition, ngrams=ngrams)], trust=True)
         metrics = {metric: value for metric, value in found.items() if "/" in metric}
     evaluations.add(job.run, name, asked.description, condition.source.fingerprint(), metrics)
@@ -135,7 +139,7 @@ def _in_summary(job: Job, asked: Asked) -> dict[str, float] | None:
     for (name, *_), masking in settings.maskings.items():
         data = sources.get(name, settings.data)
         own_tokens = data is settings.data or data.arguments.get("tokenizer") != TRAIN
-        if own_tokens and Asked(masking, data, settings.eval.seed).key == asked.key:
+        if own_tokens and Asked(masking, data, settings.eval.seed, settings.task).key == asked.key:
             ending = f"_{name}" if name else ""
             return {metric: summary[metric + ending] for metric in plain if metric + ending in summary} or None
     return None
@@ -162,7 +166,7 @@ def _given_names(settings: Settings) -> dict[str, set[str]]:
     sources = {name: node for every, node in settings.sources.items() for name in every}
     found: dict[str, set[str]] = {}
     for every, masking in settings.maskings.items():
-        one = Asked(masking, sources.get(every[0], settings.data), settings.eval.seed)
+        one = Asked(masking, sources.get(every[0], settings.data), settings.eval.seed, settings.task)
         found.setdefault(one.shared_key, set()).update(name for name in every if name)
     return found
 

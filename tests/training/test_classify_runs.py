@@ -154,3 +154,34 @@ def test_killed_three_times_from_a_parent_with_a_frozen_encoder(toy: Toy, tmp_pa
     arguments = [*TOY, f"output_dir={tmp_path / 'killed'}", *options]
     assert killed_until_complete(arguments, tmp_path / "killed", kills=3, seed=1) == 3
     assert_equal_results(run_of(whole), run_of(killed))
+
+
+def test_a_sweep_with_and_without_another_runs_weights(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from conftest import TOY
+
+    from mlm_lightning.__main__ import main
+
+    parent = pretrained(toy, tmp_path)
+    arguments = [*TOY, *ROOT, f"output_dir={tmp_path / 'sweep'}", f"init.from_run=null,{parent}", "seed=0,1"]
+    assert main(["train", "-m", *arguments]) == 0
+    assert "init.from_run" in (shown := capsys.readouterr().out)
+    assert parent.name in shown
+    assert len(list((tmp_path / "sweep" / "default").glob("*/summary.json"))) == 4
+    assert main(["report", str(tmp_path / "sweep" / "default")]) == 0
+    shown = capsys.readouterr().out
+    assert "Which init.from_run gives the lowest validation loss?" in shown
+    assert "gives another config" not in shown
+
+
+def test_other_labels_are_other_questions(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from conftest import TOY
+
+    from mlm_lightning.__main__ import main
+
+    common = [*TOY, "task=classify", f"output_dir={tmp_path / 'sweep'}"]
+    assert main(["train", "-m", *common, "task.label=root,level_1"]) == 0
+    assert "task.label changes the task, and no condition is common" in capsys.readouterr().out
+    assert main(["train", "-m", *common, "name=levels", "task.label=root", "data.filter_level=0,1"]) == 0
+    shown = capsys.readouterr().out
+    assert "filter_level_0" in shown
+    assert "filter_level_1" in shown
