@@ -24,6 +24,7 @@ ROOMS = (
     ("runs",),
     ("training",),
     ("report",),
+    ("analysis",),
     ("sweeps",),
     ("sharing",),
     ("commands",),
