@@ -71,19 +71,25 @@ def fit(features_EF: Tensor, symbols_E: Tensor, num_symbols: int, l2: float = L2
     mean_F, std_F = x_EF.mean(0), x_EF.std(0, correction=0)
     scale_F = torch.where(std_F > 1e-9 * std_F.max().clamp(min=1e-300), 1 / std_F, 0.0)
     x_EF = (x_EF - mean_F) * scale_F
-    weight_FS = torch.zeros(x_EF.shape[1], num_symbols, dtype=torch.float64, requires_grad=True)
+    # along the principal axes, each scaled by about its curvature, the same optimum is a few steps away
+    variances_F, axes_FF = torch.linalg.eigh(x_EF.T @ x_EF / len(x_EF))
+    steps_F = (variances_F.clamp(min=0) / 4 + l2).rsqrt()
+    axes_FF = axes_FF * steps_F
+    x_EF = x_EF @ axes_FF
+    found_FS = torch.zeros(x_EF.shape[1], num_symbols, dtype=torch.float64, requires_grad=True)
     bias_S = torch.zeros(num_symbols, dtype=torch.float64, requires_grad=True)
     search: dict[str, Any] = {"line_search_fn": "strong_wolfe", "history_size": 20}
-    optimizer = torch.optim.LBFGS([weight_FS, bias_S], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-9, **search)
+    optimizer = torch.optim.LBFGS([found_FS, bias_S], max_iter=200, tolerance_grad=1e-6, tolerance_change=1e-10, **search)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(x_EF @ weight_FS + bias_S, symbols_E) + l2 / 2 * weight_FS.square().sum()
+        penalty = l2 / 2 * (found_FS * steps_F[:, None]).square().sum()
+        value = F.cross_entropy(x_EF @ found_FS + bias_S, symbols_E) + penalty
         value.backward()
         return value
 
     optimizer.step(loss)
-    weight_FS = weight_FS.detach() * scale_F[:, None]
+    weight_FS = axes_FF @ found_FS.detach() * scale_F[:, None]
     return weight_FS, bias_S.detach() - mean_F @ weight_FS
 
 
