@@ -61,6 +61,11 @@ class Maps:
         mass_HC = sums_HLL.new_zeros(len(sums_HLL), len(self.distances.labels)).index_add_(1, classes_T, sums_HLL.flatten(1))
         return mass_HC / self.counts[queries].sum()
 
+    def mean_distance(self, queries: str, layer: int | None) -> float:
+        """Of what is looked at, averaged over heads."""
+        sums_LL = self.uniform[queries] if layer is None else self.sums[queries][layer].mean(0)
+        return float((sums_LL * self.distances.apart_LL).sum() / self.counts[queries].sum())
+
 
 def measure(subject: Subject, title: str = "") -> Maps:
     """Raises ConfigError where nothing can be heard of the model's attention."""
@@ -122,10 +127,6 @@ def finding(all_maps: Sequence[Maps], heads: bool = False) -> Finding:
     return Finding(NAME, [_sentence(maps) for maps in all_maps], table, numbers, pictures)
 
 
-def _mean_distance(mass_C: Tensor) -> float:
-    return float(mass_C @ torch.arange(len(mass_C), dtype=mass_C.dtype))
-
-
 def _short(label: str) -> str:
     return label.replace("\n", " ")
 
@@ -137,7 +138,7 @@ def _table(maps: Maps, titled: bool) -> list[Record]:
     for name, layer in [*layers, ("uniform", None)]:
         mass_C = maps.mass("masked", layer).mean(0)
         shares = {_short(label): float(share) for label, share in zip(maps.distances.labels, mass_C, strict=True)}
-        row = {"layer": name, "mean": _mean_distance(mass_C)} | shares
+        row = {"layer": name, "mean": maps.mean_distance("masked", layer)} | shares
         if layer is not None:
             times_C = (mass_C / uniform_C).nan_to_num(0.0)
             most = int(times_C.argmax())
@@ -162,16 +163,25 @@ def _numbers(maps: Maps) -> list[Record]:
 
 
 def _sentence(maps: Maps) -> str:
-    means = [_mean_distance(maps.mass("masked", layer).mean(0)) for layer in range(maps.num_layers)]
-    uniform = _mean_distance(maps.mass("masked", None)[0])
+    means = [maps.mean_distance("masked", layer) for layer in range(maps.num_layers)]
+    uniform = maps.mean_distance("masked", None)
     start, kind = f"{maps.title}: " if maps.title else "", maps.distances.name.partition(",")[0]
     if max(means) - min(means) < _ALIKE:
         return f"{start}from masked positions, all layers look equally far: mean {kind} {means[0]:.2f}, uniform {uniform:.2f}"
     near, far = means.index(min(means)), means.index(max(means))
     return (
         f"{start}from masked positions, layer {near + 1} looks nearest (mean {kind} {means[near]:.2f}) and layer {far + 1} "
-        f"farthest ({means[far]:.2f}); a uniform attention: {uniform:.2f}"
+        f"farthest ({means[far]:.2f}); a uniform attention: {uniform:.2f}{_among_related(maps, near)}"
     )
+
+
+def _among_related(maps: Maps, layer: int) -> str:
+    """What stays where a filter level has left more than the root in common."""
+    if (related := maps.distances.related) is None:
+        return ""
+    share, uniform = (float(maps.mass("masked", each).mean(0)[: related + 1].sum()) for each in (layer, None))
+    among = f"among leaves that have more than the root in common (uniform: {uniform:.0%})"
+    return f"; {share:.0%} of layer {layer + 1}'s attention stays {among}"
 
 
 def _draw_maps(all_maps: Sequence[Maps], heads: bool) -> Picture:
@@ -205,11 +215,12 @@ def _draw_maps(all_maps: Sequence[Maps], heads: bool) -> Picture:
             ax.set_xticks(range(0, length, every))
             ax.set_yticks(range(0, length, every))
             if row == 0 or head is None:
-                mass_C = maps.mass("masked", layer).mean(0)
-                far = "" if head is not None else f"{_mean_distance(mass_C):.1f} away"
+                far = "" if head is not None else f"distance {maps.mean_distance('masked', layer):.1f}"
                 ax.set_title("\n".join(filter(None, [f"layer {layer + 1}" if row == 0 else "", far])), fontsize=9)
             if row == len(rows) - 1:
                 ax.set_xlabel("key", fontsize=8)
+            else:
+                ax.tick_params(labelbottom=False)
         axes[row][0].set_ylabel(f"{name}\nquery" if name else "query", fontsize=8)
     bar = figure.colorbar(image, ax=axes, label="times uniform", shrink=min(1.0, 2.5 / len(rows)), aspect=25)
     ticks = range(-_LOG_RANGE, _LOG_RANGE + 1)

@@ -19,10 +19,11 @@ from mlm_lightning.data.source import Source
 
 @dataclass(frozen=True)
 class Distances:
-    """`class_LL` numbers the distance of each query (first) and key; `labels` name the numbers for an axis, `name` names them
-    all. `related` is the largest number at which a query and a key know of each other by more than the root (None: all are
-    alike)."""
+    """`apart_LL` is the distance of each query (first) and key, `class_LL` its number among the `labels` of an axis, `name`
+    that of the axis. `related` is the largest number at which a query and a key know of each other by more than the root (None:
+    all are alike)."""
 
+    apart_LL: Tensor
     class_LL: Tensor
     labels: tuple[str, ...]
     name: str
@@ -31,11 +32,15 @@ class Distances:
     @classmethod
     def of(cls, source: Source, length: int) -> "Distances":
         if not isinstance(source, TreeSource):
-            return cls(places(length), _ranges(length), "distance in places")
+            place_L = torch.arange(length)
+            apart_LL = (place_L[:, None] - place_L).abs()
+            return cls(apart_LL, by_powers(apart_LL), _ranges(length), "distance in places")
         depth, k = source.depth, source.filter_level
         above = ["itself", *(f"level {depth - distance}" for distance in range(1, depth)), "root"]
         labels = tuple(f"{distance}\n{name}" for distance, name in enumerate(above[: depth + 1]))
-        return cls(tree(depth), labels, "tree distance, and the lowest common ancestor", depth - k if k > 0 else None)
+        return cls(
+            tree(depth), tree(depth), labels, "tree distance, and the lowest common ancestor", depth - k if k > 0 else None
+        )
 
 
 def tree(depth: int) -> Tensor:
@@ -45,19 +50,17 @@ def tree(depth: int) -> Tensor:
     return torch.stack([(apart_LL >> level) > 0 for level in range(depth)]).sum(0)
 
 
-def places(length: int) -> Tensor:
-    """|i - j| by powers of two: 0, 1, 2, 3-4, 5-8 …"""
-    place_L = torch.arange(length)
-    apart_LL = (place_L[:, None] - place_L).abs()
-    bounds = torch.tensor([0, *(2**power for power in range(_powers(length)))])
-    return torch.bucketize(apart_LL, bounds)
+def by_powers(apart_LL: Tensor) -> Tensor:
+    """Numbers distances by powers of two: 0, 1, 2, 3-4, 5-8 …"""
+    return torch.bucketize(apart_LL, torch.tensor(_ends(len(apart_LL))))
 
 
-def _powers(length: int) -> int:
-    return (length - 2).bit_length() + 1 if length > 1 else 0
+def _ends(length: int) -> list[int]:
+    powers = (length - 2).bit_length() + 1 if length > 1 else 0
+    return [0, *(2**power for power in range(powers))]
 
 
 def _ranges(length: int) -> tuple[str, ...]:
-    ends = [0, *(2**power for power in range(_powers(length)))]
+    ends = _ends(length)
     pairs = [(0, 0), *((low + 1, min(high, length - 1)) for low, high in itertools.pairwise(ends))]
     return tuple(str(high) if low == high else f"{low}-{high}" for low, high in pairs)

@@ -175,7 +175,7 @@ def _draw(found: list[Compared], symbols: list[int]) -> Picture:
 
     panels = [[symbol] for symbol in symbols] if len(symbols) <= MOST_PANELS else [symbols]
     size = min(2.6, (WIDTH - 1.9) / len(panels))
-    figure = Figure(figsize=(size * len(panels) + 1.9, (size + 0.25) * len(found) + 0.6))
+    figure = Figure(figsize=(size * len(panels) + (1.9 if len(panels) > 1 else 2.6), (size + 0.25) * len(found) + 0.6))
     axes = figure.subplots(len(found), len(panels), squeeze=False, sharex=True, sharey=True)
     image: Any = None
     for row, compared in enumerate(found):

@@ -55,8 +55,10 @@ def main(arguments: list[str]) -> int:
     if flags.json:
         print(json.dumps({str(folder): findings for folder, findings in found.items()}, indent=2, ensure_ascii=False))
         return 0
-    for folder, findings in found.items():
-        for finding in findings.values():
+    shown = [(folder, finding) for folder, findings in found.items() for finding in findings.values()]
+    together = [finding["analysis"] for _, finding in shown if "model" in finding["table"][0]]
+    for folder, finding in shown:
+        if finding["analysis"] not in together or "model" in finding["table"][0]:  # side by side, a table has all of its runs
             _show(folder, finding)
     return 0
 
@@ -108,7 +110,7 @@ def analyse(
         parents = {folder.parent for folder in found}
         home = Path(output) if output else parents.pop() if len(parents) == 1 else Path()
         together = attention.finding(sorted(all_maps, key=lambda maps: list(titles.values()).index(maps.title)), heads)
-        found[home] = {"attention": _written(together, home, runs=[str(folder) for folder in found])}
+        found.setdefault(home, {})["attention"] = _written(together, home)
     if not any(found.values()):
         raise UserError(f"RUN={runs[0]}: no analysis applies to its data and its model")
     return found

@@ -73,9 +73,12 @@ def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_map_is_the_mean_over_rows_and_its_mass_adds_up(kind: str) -> None:
-    looked_into = subject(TREE, MODELS[kind](TREE), num_rows=50, batch_size=16)
+UNIFORM = UniformSource(num_symbols=3, seq_len=8)
+
+
+@pytest.mark.parametrize(("kind", "source"), [("ours", TREE), ("distilbert", TREE), ("ours", UNIFORM)])
+def test_a_map_is_the_mean_over_rows_and_its_mass_adds_up(kind: str, source: Source) -> None:
+    looked_into = subject(source, MODELS[kind](source), num_rows=50, batch_size=16)
     maps = measure(looked_into)
     heard: list[Tensor] = []
     masked_NL = torch.cat([batch.labels_BL != IGNORE_INDEX for batch in looked_into.batches("val")])
@@ -91,9 +94,11 @@ def test_a_map_is_the_mean_over_rows_and_its_mass_adds_up(kind: str) -> None:
             mass_HC = maps.mass(queries, layer)
             of_queries = weights_NHLL.transpose(1, 2)[asked_NL]  # (queries, H, L)
             classes = maps.distances.class_LL.expand(50, -1, -1)[asked_NL]
-            for distance in range(4):
+            for distance in range(len(maps.distances.labels)):
                 expected_H = (of_queries * (classes == distance)[:, None]).sum(-1).mean(0)
                 torch.testing.assert_close(mass_HC[:, distance], expected_H, atol=1e-6, rtol=0)
+            apart = maps.distances.apart_LL.expand(50, -1, -1)[asked_NL][:, None]
+            assert maps.mean_distance(queries, layer) == pytest.approx(float((of_queries * apart).sum(-1).mean()), abs=1e-5)
             torch.testing.assert_close(mass_HC.sum(1), torch.ones(2, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
@@ -108,6 +113,7 @@ def test_an_attention_that_looks_at_all_alike_is_the_uniform_one() -> None:
         expected_C = torch.tensor([1, 1, 2, 4], dtype=torch.float64) / 8  # a leaf, its sibling, two and four cousins
         torch.testing.assert_close(maps.mass(queries, None)[0], expected_C, atol=1e-6, rtol=0)
         torch.testing.assert_close(maps.mass(queries, 1).mean(0), expected_C, atol=1e-6, rtol=0)
+        assert maps.mean_distance(queries, None) == pytest.approx((0 + 1 + 2 * 2 + 4 * 3) / 8)
 
 
 class Padded(Source):
@@ -141,7 +147,7 @@ def test_a_finding_says_which_layer_looks_farthest_and_has_every_number() -> Non
     source = UniformSource(num_symbols=3, seq_len=9)
     one, other = (measure(subject(source, transformer(source, num_layers=layers)), f"{layers} layers") for layers in (2, 3))
     together = finding([one, other], heads=True)
-    means = [sum(d * float(one.mass("masked", layer).mean(0)[d]) for d in range(5)) for layer in range(2)]
+    means = [one.mean_distance("masked", layer) for layer in range(2)]
     far = means.index(max(means)) + 1
     assert f"2 layers: from masked positions, layer {3 - far} looks nearest" in together.sentences[0]
     assert f"layer {far} farthest ({max(means):.2f})" in together.sentences[0]

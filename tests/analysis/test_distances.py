@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mlm_lightning.analysis.distances import Distances, places, tree
+from mlm_lightning.analysis.distances import Distances, tree
 from mlm_lightning.data.languages.tree import TreeSource
 from mlm_lightning.data.languages.uniform import UniformSource
 
@@ -44,7 +44,8 @@ def test_a_label_of_places_has_all_distances_in_its_range_and_no_other(length: i
     found: dict[int, set[int]] = {}
     for one in range(length):
         for other in range(length):
-            found.setdefault(int(places(length)[one, other]), set()).add(abs(one - other))
+            found.setdefault(int(distances.class_LL[one, other]), set()).add(abs(one - other))
+            assert distances.apart_LL[one, other] == abs(one - other)
     assert set(found) == set(range(len(distances.labels)))
     for number, label in enumerate(distances.labels):
         low, _, high = label.partition("-")
