@@ -13,12 +13,13 @@ mlm COMMAND …
   export     a run as a folder that opens anywhere, or on the hub
   prepare    builds the token cache of the chosen data
   report     tables and plots of a sweep, or of some runs
+  analyse    what a trained model looks like inside
   runs       the runs of a folder: status, result, size on disk
   clean      what could go from a folder of runs; removes it when told
 
 `mlm COMMAND --help` shows examples. --debug shows the traceback of an error.
 """
-COMMANDS = ("train", "evaluate", "predict", "export", "prepare", "report", "runs", "clean")
+COMMANDS = ("train", "evaluate", "predict", "export", "prepare", "report", "analyse", "runs", "clean")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,6 +25,7 @@ ROOMS = (
     ("runs",),
     ("training",),
     ("report",),
+    ("analysis",),
     ("sweeps",),
     ("sharing",),
     ("commands",),

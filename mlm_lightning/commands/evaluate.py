@@ -9,6 +9,8 @@ from mlm_lightning.errors import ConfigError, mistakes, refuse
 from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
+    from mlm_lightning.config.settings import Settings
+    from mlm_lightning.data.condition import Condition
     from mlm_lightning.data.splits import Split
 
 HELP = """\
@@ -71,6 +73,14 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     With `trust`, classes that are not this package's own are built. Returns `checkpoint`, `step` and the metrics by name:
     `val/loss` in nats a predicted token, `val/loss_rate_0.30` … Raises UserError for what can't be.
     """
+    from mlm_lightning.training import evaluate as evaluation
+
+    settings, conditions = prepared(run, overrides or [], split, trust)
+    return evaluation.evaluate(run, settings, conditions, split, trust)
+
+
+def prepared(run: str, overrides: list[str], split: "Split", trust: bool) -> "tuple[Settings, list[Condition]]":
+    """The settings of a run, changed by `overrides`, and the conditions that it is evaluated under; their data is there."""
     from mlm_lightning.config.build import prepare
     from mlm_lightning.config.compose import WRITTEN_AGAIN, changed, read_config
     from mlm_lightning.config.parse import parse
@@ -79,27 +89,25 @@ def evaluate(run: str, overrides: list[str] | None = None, split: "Split" = "val
     from mlm_lightning.files import damaged
     from mlm_lightning.runs.folder import Run
     from mlm_lightning.runs.load import WEIGHTS, locate_weights, see_packages_of, tokenizer_folder
-    from mlm_lightning.training import evaluate as evaluation
     from mlm_lightning.training.check import trainer_errors
     from mlm_lightning.training.fit import quiet
 
     quiet()
     folder, weights = locate_weights(run)
-    check_effect(overrides or [])
+    check_effect(overrides)
     if trust:
         see_packages_of(folder)
     written = read_config(folder)
     if missing := {"data", "eval", "masking", "model", "trainer"} - set(written.config):
         raise damaged(folder / "config.yaml", ValueError(f"it lacks {', '.join(sorted(missing))}"), WRITTEN_AGAIN)
-    composed = resolved(changed(written, overrides or []), Run(folder).working_directory, overrides or [], trust)
+    composed = resolved(changed(written, overrides), Run(folder).working_directory, overrides, trust)
     for unused in ("callbacks", "logger", "prepare", "sweep"):
         composed = composed.changed(unused, None)
     tokenizer, is_export = tokenizer_folder(folder), weights.name == WEIGHTS
-    if tokenizer and (is_export or any(each.lstrip("+").startswith("data.") for each in overrides or [])):
+    if tokenizer and (is_export or any(each.lstrip("+").startswith("data.") for each in overrides)):
         # other documents, but the run's own tokens: data.tokenizer=train would train another tokenizer on them
         composed = composed.changed("data", keys_of(tokenizer))
     settings = parse(composed, trust)
     refuse(trainer_errors(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto")))
     with mistakes():
-        conditions = prepare(settings, evaluated=split, trained_on=Run(folder).manifest.get("data") or "")
-    return evaluation.evaluate(run, settings, conditions, split, trust)
+        return settings, prepare(settings, evaluated=split, trained_on=Run(folder).manifest.get("data") or "")

@@ -1,6 +1,6 @@
 """What a reader sees of a report: a page that needs nothing else, and a summary on the terminal.
 
-    question, answer ─ command ─ what went wrong ─ figures ─ groups ─ runs ─ manifest
+    question, answer ─ command ─ what went wrong ─ figures ─ groups ─ runs ─ analyses ─ manifest
 
 The page is `templates/page.html.jinja`; here is what it is filled with. Style, script and pictures are in the file, and nothing
 is loaded from anywhere. Whatever comes from a run is escaped.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlm_lightning.messages import print_table
 from mlm_lightning.report import tables
+from mlm_lightning.report.analyses import analyses
 from mlm_lightning.report.answer import answer, pairing, question
 from mlm_lightning.report.results import Recipe
 from mlm_lightning.report.study import Study
@@ -50,6 +51,7 @@ def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> st
         comparisons=few
         * [("What differs", tables.difference_table(results)), ("Metrics side by side", tables.metric_table(results))],
         runs=tables.run_table(study),
+        analyses=analyses(study.collection),
         made_with=tables.Table(["", "value"], [*equal, *unequal]),
     )
 

@@ -34,6 +34,7 @@ LIMIT_COLOUR = "#333333"
 COUNTED = {"unigram": ("counting words (unigram)", ":"), "bigram": ("counting pairs (bigram)", "-.")}
 """What counts of the training text give: names and line styles."""
 WIDTH = 7.4  # inches, of a page
+DPI = 200
 
 Cells = list[list[Interval | None]]
 
@@ -79,7 +80,7 @@ class Picture:
         """The same bytes whenever it is drawn: without a date."""
         file = io.BytesIO()
         with applied():
-            self.figure.savefig(file, format=kind, dpi=200, metadata={FORMATS[kind]: None})
+            self.figure.savefig(file, format=kind, dpi=DPI, metadata={FORMATS[kind]: None})
         return file.getvalue()
 
 
