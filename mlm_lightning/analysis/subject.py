@@ -7,7 +7,6 @@ Subject ─ batches("val", 1024) ─►  masked as in evaluation: frozen masks
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import SPLITS, EndlessRows, Rows, Source, Split
 from mlm_lightning.errors import NO_VALUE, ConfigError, one_line
 from mlm_lightning.randomness import key
+from mlm_lightning.tasks import MLM
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,13 @@ class Subject:
 
     def batches(self, split: Split, count: int | None = None) -> Iterator[MLMBatch]:
         """The first rows of a split, as many as there are of `count` (None: `num_rows`)."""
-        mask = partial(self.condition.masking, vocab=self.source.vocab, key=key(self.eval_seed, SPLITS.index(split)))
+        mask = MLM().maker(self.source, split, self.condition.masking, key(self.eval_seed, SPLITS.index(split)))
         rows = FirstRows(self.source.rows(split), self.num_rows if count is None else count)
         batches = EvalBatches(rows, mask, self.batch_size)
-        yield from (batches[index] for index in range(len(batches)))
+        for index in range(len(batches)):
+            batch = batches[index]
+            assert isinstance(batch, MLMBatch)
+            yield batch
 
     def run(self, batch: MLMBatch) -> Tensor:
         """The model's output, at all positions."""

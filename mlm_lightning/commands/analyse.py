@@ -166,8 +166,11 @@ def _subject(run: str, rows: int, trust: bool) -> "Subject":
     from mlm_lightning.commands.evaluate import prepared
     from mlm_lightning.data.condition import packs_documents
     from mlm_lightning.runs.load import load_run
+    from mlm_lightning.tasks import MLM
 
     settings, conditions = prepared(run, [], "val", trust)
+    if not isinstance(settings.task, MLM):
+        raise ConfigError("RUN", run, "labels rows, and mlm analyse looks at masked ones", "give the run that it began with")
     loaded = load_run(run, trust, separate_documents=packs_documents(conditions[:1]))
     sizes = {"batch_size": settings.loader.batch_size, "num_rows": rows, "eval_seed": settings.eval.seed}
     subject = Subject(loaded.model, conditions[0], **sizes, folder=loaded.folder, step=loaded.step)

@@ -217,7 +217,7 @@ def _decided(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the result, flat. A run that weights come from is shown by its name instead of their digest."""
     settings = flat(deciding(config))
     if settings.pop("init.weights", None):
-        settings["init.from_run"] = Path(config["init"]["from_run"]).name
+        settings["init.from_run"] = Path(str(Composed(config).get("init.from_run"))).name
         if settings.get("init.freeze") is None:
             del settings["init.freeze"]
     return settings

@@ -132,3 +132,10 @@ def test_heads_have_maps_of_their_own(runs: dict[int, Run]) -> None:
     analyse([str(runs[0].folder)], ["attention"], 40, heads=True)
     height = [int.from_bytes(each[20:24]) for each in (average, picture.read_bytes())]
     assert height[1] > 1.5 * height[0]  # two heads, a row each
+
+
+def test_a_run_that_labels_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = composed(f"output_dir={tmp_path}", "task=classify", "task.label=root")
+    train(config)
+    assert main(["analyse", str(run_of(config).folder)]) == 2
+    assert "labels rows" in capsys.readouterr().err
