@@ -45,7 +45,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-_OF_TRAINING = ("optim", "schedule", "model", "callbacks", "logger", "sweep", "seed", "name", "output_dir", "resume")
+_OF_TRAINING = (
+    "task",
+    "init",
+    "optim",
+    "schedule",
+    "model",
+    "callbacks",
+    "logger",
+    "sweep",
+    "seed",
+    "name",
+    "output_dir",
+    "resume",
+)
 _OF_EVALUATION = {
     *("accelerator", "precision", "limit_val_batches", "limit_test_batches", "inference_mode", "deterministic"),
     *("benchmark", "profiler", "enable_progress_bar", "enable_model_summary"),

@@ -185,3 +185,36 @@ def test_other_labels_are_other_questions(toy: Toy, tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert "filter_level_0" in shown
     assert "filter_level_1" in shown
+
+
+class OfOthers(nn.Module):
+    """A user's model, which says how many outputs it has and what its head is."""
+
+    def __init__(self, vocab_size: int, seq_len: int, num_outputs: int) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(vocab_size, 8), nn.Linear(8 * seq_len, num_outputs)
+
+    def forward(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, positions_BK: Tensor | None = None
+    ) -> Tensor:
+        return self.out(self.table(input_ids_BL).flatten(1))
+
+    def is_head(self, name: str) -> bool:
+        return name.startswith("out.")
+
+
+def test_a_model_of_ones_own(toy: Toy) -> None:
+    config = toy(*ROOT, "init.freeze=encoder")
+    config["model"] = {"_target_": f"{__name__}.OfOthers"}
+    train(config)
+    states = [state_of(config, name) for name in ("previous.ckpt", "last.ckpt")]
+    assert torch.equal(*(state["model.table.weight"] for state in states))
+    assert not torch.equal(*(state["model.out.weight"] for state in states))
+    assert load_run(run_of(config).folder, trust=True).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("override", ["task.label=level_1", "init.freeze=encoder"])
+def test_what_was_trained_stays_what_it_is(toy: Toy, override: str) -> None:
+    train(config := toy(*ROOT))
+    with pytest.raises(ConfigError, match="has no effect"):
+        evaluate(str(run_of(config).folder), [override])
