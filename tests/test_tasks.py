@@ -100,7 +100,7 @@ def test_an_exact_model_of_the_label_has_no_excess() -> None:
         (lambda: Classify(label="root", classes=["a", "b"]), "task.classes"),
         (lambda: Classify(label_column="topic", classes=["a", "a"]), "task.classes"),
         (lambda: Classify(label="root", node=-1), "task.node=-1"),
-        (lambda: Classify(label="rot").class_names(TREE), "task.label=rot: .*did you mean 'root'"),
+        (lambda: Classify(label="rot").class_names(TREE), "task.label=rot: is no latent variable.*root, level_0"),
         (lambda: Classify(label="level_0", node=1).class_names(TREE), "task.node=1: level_0 has 1 node"),
         (lambda: Classify(label="root").class_names(UniformSource()), "task.label=root.*it has none"),
     ],

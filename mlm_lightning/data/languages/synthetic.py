@@ -18,7 +18,7 @@ from mlm_lightning.batch import Vocab
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, key, row_keys
-from mlm_lightning.values import checked, suggestion
+from mlm_lightning.values import checked
 
 MAX_SYMBOLS = 256
 
@@ -53,8 +53,7 @@ class SyntheticSource(Source):
         sizes = self.latent_sizes()
         if label not in sizes:
             there = f"it has {', '.join(sizes)}" if sizes else "it has none"
-            problem = f"is no latent variable of {type(self).__name__}" + suggestion(label, list(sizes))
-            raise ConfigError("task.label", label, problem, there)
+            raise ConfigError("task.label", label, f"is no latent variable of {type(self).__name__}", there)
         num_nodes, num_states = sizes[label]
         if node >= num_nodes:
             remedy = f"give a number from 0 to {num_nodes - 1}"
