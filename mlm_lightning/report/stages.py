@@ -1,10 +1,9 @@
 """In which order a run learns the correlations of its language: beside the exact posteriors of filter levels, over training.
 
-step                 1      10     100    1000
-KL from k2        0.02    0.01    0.12    0.14      the languages by what their oracles lose on the run's rows, the most first:
-KL from k1        0.10    0.09    0.01    0.05      here k2, k1, and its own, k0
-KL from k0, own   0.15    0.14    0.06    0.00
-nearest             k2      k2      k1      k0      ─►  learned in stages, each level in its turn
+step                  1      10     100    1000
+KL from k2         0.02   *0.01    0.12    0.14      the languages by what their oracles lose on the run's rows, the most first:
+KL from k1         0.10    0.09   *0.01    0.05      here k2, k1, and its own, k0
+KL from k0, own    0.15    0.14    0.06   *0.00      * where the model is closest to it: one level after the other
 
 A column of metrics.csv for each: `val/kl_to_oracle_under_k1`, `val/oracle_loss_under_k1` (`eval.oracles`), at the steps of
 `trainer.val_steps`.
@@ -13,7 +12,6 @@ A column of metrics.csv for each: `val/kl_to_oracle_under_k1`, `val/oracle_loss_
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from mlm_lightning.report import style
@@ -64,37 +62,26 @@ def _level(result: Result, name: str, ending: str, is_own: bool = False) -> Leve
     return Level(name, kl, losses[-1] if losses else math.nan, is_own)
 
 
-def nearest(levels: list[Level]) -> list[tuple[Level, int]]:
-    """The level whose posterior is nearest to the model's, and the step from which on it is, as long as training goes."""
-    steps = sorted(set.intersection(*(set(level.kl) for level in levels))) if levels else []
-    closest = [(min(levels, key=lambda level: level.kl[step]), step) for step in steps]
-    return [next(stage) for _, stage in groupby(closest, key=lambda pair: pair[0].name)]
-
-
 def sentences(study: Study) -> list[str]:
-    """Of each run with such curves: in which order the model came nearest to the levels."""
-    found = [(result.name, stages) for result in study.collection.complete if (stages := _told(levels_of(result)))]
+    """Of each run with such curves: in which order the model came closest to the levels."""
+    found = [(result.name, levels) for result in study.collection.complete if (levels := levels_of(result))]
     named = len(study.collection.complete) > 1
-    return [(f"{name}: " if named else "") + stages for name, stages in found[:MAX_SENTENCES]]
+    return [(f"{name}: " if named else "") + _sentence(levels) for name, levels in found[:MAX_SENTENCES]]
 
 
-def _told(levels: list[Level]) -> str:
-    stages = nearest(levels)
-    if not stages:
-        return ""
-    told = [
-        f"{level.name} from step {step:,} (KL {number(level.kl[level.closest])} at step {level.closest:,})"
-        for level, step in stages
-    ]
-    places = [levels.index(level) for level, _ in stages]
-    never = [level.name for place, level in enumerate(levels) if place not in places]
-    if places != sorted(places):
+def _sentence(levels: list[Level]) -> str:
+    told = [f"{level.name} at step {level.closest:,} (KL {number(level.kl[level.closest])})" for level in levels]
+    steps = [level.closest for level in levels]
+    if steps != sorted(steps):
         order = "not in the order of the levels"
-    elif never:
-        order = f"in the order of the levels, and never to {' or '.join(never)}"
+    elif len(set(steps)) == len(steps):
+        order = "one level after the other"
     else:
-        order = "each level in its turn"
-    return f"The model is nearest to the exact posterior of {', '.join(told)}: {order}."
+        order = "in the order of the levels, where those of one step are not told apart"
+    last = min(levels, key=lambda level: level.kl[max(level.kl)])
+    return (
+        f"The model is closest to the exact posterior of {', '.join(told)}: {order}. In the end it is nearest to {last.name}."
+    )
 
 
 def pictures(study: Study) -> Iterator[Picture]:

@@ -1,4 +1,4 @@
-"""Which exact posterior a model is nearest to, step by step: from the curves to a figure and a sentence."""
+"""When a model is closest to which exact posterior: from the curves to a figure and a sentence."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +11,17 @@ from made_runs import make_run, summary_of
 from mlm_lightning.report.answer import answer
 from mlm_lightning.report.figures import draw
 from mlm_lightning.report.results import collect, read_result
-from mlm_lightning.report.stages import levels_of, nearest
+from mlm_lightning.report.stages import levels_of
 from mlm_lightning.report.study import study
 from mlm_lightning.report.style import Picture
 
+NAMES = ["k2", "k1", "k0, its own"]
 STEPS = [1, 10, 100, 1000]
 ORACLES = {"": 0.9, "_under_k1": 1.0, "_under_k2": 1.2}
 IN_TURN = {"_under_k2": [0.02, 0.01, 0.12, 0.14], "_under_k1": [0.1, 0.09, 0.01, 0.05], "": [0.15, 0.14, 0.06, 0.002]}
 STUCK = {"_under_k2": [0.02, 0.01, 0.01, 0.01], "_under_k1": [0.1, 0.09, 0.08, 0.08], "": [0.15, 0.14, 0.13, 0.13]}
-SKIPS = IN_TURN | {"_under_k1": [0.1, 0.13, 0.07, 0.05]}
-BACK = IN_TURN | {"_under_k2": [0.02, 0.01, 0.12, 0.001]}
+TIED = IN_TURN | {"_under_k1": [0.1, 0.09, 0.05, 0.01]}
+BACK = IN_TURN | {"_under_k2": [0.02, 0.01, 0.12, 0.001], "_under_k1": [0.1, 0.09, 0.01, 0.05]}
 
 
 def make(folder: Path, kl: dict[str, list[float]], settings: dict[str, Any] | None = None) -> Path:
@@ -37,33 +38,32 @@ def drawn(folder: Path) -> dict[str, Picture]:
 
 
 def told(folder: Path) -> list[str]:
-    return [each for each in answer(study(collect([str(folder)]))) if "nearest" in each]
+    return [each for each in answer(study(collect([str(folder)]))) if "exact posterior" in each]
 
 
 def test_levels_stand_in_the_order_of_what_their_oracles_lose(tmp_path: Path) -> None:
     levels = levels_of(read_result(make(tmp_path / "run", dict(reversed(IN_TURN.items())))))
-    assert [level.name for level in levels] == ["k2", "k1", "k0, its own"]
+    assert [level.name for level in levels] == NAMES
     assert [level.oracle_loss for level in levels] == [1.2, 1.0, 0.9]
     assert [level.closest for level in levels] == [10, 100, 1000]
 
 
 @pytest.mark.parametrize(
-    ("kl", "stages", "order"),
+    ("kl", "steps", "order", "end"),
     [
-        (IN_TURN, [("k2", 1), ("k1", 100), ("k0, its own", 1000)], "each level in its turn"),
-        (STUCK, [("k2", 1)], "in the order of the levels, and never to k1 or k0, its own"),
-        (SKIPS, [("k2", 1), ("k0, its own", 100)], "in the order of the levels, and never to k1"),
-        (BACK, [("k2", 1), ("k1", 100), ("k2", 1000)], "not in the order of the levels"),
+        (IN_TURN, [10, 100, 1000], "one level after the other", "k0, its own"),
+        (STUCK, [10, 100, 100], "in the order of the levels, where those of one step are not told apart", "k2"),
+        (TIED, [10, 1000, 1000], "in the order of the levels, where those of one step are not told apart", "k0, its own"),
+        (BACK, [1000, 100, 1000], "not in the order of the levels", "k2"),
     ],
 )
-def test_the_nearest_level_changes_in_the_course_of_training(
-    tmp_path: Path, kl: dict[str, list[float]], stages: list[tuple[str, int]], order: str
+def test_the_order_of_the_levels_is_told(
+    tmp_path: Path, kl: dict[str, list[float]], steps: list[int], order: str, end: str
 ) -> None:
-    folder = make(tmp_path / "run", kl)
-    assert [(level.name, step) for level, step in nearest(levels_of(read_result(folder)))] == stages
-    (sentence,) = told(folder)
-    assert sentence.endswith(f": {order}.")
-    assert all(f"{name} from step {step:,}" in sentence for name, step in stages)
+    (sentence,) = told(make(tmp_path / "run", kl))
+    places = [sentence.index(f"{name} at step {step:,} (KL ") for name, step in zip(NAMES, steps, strict=True)]
+    assert places == sorted(places)
+    assert sentence.endswith(f": {order}. In the end it is nearest to {end}.")
 
 
 def test_the_figure_has_a_line_and_a_mark_for_each_level_and_their_losses(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_without_something_to_compare_there_is_neither(tmp_path: Path, kl: dict[
 
 
 def test_of_a_real_run(toy: Callable[..., dict[str, Any]]) -> None:
-    """What a run writes is what the figure reads: nearest is what a run's own metrics say."""
+    """What a run writes is what the figure reads."""
     config = toy("eval.oracles={k1: {filter_level: 1}, k2: {filter_level: 2}}", "trainer.val_steps=log", "trainer.max_steps=10")
     summary, folder = train(config), run_of(config).folder
     found = curves(run_of(config))
@@ -114,7 +114,7 @@ def test_of_a_real_run(toy: Callable[..., dict[str, Any]]) -> None:
         assert [pytest.approx(each) for each in levels[name].kl.items()] == found[f"val/kl_to_oracle{ending}"]
         assert levels[name].oracle_loss == pytest.approx(summary[f"val/oracle_loss{ending}"])
     (sentence,) = told(folder)
-    last, _ = nearest(list(levels.values()))[-1]
-    assert last.name in sentence
-    assert last.kl[10] == min(summary[f"val/kl_to_oracle{ending}"] for ending in ("", "_under_k1", "_under_k2"))
+    nearest = min(levels.values(), key=lambda level: level.kl[10])
+    assert sentence.endswith(f"it is nearest to {nearest.name}.")
+    assert nearest.kl[10] == min(summary[f"val/kl_to_oracle{ending}"] for ending in ("", "_under_k1", "_under_k2"))
     assert "stages" in drawn(folder)
