@@ -50,7 +50,7 @@ def levels_of(result: Result) -> list[Level]:
     if not names or _KL not in result.curves:
         return []
     own_level = result.settings.get("data.filter_level")
-    own = "its own" if own_level is None else f"k{own_level}, its own"
+    own = "its own" if own_level is None else f"k{own_level} (its own)"
     found = [_level(result, name, f"{_UNDER}{name}") for name in names] + [_level(result, own, "", is_own=True)]
     found = [level for level in found if level.kl]
     return sorted(found, key=lambda level: (level.is_own, -level.oracle_loss)) if len(found) > 1 else []
@@ -62,14 +62,22 @@ def _level(result: Result, name: str, ending: str, is_own: bool = False) -> Leve
     return Level(name, kl, losses[-1] if losses else math.nan, is_own)
 
 
+def passed(result: Result, level: Level) -> int | None:
+    """The step from which on the model's loss stays below that of a level's posterior: it knows what the level lacks."""
+    curve = [(step, value) for step, value in result.curves.get("val/loss", []) if math.isfinite(value)]
+    above = [step for step, value in curve if value >= level.oracle_loss]
+    return min((step for step, _ in curve if step > max(above, default=0)), default=None)
+
+
 def sentences(study: Study) -> list[str]:
-    """Of each run with such curves: in which order the model came closest to the levels."""
-    found = [(result.name, levels) for result in study.collection.complete if (levels := levels_of(result))]
+    """Of each run with such curves: in which order the model came closest to the levels, and passed them."""
+    found = [result for result in study.collection.complete if levels_of(result)]
     named = len(study.collection.complete) > 1
-    return [(f"{name}: " if named else "") + _sentence(levels) for name, levels in found[:MAX_SENTENCES]]
+    return [(f"{result.name}: " if named else "") + _sentence(result) for result in found[:MAX_SENTENCES]]
 
 
-def _sentence(levels: list[Level]) -> str:
+def _sentence(result: Result) -> str:
+    levels = levels_of(result)
     told = [f"{level.name} at step {level.closest:,} (KL {number(level.kl[level.closest])})" for level in levels]
     steps = [level.closest for level in levels]
     if steps != sorted(steps):
@@ -79,9 +87,14 @@ def _sentence(levels: list[Level]) -> str:
     else:
         order = "in the order of the levels, where those of one step are not told apart"
     last = min(levels, key=lambda level: level.kl[max(level.kl)])
-    return (
-        f"The model is closest to the exact posterior of {', '.join(told)}: {order}. In the end it is nearest to {last.name}."
-    )
+    lines = [
+        f"The model is closest to the exact posterior of {', '.join(told)}: {order}.",
+        f"In the end it is nearest to {last.name}.",
+    ]
+    beyond = [f"{level.name} from step {step:,}" for level in levels if (step := passed(result, level))]
+    if beyond:
+        lines.append(f"Its loss is below what these posteriors lose: {', '.join(beyond)} on.")
+    return " ".join(lines)
 
 
 def pictures(study: Study) -> Iterator[Picture]:
@@ -106,6 +119,9 @@ def _picture(study: Study, group: Group, name: str) -> Picture:
         curve = [(step, value) for step, value in result.curves.get("val/loss", []) if math.isfinite(value)]
         loss.plot(*style.columns(curve), color=LIMIT_COLOUR)
         for level in levels:
+            if step := passed(result, level):
+                colour, marker = looks[level.name]
+                loss.plot([step], [dict(curve)[step]], marker=marker, markersize=8, linestyle="none", color=colour)
             style.draw_level(loss, level.oracle_loss, looks[level.name], line="--", linewidth=1.2)
     for ax in (distance, loss):
         style.set_log_scale(ax, "x")
@@ -118,6 +134,7 @@ def _picture(study: Study, group: Group, name: str) -> Picture:
     of = f" of {study.name(group)}" if study.axes else ""
     caption = (
         f"Learning in stages{of}. Left: how far the model is from the exact posterior of each level, on the run’s own rows; a "
-        "mark where it is closest. Right: the model’s loss; dashed, what each level’s posterior loses on these rows."
+        "mark where it is closest. Right: the model’s loss; dashed, what each level’s posterior loses on these rows; a mark from "
+        "where on the model’s loss stays below it."
     )
     return Picture(name, caption, figure)

@@ -11,11 +11,11 @@ from made_runs import make_run, summary_of
 from mlm_lightning.report.answer import answer
 from mlm_lightning.report.figures import draw
 from mlm_lightning.report.results import collect, read_result
-from mlm_lightning.report.stages import levels_of
+from mlm_lightning.report.stages import levels_of, passed
 from mlm_lightning.report.study import study
 from mlm_lightning.report.style import Picture
 
-NAMES = ["k2", "k1", "k0, its own"]
+NAMES = ["k2", "k1", "k0 (its own)"]
 STEPS = [1, 10, 100, 1000]
 ORACLES = {"": 0.9, "_under_k1": 1.0, "_under_k2": 1.2}
 IN_TURN = {"_under_k2": [0.02, 0.01, 0.12, 0.14], "_under_k1": [0.1, 0.09, 0.01, 0.05], "": [0.15, 0.14, 0.06, 0.002]}
@@ -51,9 +51,9 @@ def test_levels_stand_in_the_order_of_what_their_oracles_lose(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("kl", "steps", "order", "end"),
     [
-        (IN_TURN, [10, 100, 1000], "one level after the other", "k0, its own"),
+        (IN_TURN, [10, 100, 1000], "one level after the other", "k0 (its own)"),
         (STUCK, [10, 100, 100], "in the order of the levels, where those of one step are not told apart", "k2"),
-        (TIED, [10, 1000, 1000], "in the order of the levels, where those of one step are not told apart", "k0, its own"),
+        (TIED, [10, 1000, 1000], "in the order of the levels, where those of one step are not told apart", "k0 (its own)"),
         (BACK, [1000, 100, 1000], "not in the order of the levels", "k2"),
     ],
 )
@@ -63,7 +63,24 @@ def test_the_order_of_the_levels_is_told(
     (sentence,) = told(make(tmp_path / "run", kl))
     places = [sentence.index(f"{name} at step {step:,} (KL ") for name, step in zip(NAMES, steps, strict=True)]
     assert places == sorted(places)
-    assert sentence.endswith(f": {order}. In the end it is nearest to {end}.")
+    assert f": {order}. In the end it is nearest to {end}." in sentence
+
+
+@pytest.mark.parametrize(
+    ("losses", "step"),
+    [([1.3, 1.1, 0.9, 0.8], 100), ([1.3, 0.9, 1.1, 0.8], 1000), ([1.3, 1.2, 1.1, 1.0], None), ([0.9] * 4, 1)],
+)
+def test_a_level_is_passed_where_the_loss_stays_below_its_posteriors(
+    tmp_path: Path, losses: list[float], step: int | None
+) -> None:
+    result = read_result(make(tmp_path / "run", IN_TURN))
+    result.curves["val/loss"] = list(zip(STEPS, losses, strict=True))
+    assert passed(result, levels_of(result)[1]) == step  # which loses 1.0
+
+
+def test_the_sentence_tells_which_levels_are_passed(tmp_path: Path) -> None:
+    (sentence,) = told(make(tmp_path / "run", IN_TURN))  # losses 1.3, 1.2, 1.1, 1.0; the oracles lose 1.2, 1.0, 0.9
+    assert sentence.endswith("Its loss is below what these posteriors lose: k2 from step 100 on.")
 
 
 def test_the_figure_has_a_line_and_a_mark_for_each_level_and_their_losses(tmp_path: Path) -> None:
@@ -73,6 +90,7 @@ def test_the_figure_has_a_line_and_a_mark_for_each_level_and_their_losses(tmp_pa
     assert [xy for xy in lines if len(xy[0]) > 1] == [(STEPS, IN_TURN[ending]) for ending in ("_under_k2", "_under_k1", "")]
     assert [xy for xy in lines if len(xy[0]) == 1] == [([10], [0.01]), ([100], [0.01]), ([1000], [0.002])]
     dashed = [each for each in loss.get_lines() if each.get_linestyle() == "--"]
+    assert ([100], [pytest.approx(1.1)]) in [(list(each.get_xdata()), list(each.get_ydata())) for each in loss.get_lines()]
     assert [each.get_ydata()[0] for each in dashed] == [1.2, 1.0, 0.9]
     # a level's line and what its oracle loses have one colour
     assert [each.get_color() for each in dashed] == [each.get_color() for each in distance.get_lines()[::2]]
@@ -109,12 +127,12 @@ def test_of_a_real_run(toy: Callable[..., dict[str, Any]]) -> None:
     summary, folder = train(config), run_of(config).folder
     found = curves(run_of(config))
     levels = {level.name: level for level in levels_of(read_result(folder))}
-    assert levels.keys() == {"k0, its own", "k1", "k2"}
-    for name, ending in (("k1", "_under_k1"), ("k2", "_under_k2"), ("k0, its own", "")):
+    assert levels.keys() == {"k0 (its own)", "k1", "k2"}
+    for name, ending in (("k1", "_under_k1"), ("k2", "_under_k2"), ("k0 (its own)", "")):
         assert [pytest.approx(each) for each in levels[name].kl.items()] == found[f"val/kl_to_oracle{ending}"]
         assert levels[name].oracle_loss == pytest.approx(summary[f"val/oracle_loss{ending}"])
     (sentence,) = told(folder)
     nearest = min(levels.values(), key=lambda level: level.kl[10])
-    assert sentence.endswith(f"it is nearest to {nearest.name}.")
+    assert f"it is nearest to {nearest.name}." in sentence
     assert nearest.kl[10] == min(summary[f"val/kl_to_oracle{ending}"] for ending in ("", "_under_k1", "_under_k2"))
     assert "stages" in drawn(folder)
