@@ -134,7 +134,7 @@ def _picture(study: Study, group: Group, name: str) -> Picture:
     of = f" of {study.name(group)}" if study.axes else ""
     caption = (
         f"Learning in stages{of}. Left: how far the model is from the exact posterior of each level, on the run’s own rows; a "
-        "mark where it is closest. Right: the model’s loss; dashed, what each level’s posterior loses on these rows; a mark from "
-        "where on the model’s loss stays below it."
+        "mark where it is closest. Right: the model’s loss; dashed, what each level’s posterior loses on these rows; a mark "
+        "from where on the model’s loss stays below it."
     )
     return Picture(name, caption, figure)
