@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from mlm_lightning.report import stages
 from mlm_lightning.report.compare import Difference, Standing
 from mlm_lightning.report.groups import Group
 from mlm_lightning.report.learned import leaks, shortfalls
@@ -41,7 +42,8 @@ def answer(study: Study) -> list[str]:
         return _no_answer(study)
     lines = [_by_condition(study), *_each_condition(study)] if study.by_condition else _single(study, standings[0])
     summaries = [result.summary for result in study.collection.complete]
-    return [*lines, *_verdicts(study), *_how_sure(study), *leaks(summaries), *shortfalls(summaries)]
+    learned = [*_verdicts(study), *stages.sentences(study)]
+    return [*lines, *learned, *_how_sure(study), *leaks(summaries), *shortfalls(summaries)]
 
 
 def _verdicts(study: Study) -> list[str]:

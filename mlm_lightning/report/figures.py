@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mlm_lightning.report import style
+from mlm_lightning.report import stages, style
 from mlm_lightning.report.groups import Axis, Group, as_text, canonical
 from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, describe, interval, label
 from mlm_lightning.report.study import Study
@@ -38,6 +38,7 @@ def _pictures(study: Study) -> Iterator[Picture]:
                 yield _conditions_heat_map(study, "val/excess_loss" if has_excess else "val/loss")
         for across, down in itertools.islice(itertools.combinations(study.axes, 2), MAX_PAIRS):
             yield from (_pair(study, across, down, standing.metric) for standing in study.standings[:MAX_PANELS])
+    yield from stages.pictures(study)
     yield from _curves(study)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mlm_lightning.report.learned import leak
 from mlm_lightning.report.metric import Interval, Metric, interval
 from mlm_lightning.report.results import NOT_SET, Result
+from mlm_lightning.runs.identity import LATER_KEYS
 
 MIN_MONOTONE = 5
 """Numbers that rise or fall together hardly by chance."""
@@ -80,7 +81,7 @@ def differing(results: Sequence[Result]) -> dict[str, list[Any]]:
     """The keys that decide the result and differ among the runs that have a config, each with its value in every one."""
     rows = [result.settings for result in results if result.config]
     keys = dict.fromkeys(key for row in rows for key in row)
-    columns = {key: [row.get(key, NOT_SET) for row in rows] for key in keys}
+    columns = {key: [row.get(key, LATER_KEYS.get(key, NOT_SET)) for row in rows] for key in keys}
     return {key: column for key, column in columns.items() if len(set(map(canonical, column))) > 1}
 
 

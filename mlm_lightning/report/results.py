@@ -26,7 +26,7 @@ from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs import evaluations
 from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.runs.folder import Run, processes_of, read_metrics
-from mlm_lightning.runs.identity import deciding, identity
+from mlm_lightning.runs.identity import LATER_KEYS, deciding, identity
 
 STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
 """Those of `Run`, and `damaged`: a file of the run can't be read."""
@@ -70,7 +70,7 @@ class Result:
     def get(self, key: str, missing: Any = NOT_SET) -> Any:
         """A setting; without a config, what its job says (of `masking._target_` as `masking`), else `missing`."""
         if self.config:
-            return self.settings.get(key, NOT_SET)
+            return self.settings.get(key, LATER_KEYS.get(key, NOT_SET))
         return self.settings.get(key, self.settings.get(key.removesuffix("._target_"), missing))
 
     @property

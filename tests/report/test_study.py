@@ -131,3 +131,12 @@ def test_values_are_texts_one_would_write_them() -> None:
     texts = {0.001: "0.001", 1e-5: "1e-05", None: "null", "mlm_lightning.masking.Span": "Span", "a.b.txt": "a.b.txt"}
     assert {value: as_text(value) for value in texts} == texts
     assert [as_text(True), as_text([1, 2])] == ["true", "[1, 2]"]
+
+
+def test_a_value_that_identities_leave_out_has_its_name(tmp_path: Path) -> None:
+    """It is in the config of a run, or, of an earlier version, not even there: both were done as it says."""
+    for name, settings in {"new": {"masking.hiding": "token"}, "old": {}, "other": {"masking.hiding": "both"}}.items():
+        make_run(tmp_path / name, settings, summary_of(1.0))
+    found = study(collect([str(tmp_path)]))
+    assert [found.name(group) for group in found.groups] == ["masking.hiding=both", "masking.hiding=token"]
+    assert [len(group.results) for group in found.groups] == [1, 2]
