@@ -7,10 +7,13 @@ from mlm_lightning.errors import UserError, mistakes
 from mlm_lightning.messages import print_table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mlm_lightning.config.settings import Settings
     from mlm_lightning.data.source import Source
 
 HELP = """\
-mlm prepare [OVERRIDE…] [--config-dir DIR]
+mlm prepare [OVERRIDE…] [--show N] [--config-dir DIR]
 
 Downloads, tokenises and caches the chosen data, so that a later training starts at once. It uses all cores, and the same
 command goes on where one was stopped.
@@ -18,6 +21,9 @@ command goes on where one was stopped.
   mlm prepare data=text data.path='texts/*.txt' data.tokenizer=train
   mlm prepare experiment=xsum_distilbert
   mlm prepare data=text data.path='texts/*.jsonl.zst' data.tokenizer=roberta-base prepare=ray
+  mlm prepare data=text data.path='texts/*.txt' data.tokenizer=train --show 3
+
+--show N prints the first N rows for training: whole, and as the model sees them in the first epoch.
 """
 
 
@@ -30,7 +36,10 @@ def main(arguments: list[str]) -> int:
     parser = Parser(HELP)
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     parser.add_argument("--config-dir")
+    parser.add_argument("--show", type=int, default=0, metavar="N")
     flags = parser.parse(arguments)
+    if flags.show < 0:
+        raise UserError(f"--show {flags.show}: give a number of rows")
     see_own_packages()
     with composer(flags.config_dir) as hydra:
         overrides = hydra.plain(flags.overrides)
@@ -45,7 +54,46 @@ def main(arguments: list[str]) -> int:
         if source is not conditions[0].source:
             print(f"\n{eval_data_key(names[source])}")
         _show(source)
+    if flags.show:
+        _show_rows(settings, conditions[0].source, flags.show)
     return 0
+
+
+def _show_rows(settings: "Settings", source: "Source", number: int) -> None:
+    """The first rows for training, before and after they are masked; or with their labels."""
+    import torch
+
+    from mlm_lightning.batch import IGNORE_INDEX, LabelledBatch
+    from mlm_lightning.data.source import SPLITS, EndlessRows
+    from mlm_lightning.data.text.tokenizer.load import load_tokenizer
+    from mlm_lightning.randomness import key
+    from mlm_lightning.tasks import Classify
+
+    rows = source.rows("train")
+    index_B = torch.arange(number if isinstance(rows, EndlessRows) else min(number, len(rows)))
+    read = rows[index_B]
+    tokens_BL, mask_BL = read if isinstance(read, tuple) else (read, None)
+    make = settings.task.maker(source, "train", settings.masking.instance, key(settings.seed, SPLITS.index("train")))
+    batch = make(tokens_BL, index_B, epochs_B=torch.zeros_like(index_B), attention_mask_BL=mask_BL, progress=0.0)
+    folder = source.cache_folder
+    tokenizer = load_tokenizer(folder / "tokenizer") if folder is not None and source.tokenizer_keys() else None
+
+    def text(ids_L: "Tensor", row: int) -> str:
+        ids = (ids_L if mask_BL is None else ids_L[mask_BL[row] != 0]).tolist()
+        return " ".join(map(source.vocab.token, ids)) if tokenizer is None else tokenizer.decode(ids)
+
+    for row in range(len(index_B)):
+        print(f"\nrow {row:<8} {text(tokens_BL[row], row)}")
+        if isinstance(batch, LabelledBatch):
+            assert isinstance(settings.task, Classify)
+            print(f"label        {settings.task.class_names(source)[int(batch.labels_B[row])]}")
+            continue
+        print(f"seen         {text(batch.input_ids_BL[row], row)}")
+        labels_L = batch.labels_BL[row]
+        predicted = [
+            f"{i} {source.vocab.token(int(labels_L[i]))}" for i in (labels_L != IGNORE_INDEX).nonzero().flatten().tolist()
+        ]
+        print(f"predicted    {'  '.join(predicted)}")
 
 
 _QUANTITIES = (

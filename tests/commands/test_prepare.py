@@ -114,3 +114,25 @@ def test_a_class_in_this_folder_is_found(
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     assert main(["prepare", "data=uniform", "data._target_=prepared_here.Mine"]) == 0
     assert capsys.readouterr().out.startswith("prepared\n")
+
+
+def test_rows_are_shown_whole_and_as_the_model_sees_them(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--show", "2", "masking.rate=0.3", "masking.mask_share=1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    whole, seen, predicted = lines[-3:]
+    assert whole.startswith("row 1 ")
+    assert "[MASK]" not in whole
+    assert seen.count("[MASK]") == len(predicted.split()[1:]) // 2 > 0
+
+
+def test_symbols_and_labels_are_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "data.depth=2", "--show", "1", "masking=single"]) == 0
+    *_, whole, seen, predicted = capsys.readouterr().out.split("\n")[:-1]
+    symbols = whole.split()[2:]
+    position, symbol = predicted.split()[1:]
+    assert symbols[int(position)] == symbol
+    assert seen.split()[1:] == [*symbols[: int(position)], "[MASK]", *symbols[int(position) + 1 :]]
+    assert main(["prepare", "data.depth=2", "--show", "1", "task=classify", "task.label=level_2", "task.node=3"]) == 0
+    *_, whole, label = capsys.readouterr().out.split("\n")[:-1]
+    assert label.split() == ["label", whole.split()[-1]]
+    assert main(["prepare", "data.depth=2", "--show", "-1"]) == 2
