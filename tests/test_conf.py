@@ -16,12 +16,30 @@ from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.runs.identity import identity
 
-GROUPS = ("data", "prepare", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep")
+GROUPS = (
+    "data",
+    "prepare",
+    "task",
+    "masking",
+    "model",
+    "optim",
+    "schedule",
+    "trainer",
+    "callbacks",
+    "logger",
+    "experiment",
+    "sweep",
+)
 FRAMEWORK_KEYS = {"data": LOADER_KEYS, "optim": OPTIMIZATION_KEYS}  # those of a group that are not its target's
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
 EVERY_OPTION = pytest.mark.parametrize("option", OPTIONS)
 TEXT = ("data.path={corpus}", "data.tokenizer=train", "data.vocab_size=99")
-NEEDS = {"data=text": TEXT, "experiment=text_scratch": ("data.path={corpus}",), "experiment=text_adapt": TEXT}
+NEEDS = {
+    "data=text": TEXT,
+    "task=classify": ("task.label=root",),
+    "experiment=text_scratch": ("data.path={corpus}",),
+    "experiment=text_adapt": TEXT,
+}
 NEEDS_WEIGHTS = (
     "model=pretrained",
     "model=distilbert_tutorial",
@@ -103,7 +121,7 @@ def test_every_key_is_one_of_its_target(option, corpus):
 def test_an_option_changes_something(option, corpus):
     """A YAML in the wrong package, or one without content, would compose to the default."""
     defaults = {"data=tree", "masking=bernoulli", "model=transformer", "optim=adamw", "schedule=cosine", "trainer=default"}
-    defaults |= {"callbacks=default", "prepare=local"}
+    defaults |= {"callbacks=default", "prepare=local", "task=mlm"}
     assert (composed(option, corpus) == composed("seed=0", corpus)) == (option in defaults)
 
 
@@ -113,7 +131,8 @@ def test_a_datas_yaml_lists_every_key_of_its_source(name):
     node = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))
     node = node.get("data", node)
     source = resolve_target(node["_target_"])
-    assert set(node) - {"_target_"} - LOADER_KEYS == set(inspect.signature(source).parameters)
+    known = set(inspect.signature(source).parameters) - {"label_column", "class_names"}  # which come from the task
+    assert set(node) - {"_target_"} - LOADER_KEYS == known
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("optim=")])
@@ -131,8 +150,8 @@ def test_a_yaml_lists_every_key_of_its_class(option):
         pytest.skip("it says what differs from another one")
     node = node.get(group, node)  # some bring defaults for other groups, and so name their own
     known = set(inspect.signature(resolve_target(node["_target_"])).parameters)
-    # all but the last come from the data; num_classes is for labels of whole sequences, from Python
-    assert known - {"vocab_size", "seq_len", "pad_token_id", "separate_documents", "num_classes"} == set(node) - {"_target_"}
+    provided = {"vocab_size", "seq_len", "pad_token_id", "separate_documents", "num_classes", "class_names"}
+    assert known - provided == set(node) - {"_target_"}  # those come from the data and the task
 
 
 EXPERIMENTS = [option for option in OPTIONS if option.startswith("experiment=")]

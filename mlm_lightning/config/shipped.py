@@ -3,7 +3,20 @@ that they can be listed without Hydra."""
 
 from pathlib import Path
 
-GROUPS = ("data", "masking", "model", "optim", "schedule", "trainer", "callbacks", "logger", "experiment", "sweep", "launcher")
+GROUPS = (
+    "data",
+    "task",
+    "masking",
+    "model",
+    "optim",
+    "schedule",
+    "trainer",
+    "callbacks",
+    "logger",
+    "experiment",
+    "sweep",
+    "launcher",
+)
 
 
 def config_folder() -> Path:

@@ -105,7 +105,7 @@ def test_a_batch_larger_than_an_epoch_holds_several_epochs() -> None:
 
 
 def endless(batch_size: int, shuffle_buffer: int = 20, seed: int = 0, rank: int = 0, world_size: int = 1) -> TrainBatches:
-    mask = datamodule().train_batches().mask
+    mask = datamodule().train_batches().make
     return TrainBatches(CountedForever(shuffle_buffer), mask, batch_size, seed, rank, world_size)
 
 
@@ -242,7 +242,7 @@ def test_evaluation_sees_each_row_once_with_the_same_mask(batch_size: int, world
 
 
 def test_padding_rows_have_no_labels() -> None:
-    batches = EvalBatches(CountedRows(5), frozen(datamodule()).mask, 4, rank=1, world_size=2)
+    batches = EvalBatches(CountedRows(5), frozen(datamodule()).make, 4, rank=1, world_size=2)
     padding = [batch.labels_BL[batch.row_ids_B == PADDING_ROW] for batch in (batches[i] for i in range(len(batches)))]
     assert sum(len(each) for each in padding) > 0
     assert all((each == IGNORE_INDEX).all() for each in padding)

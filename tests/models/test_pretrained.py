@@ -20,7 +20,7 @@ from mlm_lightning.batch import IGNORE_INDEX
 from mlm_lightning.models.pretrained import LAST_LAYERS, LINEAR_HEADS, SEPARATE_DOCUMENTS, PretrainedMLM
 
 V, L, B, PAD = 31, 12, 4, 1
-FROM_DATA = {"vocab_size", "seq_len", "pad_token_id", "separate_documents"}
+FROM_DATA = {"vocab_size", "seq_len", "pad_token_id", "separate_documents", "class_names"}
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 CONFIGS = {
