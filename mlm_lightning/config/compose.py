@@ -195,6 +195,7 @@ class Composer:
 
 
 _A_RUN = re.compile(r"^[^'\"]*-[0-9a-f]{8}(/|$)")
+"""A path that ends as a run's folder does, or leads into one."""
 
 
 def _with_path_in_quotes(override: str) -> str:

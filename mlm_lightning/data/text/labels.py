@@ -1,7 +1,8 @@
 """Labels of documents: in a cache a hash of each one's name, in a batch the index of its class.
 
-column      "sport"  "world"  "sport"          cache     f00d… 1234… f00d…      meta.json  {"train": {"sport": 2, "world": 1}}
-classes     ("sport", "world")                 labels    0     1     0
+column      "sport"  "world"  "sport"      meta.json  {"train": {"sport": 2, "world": 1}}
+cache       f00d…    1234…    f00d…        classes    ("sport", "world")
+labels      0        1        0
 """
 
 from collections.abc import Sequence
