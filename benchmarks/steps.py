@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from table import Table
 from torch import Tensor, nn
+from tutorial import training_step
 
 from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.config.build import build_model, prepare
@@ -116,11 +117,8 @@ def tutorial(autocast: bool) -> Theirs:
 
         def step(i: int) -> None:
             batch = batches[i % 4]
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast and HAS_BF16):
-                loss = model(input_ids=batch.input_ids_BL, labels=batch.labels_BL).loss
-            loss.backward()
-            optimizer.step()
+            inputs = {"input_ids": batch.input_ids_BL, "labels": batch.labels_BL}
+            training_step(model, optimizer, inputs, autocast and HAS_BF16)
 
         return step
 

