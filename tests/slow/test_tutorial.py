@@ -6,8 +6,8 @@ epoch at the same validation perplexity, within 1 %.
 
 Both models of an epoch are evaluated by `mlm evaluate`, on the same rows under the same masks, which show `[MASK]` alone; those
 of the last epoch by the loop of the tutorial, too, on the masks that it made before training. What is left are the order of the
-rows, the masks of training and dropout: 0.2 %. (On masks that keep 10 % of the tokens, as the tutorial makes them, seeds differ
-by 1 % after the first epoch, in which the model begins to trust what it sees there.)
+rows, the masks of training and dropout: 0.2 %. (On masks that keep 10 % of the tokens, as the tutorial makes them, two seeds
+differed by 1 % after the first epoch.)
 
 The loop, with the logits of all positions, has to take minutes. So the model is small, and has learned little more than how
 frequent the words of old addresses are; and its learning rate is a higher one.
