@@ -10,26 +10,14 @@ from helpers import conditions_of, problems
 from omegaconf import OmegaConf
 
 from mlm_lightning import packages
+from mlm_lightning.config import shipped
 from mlm_lightning.config.compose import composer, config_folder, to_plain
 from mlm_lightning.config.settings import LOADER_KEYS, OPTIMIZATION_KEYS
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.runs.identity import identity
 
-GROUPS = (
-    "data",
-    "prepare",
-    "task",
-    "masking",
-    "model",
-    "optim",
-    "schedule",
-    "trainer",
-    "callbacks",
-    "logger",
-    "experiment",
-    "sweep",
-)
+GROUPS = tuple(group for group in shipped.GROUPS if group != "launcher")  # whose options are plugins of Hydra's
 FRAMEWORK_KEYS = {"data": LOADER_KEYS, "optim": OPTIMIZATION_KEYS}  # those of a group that are not its target's
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
 EVERY_OPTION = pytest.mark.parametrize("option", OPTIONS)

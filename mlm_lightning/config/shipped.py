@@ -15,6 +15,7 @@ GROUPS = (
     "logger",
     "experiment",
     "sweep",
+    "prepare",
     "launcher",
 )
 

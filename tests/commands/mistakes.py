@@ -129,6 +129,7 @@ VALUES = [
     ("train schedule=cos", ["schedule=cos", "cosine"]),
     ("train launcher=slrum", ["launcher=slrum", "did you mean 'slurm'"]),
     ("train prepare=loca", ["prepare=loca", "local"]),
+    ("train prepare=3", ["prepare=3", "local"]),
     ("train logger=[csv,tensorbord]", ["logger=tensorbord", "did you mean 'tensorboard'"]),
     ("train schedule=null", ["schedule", "_target_"]),
     ("train eval.masking=bernouli", ["eval.masking=bernouli", "did you mean 'bernoulli'"]),
