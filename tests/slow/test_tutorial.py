@@ -200,7 +200,7 @@ def test_an_epoch_more_or_less_would_be_seen(tutorial: Tutorial, checkpoint: Pat
 
 
 def test_training_perplexities_differ_by_their_masks_alone(theirs: Course, ours: Course) -> None:
-    """By 1.3 % (one standard error), each being of 50,000 tokens of its own."""
+    """By about a percent, each being of 50,000 tokens of its own (up to 0.9 % was seen)."""
     assert ours.training == pytest.approx(theirs.training, rel=0.05)
 
 
