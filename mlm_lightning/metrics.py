@@ -1,7 +1,7 @@
 """Masked cross-entropy, and sums of it that are divided once.
 
     token losses ─► sums over tokens, batches, ranks ─► one division ─► loss, perplexity, accuracy, excess over the oracle,
-                                                                        gain over counting words
+                                                                        gain over counting tokens
 
 A mean of means weighs tokens of rows with few masks more; sums do not care how rows were cut into batches.
 """

@@ -102,6 +102,12 @@ def generator(*words: int) -> torch.Generator:
     return torch.Generator().manual_seed(key(*words))
 
 
+def dirichlet(concentration: float, shape: tuple[int, ...], *words: int) -> Tensor:
+    """Distributions over the last dimension, each drawn from a symmetric Dirichlet, by the hash of `words`; float64."""
+    source = np.random.Generator(np.random.PCG64(key(*words) & _UINT64))
+    return torch.from_numpy(source.dirichlet(np.full(shape[-1], concentration), shape[:-1]))
+
+
 def seed_torch(*words: int) -> None:
     """Seeds torch's global generators with the hash of `words`: before layers of a library draw from them (dropout,
     initialisation), never anywhere else."""

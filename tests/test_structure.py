@@ -21,7 +21,7 @@ ROOMS = (
     ("masking", "metrics", "cross_entropy"),
     ("tasks",),
     ("data", "models"),
-    ("config",),
+    ("config", "testing"),
     ("runs",),
     ("training",),
     ("report",),

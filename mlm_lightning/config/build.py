@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from mlm_lightning.config.settings import Node, Settings
 from mlm_lightning.data.condition import Condition
-from mlm_lightning.data.source import LatentOracle, Oracle, Source, Split
+from mlm_lightning.data.source import LatentOracle, NGrams, Oracle, Source, Split
 from mlm_lightning.errors import NO_VALUE, ConfigError, InvalidConfigError, config_errors
 from mlm_lightning.masking import MASKINGS, Masking, Single
 from mlm_lightning.models.protocol import CanHide, HasEmbeddings
@@ -101,8 +101,11 @@ def prepare(settings: Settings, evaluated: Split | None = None, trained_on: str 
     by_name = {name: source for names, source in sources.items() for name in names}
     oracles = {source: oracle_for(settings.task, source) for source in sources.values()}
     pairs = [(names, masking, by_name.get(names[0], train_source)) for names, masking in settings.maskings.items()]
-    ngrams = train_source.ngrams(trained_on) if isinstance(settings.task, MLM) else None
-    conditions = [Condition(names, masking, source, oracles[source], ngrams) for names, masking, source in pairs]
+    counts: dict[Source, NGrams | None] = {}
+    if isinstance(settings.task, MLM):
+        # text stands beside the counts of what the model is trained on, a language between its own and its optimum
+        counts = {source: (train_source if oracles[source] is None else source).ngrams(trained_on) for source in oracles}
+    conditions = [Condition(names, masking, source, oracles[source], counts.get(source)) for names, masking, source in pairs]
     asked = {name: oracle_for(settings.task, node.instance) for name, node in settings.oracles.items()}
     further = {name: oracle for name, oracle in asked.items() if oracle is not None}
     return [replace(conditions[0], further_oracles=further), *conditions[1:]]

@@ -21,7 +21,19 @@ from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.processes import Workers
 
-__all__ = ["SPLITS", "LatentOracle", "LatentRows", "NGrams", "Oracle", "Rows", "Source", "Split"]
+__all__ = [
+    "MAX_JOINT",
+    "SPLITS",
+    "ExactOracle",
+    "Joint",
+    "LatentOracle",
+    "LatentRows",
+    "NGrams",
+    "Oracle",
+    "Rows",
+    "Source",
+    "Split",
+]
 
 
 class Rows(Protocol):
@@ -75,12 +87,32 @@ class LatentOracle(Oracle, Protocol):
 
 
 @runtime_checkable
+class ExactOracle(LatentOracle, Protocol):
+    """An oracle that answers every question about the hidden tokens."""
+
+    def log_likelihood(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
+        """`log_prob_B` (nats): of the tokens that are observed, the others summed out; -inf where they are impossible."""
+        ...
+
+    def sample(self, tokens_BL: Tensor, observed_BL: Tensor, keys_B: Tensor) -> Tensor:
+        """`tokens_BL`: the observed tokens, and the others drawn jointly from their posterior, each row a function of its
+        key."""
+        ...
+
+
+@runtime_checkable
 class LatentRows(Rows, Protocol):
     """Rows of which one knows how they came about."""
 
     def latents(self, index_B: Tensor) -> dict[str, Tensor]:
         """The true values of the variables of `LatentOracle`, `values_BN` (int64) by name."""
         ...
+
+
+MAX_JOINT = 4096
+Joint = tuple[Tensor, dict[str, Tensor], Tensor]
+"""`sequences_SL`, their latent variables `values_SN` by name, and `log_prob_S`; a sequence comes as often as its latents
+differ."""
 
 
 class NGrams(Protocol):
@@ -148,6 +180,15 @@ class Source(ABC):
 
     def oracle(self) -> Oracle | None:
         """The exact posterior, where it is known."""
+        return None
+
+    def entropy_rate(self) -> float | None:
+        """Nats a token of endless rows, where it has a closed form."""
+        return None
+
+    def joint(self) -> Joint | None:
+        """Every row that there is, of a small language, by a plain loop over what it is by definition, that shares nothing with
+        the oracle; None where nobody wrote one. ValueError where there are more than `MAX_JOINT` sequences."""
         return None
 
     def classes(self, label: str, node: int) -> tuple[str, ...]:

@@ -11,18 +11,24 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
+import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Interval
 from torch import Tensor
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, key, row_keys
 from mlm_lightning.values import checked
 
 MAX_SYMBOLS = 256
+MAX_SEQ_LEN = 2**16
+_COUNTED = 2**17  # tokens: they tell the unigram's loss within 1e-5 nats
 
 NumSymbols = Annotated[int, Interval(ge=2, le=MAX_SYMBOLS), "it is the number of different tokens"]
+SeqLen = Annotated[int, Interval(ge=1, le=MAX_SEQ_LEN), "it is the number of tokens in a row"]
 NumRows = Annotated[int, Ge(1), "synthetic data has no natural end to take all or a share of: give a number of rows"]
 
 
@@ -35,6 +41,7 @@ class SyntheticSource(Source):
     @checked("data")
     def __init__(self, num_symbols: NumSymbols, seed: int, train_size: NumRows, val_size: NumRows, test_size: NumRows) -> None:
         self.num_symbols, self.seed = num_symbols, seed
+        self._counted: NGramCounts | None = None
         self._sizes = {"train": train_size, "val": val_size, "test": test_size}
         for split, size in self._sizes.items():
             if size > sys.maxsize:  # the longest that len() can say
@@ -62,6 +69,15 @@ class SyntheticSource(Source):
 
     def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
         return partial(_values, self.rows(split), label, node)
+
+    def ngrams(self, fingerprint: str | None = None) -> NGramCounts:
+        """The counts of the first rows for training; the config says all of them."""
+        if self._counted is None:
+            num_rows = min(self._sizes["train"], max(1, _COUNTED // self.seq_len))
+            tokens_BL = self.rows("train")[torch.arange(num_rows)]
+            # no token is the neighbour of another row's
+            self._counted = NGramCounts.count(F.pad(tokens_BL, (0, 1), value=self.vocab.mask_id).flatten().numpy(), self.vocab)
+        return self._counted
 
     def latent_sizes(self) -> dict[str, tuple[int, int]]:
         """The numbers of nodes and of states of each latent variable."""

@@ -23,15 +23,19 @@ filtering", ICML 2025, arXiv 2408.15138.
 Shapes beyond those of `batch`: Q symbols (also the rules of a symbol), N nodes of a level.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
+from math import prod
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
+from mlm_lightning.data.languages.joint import Path, as_joint, check_size
 from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SyntheticSource
 from mlm_lightning.data.languages.tree_oracle import TreeOracle
+from mlm_lightning.data.source import Joint
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, generator, uniform
 from mlm_lightning.values import checked
@@ -193,3 +197,51 @@ class TreeSource(SyntheticSource):
 
     def oracle(self) -> TreeOracle:
         return TreeOracle(self.grammar.M, self.grammar.marginals_NQQ(self.filter_level), self.depth, self.filter_level)
+
+    def joint(self) -> Joint:
+        """Every tree that grows from every root; its latent variables are those of `TreeOracle.latents`."""
+        q, k, rules = self.num_symbols, self.filter_level, self.grammar.M.tolist()
+        trees: list[Path] = [(1 / q, [root], [[root]]) for root in range(q)]
+        if k > 0:
+            trees = [
+                (
+                    weight * prod(given[place][symbol] for place, symbol in enumerate(symbols)),
+                    list(symbols),
+                    [[root], list(symbols)],
+                )
+                for weight, (root,), _ in trees
+                for given in [[_below(rules, root, place, k) for place in range(2**k)]]
+                for symbols in product(range(q), repeat=2**k)
+            ]
+        pairs = list(product(range(q), repeat=2))
+        for _ in range(k, self.depth):
+            trees = [
+                (
+                    weight * prod(rules[parent][b][c] for parent, (b, c) in zip(symbols, chosen, strict=True)),
+                    below,
+                    [*levels, below],
+                )
+                for weight, symbols, levels in trees
+                for chosen in product(*([pair for pair in pairs if rules[parent][pair[0]][pair[1]] > 0] for parent in symbols))
+                for below in [[symbol for pair in chosen for symbol in pair]]
+            ]
+            check_size(len({tuple(symbols) for _, symbols, _ in trees}))
+        names = [0, *range(max(1, k), self.depth + 1)]
+        latents = {f"level_{level}": partial(_level, place) for place, level in enumerate(names)}
+        return as_joint(trees, {"root": partial(_level, 0), **latents})
+
+
+def _below(rules: list[list[list[float]]], root: int, place: int, level: int) -> list[float]:
+    """What the symbol of a node of a level is, given the root: on its way down, each step goes left or right."""
+    q = len(rules)
+    probs = [float(symbol == root) for symbol in range(q)]
+    for bit in reversed(range(level)):
+        moved = [0.0] * q
+        for a, b, c in product(range(q), repeat=3):
+            moved[c if place >> bit & 1 else b] += probs[a] * rules[a][b][c]
+        probs = moved
+    return probs
+
+
+def _level(place: int, levels: list[list[int]]) -> list[int]:
+    return levels[place]

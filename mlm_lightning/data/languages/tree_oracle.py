@@ -21,85 +21,65 @@ rows, S things that the leaves below a node can say. The batch is the last dimen
 symbols copies contiguous memory; nodes of a level in a batch are numbered node · B + row.
 """
 
-from typing import NoReturn
+from math import log
 
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.languages.synthetic import observed_tokens
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
+from mlm_lightning.randomness import uniform
 
 _TINY = torch.finfo(torch.float64).tiny
-# Elements of the messages of a level, and of an outer product, that are worked on at once: on a CPU the latter stay in cache
-_CHUNK = {"cpu": 2**20, "cuda": 2**25}
+# Elements of an outer product that are worked on at once: on a CPU they stay in cache
 _BLOCK = {"cpu": 2**19, "cuda": 2**27}
 _LARGEST_TABLE = 2**16  # elements
 _FEW = 0.8
 """Of a level's nodes: where fewer have something to pass on, they are picked."""
 
 
-class TreeOracle:
-    """The posterior of the leaves of `TreeSource`, given any of them, for every filter level."""
+class TreeOracle(LanguageOracle):
+    """Of the leaves of `TreeSource`, given any of them, for every filter level.
+
+    Every pair has a parent, so every row is possible; but the probability of a rule can underflow to zero where sigma is in the
+    hundreds."""
 
     def __init__(self, M: Tensor, star_NQQ: Tensor, depth: int, filter_level: int) -> None:
         """`M` and `star_NQQ`, the marginals of the nodes of level k given the root, are those of the tree's `Grammar`."""
-        self.num_symbols, self.depth, self.filter_level = len(M), depth, filter_level
+        q = len(M)
+        super().__init__(q, 2**depth, row_elements=4 * q << depth)
+        self.depth, self.filter_level = depth, filter_level
         self._to_parent_QP = M.flatten(1)  # P: pairs of symbols, here (left, right)
         self._to_left_QP = M.permute(1, 0, 2).flatten(1)  # (parent, right)
         self._to_right_QP = M.permute(2, 0, 1).flatten(1)  # (parent, left)
         self._star_NQQ = star_NQQ[_node_order_N(filter_level)]
         self._leaf_order_L = _node_order_N(depth)
+        # 1 for the symbols that agree with what is observed; for all of them where nothing is
+        self._leaf_QX = torch.cat((torch.eye(q, dtype=torch.float64), torch.ones(q, 1, dtype=torch.float64)), dim=1)
         self._tables_QS = self._make_tables()
+        # each symbol's rules: the pairs that it can have, as many as there are symbols
+        self._prob_QR, pair_QR = self._to_parent_QP.topk(q)
+        self._left_QR, self._right_QR = pair_QR // q, pair_QR % q
 
     def _make_tables(self) -> list[Tensor]:
         """What a node of the lowest levels is told from below, by what its leaves say: from the leaves on up."""
         q = self.num_symbols
-        # 1 for the symbols that agree with what is observed; for all of them where nothing is
-        tables_QS = [torch.cat((torch.eye(q, dtype=torch.float64), torch.ones(q, 1, dtype=torch.float64)), dim=1)]
+        tables_QS = [self._leaf_QX]
         while len(tables_QS) <= self.depth - self.filter_level and q * tables_QS[-1].shape[1] ** 2 <= _LARGEST_TABLE:
             said = tables_QS[-1].shape[1]
             left_QS, right_QS = tables_QS[-1].repeat_interleave(said, dim=1), tables_QS[-1].repeat(1, said)
             tables_QS.append(_normalise(_contract(self._to_parent_QP, left_QS, right_QS)))
         return tables_QS
 
-    def posterior(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
-        """`probs_BLV`, float64: all on the token where it is observed; `[MASK]` (the last) has probability 0.
+    def _log_likelihood(self, said_BL: Tensor) -> Tensor:
+        up, log_scale_B = self._upward(said_BL)
+        return log_scale_B + self._log_root(up[self.filter_level])[0].logsumexp(0)[0] - log(self.num_symbols)
 
-        Tokens that are not observed may hold anything. Raises ValueError, naming the first such row, where what is observed is
-        no symbol or has probability zero. (Every pair has a parent, so every row is possible; but the probability of a rule
-        can underflow to zero where sigma is in the hundreds.)
-        """
-        if tokens_BL.device.type not in _CHUNK:  # such as Apple's GPUs, which have no float64
-            return self.posterior(tokens_BL.cpu(), observed_BL.cpu()).float().to(tokens_BL.device)
-        q, tokens_BL = self.num_symbols, self._said(tokens_BL, observed_BL)
-        probs_BLV = torch.zeros(*tokens_BL.shape, q + 1, dtype=torch.float64, device=tokens_BL.device)
-        first_T = torch.arange(0, probs_BLV.numel(), q + 1, device=tokens_BL.device)  # T: the tokens of all rows
-        probs_BLV.view(-1).index_fill_(0, tokens_BL.flatten() + first_T, 1.0)
-        num_rows = max(1, _CHUNK[tokens_BL.device.type] // (q << self.depth))
-        for start in range(0, len(tokens_BL), num_rows):
-            rows = slice(start, start + num_rows)
-            self._fill(probs_BLV[rows], tokens_BL[rows], start)
-        return probs_BLV
-
-    def latents(self, tokens_BL: Tensor, observed_BL: Tensor) -> dict[str, Tensor]:
-        """The posterior of the symbols of nodes, `probs_BNQ` (float64): `root` (N = 1), and `level_j` (N = 2^j, from left to
-        right) for j = 0 and each j from the filter level on, since the nodes of that level hang on the root.
-
-        Raises ValueError as `posterior` does."""
-        if tokens_BL.device.type not in _CHUNK:
-            found = self.latents(tokens_BL.cpu(), observed_BL.cpu())
-            return {name: probs_BNQ.float().to(tokens_BL.device) for name, probs_BNQ in found.items()}
-        q, tokens_BL = self.num_symbols, self._said(tokens_BL, observed_BL)
-        num_rows = max(1, _CHUNK[tokens_BL.device.type] // (q << self.depth))
-        chunks = [self._beliefs(tokens_BL[i : i + num_rows], i) for i in range(0, len(tokens_BL), num_rows)]
-        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]} if chunks else {}
-
-    def _beliefs(self, tokens_BL: Tensor, first_row: int) -> dict[str, Tensor]:
-        """Every message once, without tables: of every node, something is asked."""
-        q, k, depth = self.num_symbols, self.filter_level, self.depth
-        up = {depth: _pick(self._tables_QS[0], tokens_BL.T[self._leaf_order_L].flatten()).view(q, -1, len(tokens_BL))}
-        for level in range(depth - 1, k - 1, -1):
-            up[level] = _normalise(_contract(self._to_parent_QP, *up[level + 1].chunk(2, dim=1)))
-        root_Q1B, down_QNB = self._star(up[k], first_row)
+    def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The symbols of nodes, `probs_BNQ`: `root` (N = 1), and `level_j` (N = 2^j, from left to right) for j = 0 and each j
+        from the filter level on, since the nodes of that level hang on the root."""
+        k, depth = self.filter_level, self.depth
+        up, _ = self._upward(said_BL)
+        root_Q1B, down_QNB = self._star(up[k])
         beliefs = {"root": root_Q1B, "level_0": root_Q1B}
         for level in range(k, depth + 1):
             if level > 0:
@@ -110,28 +90,51 @@ class TreeOracle:
                 down_QNB = _normalise(
                     torch.cat([_contract(rules, _normalise(down_QNB), other) for rules, other in sides], dim=1)
                 )
-        found = {}
+        found, possible_B = {}, said_BL.new_ones(len(said_BL), dtype=torch.bool)
         for name, belief_QNB in beliefs.items():
-            if not (possible_NB := belief_QNB.sum(0) > 0).all():  # what underflows on the way down alone
-                _refuse(first_row + int((~possible_NB.all(0)).nonzero()[0]))
-            order_N = _node_order_N(belief_QNB.shape[1].bit_length() - 1).to(tokens_BL.device)
+            possible_B &= (belief_QNB.sum(0) > 0).all(0)  # what underflows on the way down alone
+            order_N = _node_order_N(belief_QNB.shape[1].bit_length() - 1).to(said_BL.device)
             found[name] = torch.empty_like(belief_QNB).index_copy_(1, order_N, belief_QNB).permute(2, 1, 0).contiguous()
-        return found
+        return found, possible_B
 
-    def _said(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
-        """What each leaf says, q where that is nothing; and all tables are on the device of the tokens."""
-        if tokens_BL.shape[-1] != 2**self.depth:
-            raise ValueError(f"rows of {tokens_BL.shape[-1]} tokens: a tree of depth {self.depth} has {2**self.depth} leaves")
-        for name, table in vars(self).items():
-            if isinstance(table, Tensor):
-                setattr(self, name, table.to(tokens_BL.device))
-        self._tables_QS = [table_QS.to(tokens_BL.device) for table_QS in self._tables_QS]
-        return observed_tokens(tokens_BL, observed_BL, self.num_symbols)
+    def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
+        """From the root down, each node's rule given what is observed below it. A node's random number is the one that chooses
+        its rule where rows are drawn (`TreeSource`)."""
+        k, depth, device = self.filter_level, self.depth, said_BL.device
 
-    def _fill(self, probs_BLV: Tensor, tokens_BL: Tensor, first_row: int) -> None:
-        """Writes the posteriors of those leaves that say nothing, whose token is q."""
-        q, num_rows = self.num_symbols, len(tokens_BL)
-        said_LB = tokens_BL.T[self._leaf_order_L]
+        def numbers_NB(first: int, level: int) -> Tensor:
+            return uniform(keys_B, first + _node_order_N(level)[:, None]).to(device)
+
+        up, _ = self._upward(said_BL)
+        root_Q1B, _ = self._star(up[k])
+        symbol_NB = choose(root_Q1B.permute(1, 2, 0), uniform(keys_B, torch.zeros(1, 1, dtype=torch.int64)).to(device))
+        if k > 0:
+            weight_NBQ = self._star_NQQ[:, symbol_NB[0]] * up[k].permute(1, 2, 0)
+            symbol_NB = choose(weight_NBQ, numbers_NB(2**depth, k))
+        for level in range(k, depth):
+            left_NBQ, right_NBQ = (up_QNB.permute(1, 2, 0) for up_QNB in up[level + 1].chunk(2, dim=1))
+            left_NBR, right_NBR = self._left_QR[symbol_NB], self._right_QR[symbol_NB]
+            weight_NBR = self._prob_QR[symbol_NB] * left_NBQ.gather(2, left_NBR) * right_NBQ.gather(2, right_NBR)
+            rule_NB1 = choose(weight_NBR, numbers_NB(2**level, level))[..., None]
+            symbol_NB = torch.cat((left_NBR.gather(2, rule_NB1), right_NBR.gather(2, rule_NB1)))[..., 0]
+        tokens_LB = torch.empty_like(symbol_NB).index_copy_(0, self._leaf_order_L, symbol_NB)
+        return tokens_LB.T.contiguous(), root_Q1B.sum(0)[0] > 0
+
+    def _upward(self, said_BL: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        """Every message up, by the level, without tables, and the log of all that they were divided by: `up, log_scale_B`."""
+        q, depth = self.num_symbols, self.depth
+        up = {depth: _pick(self._leaf_QX, said_BL.T[self._leaf_order_L].flatten()).view(q, -1, len(said_BL))}
+        log_scale_B = torch.zeros(len(said_BL), dtype=torch.float64, device=said_BL.device)
+        for level in range(depth - 1, self.filter_level - 1, -1):
+            up[level] = _contract(self._to_parent_QP, *up[level + 1].chunk(2, dim=1))
+            log_scale_B += up[level].sum(0).log().sum(0)
+            _normalise(up[level])
+        return up, log_scale_B
+
+    def _fill(self, probs_BLV: Tensor, said_BL: Tensor) -> Tensor:
+        """Computes the posteriors of those leaves alone that say nothing."""
+        q, num_rows = self.num_symbols, len(said_BL)
+        said_LB = said_BL.T[self._leaf_order_L]
         # by level: what the leaves below a node say as a number, where there is a table; which nodes something is unsaid below
         said, unsaid = {self.depth: said_LB}, {self.depth: said_LB == q}
         for level in range(self.depth - 1, self.filter_level - 1, -1):
@@ -152,7 +155,9 @@ class TreeOracle:
                 return _pick(up[level].flatten(1), node_M)
             return _pick(self._tables_QS[self.depth - level], said[level].flatten().index_select(0, node_M))
 
-        down_QM, node_M = self._star(up[self.filter_level], first_row)[1].flatten(1), None  # of all nodes
+        root_Q1B, down_QNB = self._star(up[self.filter_level])
+        possible_B = root_Q1B.sum(0)[0] > 0
+        down_QM, node_M = down_QNB.flatten(1), None  # of all nodes
         for level in range(self.filter_level, self.depth):
             unsaid_N, unsaid_below_N = unsaid[level].flatten(), unsaid[level + 1].flatten()
             if node_M is None and unsaid_N.count_nonzero() < _FEW * len(unsaid_N):
@@ -183,31 +188,33 @@ class TreeOracle:
         belief_QM = _normalise(down_QM)
         possible_M = belief_QM.sum(0) > 0
         if not possible_M.all():  # what underflows on the way down alone
-            _refuse(first_row + int(row_M[~possible_M].min()))
+            possible_B[row_M[~possible_M]] = False
         belief_VM = torch.cat((belief_QM, belief_QM.new_zeros(1, len(node_M))))
-        probs_BLV.flatten(0, 1).index_copy_(0, row_M * tokens_BL.shape[1] + leaf_M, belief_VM.T)
+        probs_BLV.flatten(0, 1).index_copy_(0, row_M * said_BL.shape[1] + leaf_M, belief_VM.T)
+        return possible_B
 
-    def _star(self, up_QNB: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-        """From the nodes of level k to the root, and back to them: the root's belief, and the messages to the nodes.
+    def _star(self, up_QNB: Tensor) -> tuple[Tensor, Tensor]:
+        """From the nodes of level k to the root, and back to them: the root's belief (0 in rows that cannot be), and the
+        messages to the nodes."""
+        log_Q1B, log_QNB, zero_QNB = self._log_root(up_QNB)
+        num_zeros_Q1B = zero_QNB.sum(1, keepdim=True)
+        # where no root is possible, softmax would give NaN
+        possible_11B = (num_zeros_Q1B == 0).any(0, keepdim=True)
+        root_Q1B = torch.where(possible_11B, log_Q1B, 0.0).softmax(0) * possible_11B
+        others_QNB = (log_QNB.sum(1, keepdim=True) - log_QNB).masked_fill_(num_zeros_Q1B - zero_QNB.long() > 0, -torch.inf)
+        others_QNB = torch.where(possible_11B, others_QNB, 0.0).softmax(0) * possible_11B
+        return root_Q1B, torch.einsum("nrx,rnb->xnb", self._star_NQQ, others_QNB)
 
-        The root's belief is a product over up to 2^16 nodes: a sum of logarithms, with the zeros counted apart, so that a
-        node's own message can be taken out of it again."""
+    def _log_root(self, up_QNB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The root's belief, not normalised, `log_Q1B`; what each node of level k says of it, and where that is "never".
+
+        It is a product over up to 2^16 nodes: a sum of logarithms, with the zeros counted apart, so that a node's own message
+        can be taken out of it again."""
         to_root_QNB = torch.einsum("nrx,xnb->rnb", self._star_NQQ, up_QNB)
         zero_QNB = to_root_QNB == 0
-        num_zeros_Q1B = zero_QNB.sum(1, keepdim=True)
-        if (impossible_B := (num_zeros_Q1B > 0).all(0)[0]).any():
-            _refuse(first_row + int(impossible_B.nonzero()[0]))
         log_QNB = to_root_QNB.log().masked_fill_(zero_QNB, 0.0)
-        root_Q1B = log_QNB.sum(1, keepdim=True).masked_fill_(num_zeros_Q1B > 0, -torch.inf).softmax(0)
-        others_QNB = (log_QNB.sum(1, keepdim=True) - log_QNB).masked_fill_(num_zeros_Q1B - zero_QNB.long() > 0, -torch.inf)
-        return root_Q1B, torch.einsum("nrx,rnb->xnb", self._star_NQQ, others_QNB.softmax(0))
-
-
-def _refuse(row: int) -> NoReturn:
-    raise ValueError(
-        f"row {row} of the batch: the observed tokens have probability zero under the grammar; they must come from rows of "
-        "the same source (the same num_symbols, depth, sigma, filter_level and grammar_seed)"
-    )
+        log_Q1B = log_QNB.sum(1, keepdim=True).masked_fill_(zero_QNB.any(1, keepdim=True), -torch.inf)
+        return log_Q1B, log_QNB, zero_QNB
 
 
 def _node_order_N(level: int) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlm_lightning.data.languages import tree_oracle
+from mlm_lightning.data.languages import oracle, tree_oracle
 from mlm_lightning.data.languages.tree import TreeSource
 
 
@@ -119,7 +119,7 @@ def test_the_posterior_is_calibrated():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("_CHUNK", 64), ("_BLOCK", 64), ("_FEW", 0.0), ("_FEW", 1.1), ("_LARGEST_TABLE", 1)]
+    ("name", "value"), [("_ELEMENTS", 256), ("_BLOCK", 64), ("_FEW", 0.0), ("_FEW", 1.1), ("_LARGEST_TABLE", 1)]
 )
 @pytest.mark.parametrize("filter_level", [0, 2, 5])
 def test_how_it_is_computed_does_not_matter(monkeypatch, name, value, filter_level):
@@ -129,7 +129,8 @@ def test_how_it_is_computed_does_not_matter(monkeypatch, name, value, filter_lev
     rate_B1 = torch.linspace(0, 1, 40).unsqueeze(1)  # some rows all observed, some all hidden
     observed_BL = torch.rand(tokens_BL.shape, generator=torch.Generator().manual_seed(0)) >= rate_B1
     expected_BLV = source.oracle().posterior(tokens_BL, observed_BL)
-    monkeypatch.setattr(tree_oracle, name, {"cpu": value} if isinstance(getattr(tree_oracle, name), dict) else value)
+    module = oracle if name == "_ELEMENTS" else tree_oracle
+    monkeypatch.setattr(module, name, {"cpu": value} if isinstance(getattr(module, name), dict) else value)
     torch.testing.assert_close(source.oracle().posterior(tokens_BL, observed_BL), expected_BLV, rtol=0, atol=1e-14)
 
 
@@ -178,13 +179,13 @@ def test_evidence_that_underflows_raises_and_is_never_nan(filter_level):
 
 
 def test_what_is_no_row_is_refused():
-    oracle = TreeSource(depth=2, num_symbols=3).oracle()
+    exact = TreeSource(depth=2, num_symbols=3).oracle()
     observed_BL = torch.ones(2, 4, dtype=torch.bool)
     for token in (3, -1):
         tokens_BL = torch.zeros(2, 4, dtype=torch.int64).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(token))
         with pytest.raises(ValueError, match=f"row 1 of the batch: the token {token} observed at position 2 is no symbol"):
-            oracle.posterior(tokens_BL, observed_BL)
-    with pytest.raises(ValueError, match=r"rows of 5 tokens: .* depth 2 has 4 leaves"):
-        oracle.posterior(torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool))
+            exact.posterior(tokens_BL, observed_BL)
+    with pytest.raises(ValueError, match=r"\(2, 5\): rows have 4 tokens"):
+        exact.posterior(torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="differ in shape"):
-        oracle.posterior(torch.zeros(2, 4, dtype=torch.int64), observed_BL[:1])
+        exact.posterior(torch.zeros(2, 4, dtype=torch.int64), observed_BL[:1])
