@@ -1,0 +1,245 @@
+"""Context-free grammars with probabilities: random ones, ones of levels, or from a file; in Chomsky normal form inside.
+
+    as written                        as worked with                      words are numbers, nonterminals names
+    S  -> NP VP          [1.0]        S     -> NP VP       [1.0]
+    VP -> V 'to' NP      [0.4]        VP    -> V VP#2.2    [0.4]          long right sides, in steps of two
+       |  'sleeps'       [0.6]        VP#2.2-> 'to' NP     [1.0]
+                                      'to'  -> to          [1.0]          words beside others, a nonterminal each
+                                      VP    -> sleeps      [0.6]
+
+The notation of files is that of NLTK's `PCFG.fromstring`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS
+from mlm_lightning.errors import ConfigError, refuse
+from mlm_lightning.randomness import Stream, dirichlet, generator
+
+MAX_NONTERMINALS = 256
+Rule = tuple[str, tuple[str | int, ...], float]
+"""Left side, right side (names of nonterminals, numbers of words), and the probability given the left side."""
+_SUM = 0.01
+"""How far from 1 the probabilities of a nonterminal may be, as written in a file; they are divided by their sum."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grammar:
+    """`rules`, as they are written; the first one's left side is where rows start. `layers`: by name, the value of each
+    nonterminal of which every word has exactly one above it."""
+
+    rules: Sequence[Rule]
+    num_words: int
+    layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @cached_property
+    def _normal(self) -> tuple[list[tuple[str, str, str, float]], list[tuple[str, int, float]]]:
+        """The rules that give two nonterminals, and those that give a word."""
+        binary: list[tuple[str, str, str, float]] = []
+        lexical: dict[tuple[str, int], float] = {}
+        for number, (left, right, prob) in enumerate(self.rules):
+            if len(right) == 1:
+                assert isinstance(right[0], int)
+                lexical[left, right[0]] = lexical.get((left, right[0]), 0.0) + prob
+                continue
+            parts = [quoted(part) if isinstance(part, int) else part for part in right]
+            lexical |= {(quoted(part), part): 1.0 for part in right if isinstance(part, int)}
+            while len(parts) > 2:
+                rest = f"{left.partition('#')[0]}#{number}.{len(parts) - 1}"
+                binary.append((left, parts[0], rest, prob))
+                left, parts, prob = rest, parts[1:], 1.0
+            binary.append((left, parts[0], parts[1], prob))
+        return binary, [(left, word, prob) for (left, word), prob in lexical.items()]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the nonterminals, those that are written first, in their order."""
+        binary, lexical = self._normal
+        lefts = [*(left for left, _, _ in self.rules), *(rule[0] for rule in binary), *(rule[0] for rule in lexical)]
+        return tuple(dict.fromkeys(lefts))
+
+    @cached_property
+    def binary_R4(self) -> Tensor:
+        """Parent, left child, right child and probability of each rule that gives two nonterminals (float64)."""
+        index = {name: number for number, name in enumerate(self.names)}
+        rows = [(index[parent], index[left], index[right], prob) for parent, left, right, prob in self._normal[0]]
+        return torch.tensor(rows, dtype=torch.float64).view(-1, 4)
+
+    @cached_property
+    def word_NQ(self) -> Tensor:
+        """The probability of each word, by the nonterminal directly above it."""
+        index = {name: number for number, name in enumerate(self.names)}
+        word_NQ = torch.zeros(len(self.names), self.num_words, dtype=torch.float64)
+        for left, word, prob in self._normal[1]:
+            word_NQ[index[left], word] = prob
+        return word_NQ
+
+    @cached_property
+    def rules_of_NI(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Left children, right children and probabilities of each nonterminal's rules, I at most: 0 where it has fewer."""
+        parent_R = self.binary_R4[:, 0].long()
+        place_R = torch.zeros_like(parent_R)
+        seen = [0] * len(self.names)
+        for rule, parent in enumerate(parent_R.tolist()):
+            place_R[rule] = seen[parent]
+            seen[parent] += 1
+        table_3NI = torch.zeros(3, len(self.names), max(1, *seen), dtype=torch.float64)
+        table_3NI[:, parent_R, place_R] = self.binary_R4[:, 1:].T
+        return table_3NI[0].long(), table_3NI[1].long(), table_3NI[2]
+
+    @cached_property
+    def layers_JN(self) -> Tensor:
+        """The value of each nonterminal in each layer, -1 where it is of none."""
+        return torch.tensor([[layer.get(name, -1) for name in self.names] for layer in self.layers.values()])
+
+    def lengths(self, longest: int) -> Iterator[tuple[Tensor, float]]:
+        """Of each length from 1 on, how probable a nonterminal makes it: `weight_N`, and the log of what it is to be multiplied
+        by."""
+        parent_R, left_R, right_R = self.binary_R4[:, :3].long().T
+        weight_LN = torch.zeros(longest, len(self.names), dtype=torch.float64)
+        log_scale_L = torch.full((longest,), -torch.inf, dtype=torch.float64)
+        for length in range(1, longest + 1):
+            if length == 1:
+                weight_N, most = self.word_NQ.sum(1), 0.0
+            else:
+                log_K = log_scale_L[: length - 1] + log_scale_L[: length - 1].flip(0)
+                most = max(float(log_K.max()), -1e300)
+                both_KR = weight_LN[: length - 1, left_R] * weight_LN[: length - 1, right_R].flip(0)
+                told_R = ((log_K - most).exp() @ both_KR) * self.binary_R4[:, 3]
+                weight_N = torch.zeros(len(self.names), dtype=torch.float64).index_add_(0, parent_R, told_R)
+            scale = float(weight_N.max())
+            if scale > 0:
+                weight_LN[length - 1], log_scale_L[length - 1] = weight_N / scale, most + float(torch.tensor(scale).log())
+            yield weight_LN[length - 1], float(log_scale_L[length - 1])
+
+
+def quoted(word: int) -> str:
+    return f"'{word}'"
+
+
+def random_grammar(num_nonterminals: int, num_words: int, num_rules: int, concentration: float, grammar_seed: int) -> Grammar:
+    """Each nonterminal has `num_rules` different pairs of nonterminals, and any word; the weights of both are drawn from
+    Dirichlets. (How often it is a word is of no matter at one length: half of the time.)"""
+    n, source = num_nonterminals, generator(grammar_seed, Stream.GRAMMAR)
+    pairs_NI = torch.stack([torch.randperm(n * n, generator=source)[:num_rules] for _ in range(n)]).tolist()
+    weight_NI = dirichlet(concentration, (n, num_rules), grammar_seed, Stream.GRAMMAR, 1).tolist()
+    word_NQ = dirichlet(concentration, (n, num_words), grammar_seed, Stream.GRAMMAR, 2).tolist()
+    rules: list[Rule] = []
+    for parent in range(n):
+        for pair, weight in zip(pairs_NI[parent], weight_NI[parent], strict=True):
+            rules.append((f"N{parent}", (f"N{pair // n}", f"N{pair % n}"), weight / 2))
+        rules += [(f"N{parent}", (word,), weight / 2) for word, weight in enumerate(word_NQ[parent])]
+    return Grammar(rules, num_words)
+
+
+def levels_grammar(num_levels: int, num_symbols: int, num_rules: int, grammar_seed: int) -> Grammar:
+    """A root, and under it levels of `num_symbols` symbols, the last one words. Each symbol has `num_rules` rules, all alike,
+    of two or three symbols of the next level; those of a level all differ."""
+    source = generator(grammar_seed, Stream.GRAMMAR)
+    rules: list[Rule] = []
+    q = num_symbols
+    for level in range(num_levels):
+        last = level == num_levels - 1
+        unused = {size: torch.randperm(q**size, generator=source).tolist() for size in (2, 3)}
+        for symbol in range(1 if level == 0 else q):
+            for _ in range(num_rules):
+                size = 2 + int(torch.randint(2, (), generator=source))
+                size = size if unused[size] else 5 - size
+                code = unused[size].pop()
+                digits = [code // q**place % q for place in range(size)]
+                right = tuple(digit if last else f"{level + 1}:{digit}" for digit in digits)
+                rules.append((f"{level}:{symbol}", right, 1 / num_rules))
+    layers = {f"level_{level}": {f"{level}:{symbol}": symbol for symbol in range(q)} for level in range(1, num_levels)}
+    return Grammar(rules, q, layers)
+
+
+# files
+
+_LINE = re.compile(r"""\s*([^\s"'\[\]|]+)\s*->\s*(.*?)\s*""")
+_PART = re.compile(
+    r"""(?:(?P<bar>\|)|\[(?P<prob>[^\]]*)\]|(?P<quote>["'])(?P<word>.+?)(?P=quote)|(?P<name>[^\s"'\[\]|]+))\s*"""
+)
+_FORMAT = "a line is such as  S -> NP VP [0.7] | 'word' [0.3]"
+
+
+def read_grammar(path: Path) -> tuple[Grammar, tuple[str, ...]]:
+    """The grammar of a file, and its words, numbered as they first appear. ConfigError with file and line for what is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise ConfigError("data.path", str(path), problem, f"give a text file; {_FORMAT}") from error
+    words: dict[str, int] = {}
+    rules: list[Rule] = []
+    line_of: dict[str, int] = {}
+    used: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        left, alternatives = _read_line(path, number, line)
+        line_of.setdefault(left, number)
+        for parts, prob in alternatives:
+            names = [part for is_word, part in parts if not is_word]
+            if len(parts) == 1 and names:
+                remedy = f"write the rules of {names[0]} in its place"
+                raise _at(path, number, f"{left} -> {names[0]} has a single nonterminal on its right", remedy)
+            used |= {name: number for name in names if name not in used}
+            right = tuple(words.setdefault(part, len(words)) if is_word else part for is_word, part in parts)
+            rules.append((left, right, prob))
+    if not rules:
+        raise ConfigError("data.path", str(path), "has no rules", _FORMAT)
+    refuse(
+        _at(path, number, f"{name} has no rules", f"add some, or write '{name}' if it is a word")
+        for name, number in used.items()
+        if name not in line_of
+    )
+    sums = {left: sum(prob for each, _, prob in rules if each == left) for left in line_of}
+    refuse(
+        _at(path, line_of[left], f"the probabilities of {left} sum to {total:.4g}", "they should sum to 1")
+        for left, total in sums.items()
+        if abs(total - 1) > _SUM
+    )
+    if not 2 <= len(words) <= MAX_SYMBOLS:
+        raise ConfigError("data.path", str(path), f"has {len(words)} word(s)", f"there should be from 2 to {MAX_SYMBOLS}")
+    return Grammar([(left, right, prob / sums[left]) for left, right, prob in rules], len(words)), tuple(words)
+
+
+def _read_line(path: Path, number: int, line: str) -> tuple[str, list[tuple[list[tuple[bool, str]], float]]]:
+    """The left side of a line, and its alternatives: each a list of (is it a word, which), and a probability."""
+    if (sides := _LINE.fullmatch(line)) is None:
+        raise _at(path, number, "does not begin with a nonterminal and ->")
+    left, rest = sides.groups()
+    groups: list[list[tuple[str | None, str]]] = [[]]
+    place = 0
+    while place < len(rest):
+        if (part := _PART.match(rest, place)) is None:
+            raise _at(path, number, f"cannot read {rest[place:]!r}")
+        place = part.end()
+        if part["bar"]:
+            groups.append([])
+        else:
+            groups[-1].append((part.lastgroup, part["prob"] or part["word"] or part["name"] or ""))
+    alternatives = []
+    for group in groups:
+        *parts, (kind, last) = group or [("none", "")]
+        if kind != "prob" or not parts or any(each == "prob" for each, _ in parts):
+            raise _at(path, number, "each alternative is some symbols and, at its end, a probability in brackets")
+        try:
+            prob = float(last)
+        except ValueError:
+            prob = -1.0
+        if not 0 <= prob <= 1:
+            raise _at(path, number, f"[{last}] is no probability from 0 to 1")
+        alternatives.append(([(each == "word", text) for each, text in parts], prob))
+    return left, alternatives
+
+
+def _at(path: Path, number: int, problem: str, remedy: str = _FORMAT) -> ConfigError:
+    return ConfigError("data.path", str(path), f"line {number}: {problem}", remedy)
