@@ -24,6 +24,7 @@ EVERY_OPTION = pytest.mark.parametrize("option", OPTIONS)
 TEXT = ("data.path={corpus}", "data.tokenizer=train", "data.vocab_size=99")
 NEEDS = {
     "data=text": TEXT,
+    "data=pcfg_file": ("data.path={corpus.parent}/toy.pcfg",),
     "task=classify": ("task.label=root",),
     "experiment=text_scratch": ("data.path={corpus}",),
     "experiment=text_adapt": TEXT,
@@ -46,6 +47,7 @@ def every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.txt"
     path.write_text("one document\nanother one\n")
+    path.with_name("toy.pcfg").write_text("S -> S S [0.5] | 'a' [0.4] | 'b' [0.1]\n")
     return path
 
 
@@ -113,7 +115,7 @@ def test_an_option_changes_something(option, corpus):
     assert (composed(option, corpus) == composed("seed=0", corpus)) == (option in defaults)
 
 
-@pytest.mark.parametrize("name", ["tree", "uniform", "text"])
+@pytest.mark.parametrize("name", ["tree", "uniform", "text", "rhm", "pcfg", "pcfg_levels", "pcfg_file"])
 def test_a_datas_yaml_lists_every_key_of_its_source(name):
     """The YAML is where a user reads what there is to set."""
     node = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))

@@ -1,17 +1,26 @@
 """`mlm predict`: what a run's model would write for each `[MASK]`."""
 
 import json
+import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mlm_lightning.data.source import Oracle
+    from mlm_lightning.runs.load import LoadedRun
+
+log = logging.getLogger(__name__)
 
 HELP = """\
 mlm predict RUN TEXT… [--top-k N] [--json] [--trust]
 
 Fills [MASK] in each text; a run of task=classify labels each text. For synthetic data a text is the row's integers, with _
-where a token is to be predicted.
+where a token is to be predicted; beside each probability is the exact one, by the language's oracle.
 
   mlm predict RUN "the [MASK] of the united states"
   mlm predict RUN "0 3 _ 1 2 2 _ 0" --top-k 2 --json
@@ -36,15 +45,21 @@ def main(arguments: list[str]) -> int:
             print("  " + "  ".join(f"{each['label']} {each['probability']:.3f}" for each in of_text[0]["predictions"]))
             continue
         for mask in of_text:
-            line = "  ".join(f"{each['token']} {each['probability']:.3f}" for each in mask["predictions"])
+            line = "  ".join(map(_shown, mask["predictions"]))
             print(f"  position {mask['position']:>3}  {line}")
     return 0
 
 
+def _shown(prediction: dict[str, Any]) -> str:
+    exact = f" (exact {prediction['oracle']:.3f})" if "oracle" in prediction else ""
+    return f"{prediction['token']} {prediction['probability']:.3f}{exact}"
+
+
 def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = False) -> list[list[dict[str, Any]]]:
     """For each text a list with a dict a mask: `position` (in tokens, special ones counted), `predictions` (the `top_k` best, 5
-    by default, each with `token` and `probability`) and `text`, the text with every mask filled with its best token. Of a run
-    that labels rows, a list with one dict: `predictions`, each with `label` and `probability`, and `text`."""
+    by default, each with `token` and `probability`, and of a language with an oracle the exact one, `oracle`) and `text`, the
+    text with every mask filled with its best token. Of a run that labels rows, a list with one dict: `predictions`, each with
+    `label` and `probability`, and `text`."""
     import torch
 
     from mlm_lightning.runs.load import load_run
@@ -62,6 +77,7 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
         problem = "it reads the very tokens that it is to predict, and knows no [MASK]"
         raise UserError(f"RUN={run}: was trained with masking.hiding=key_padding: {problem}; give a run with another hiding")
     encoded = [_encode_text(loaded, text) if loaded.tokenizer is not None else _encode_symbols(loaded, text) for text in texts]
+    oracle = _oracle(loaded, trust) if loaded.tokenizer is None else None
     answers = []
     for text in encoded:
         with torch.inference_mode():
@@ -71,12 +87,43 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
         best = logits_1KV[0].float().softmax(-1).topk(top_k)
         names = [[text.name(token_id) for token_id in ids] for ids in best.indices.tolist()]
         filled, answer = text.fill([tokens[0] for tokens in names]), []
-        for position, tokens, probabilities in zip(text.masks, names, best.values.tolist(), strict=True):
+        exact_KV = _exact(oracle, input_ids_1L, masks_1K, loaded.vocab.mask_id)
+        for place, (position, tokens, probabilities) in enumerate(zip(text.masks, names, best.values.tolist(), strict=True)):
             pairs = zip(tokens, probabilities, strict=True)
             predictions = [{"token": token, "probability": probability} for token, probability in pairs]
+            if exact_KV is not None:
+                for prediction, exact in zip(predictions, exact_KV[place][best.indices[place]].tolist(), strict=True):
+                    prediction["oracle"] = exact
             answer.append({"position": position, "predictions": predictions, "text": filled})
         answers.append(answer)
     return answers
+
+
+def _oracle(loaded: "LoadedRun", trust: bool) -> "Oracle | None":
+    """That of the language that the run was trained on."""
+    from mlm_lightning.config.parse import parse
+    from mlm_lightning.config.paths import resolved
+    from mlm_lightning.runs.folder import Run
+
+    try:
+        composed = resolved(loaded.composed, Run(loaded.folder).working_directory, [], trust)
+        for unused in ("callbacks", "logger", "prepare", "sweep"):
+            composed = composed.changed(unused, None)
+        return parse(composed, trust).data.instance.oracle()
+    except UserError as error:  # a class that is not trusted, a file that is gone: the model predicts all the same
+        log.info("no exact probabilities: %s", error)
+        return None
+
+
+def _exact(oracle: "Oracle | None", input_ids_1L: "Tensor", masks_1K: "Tensor", mask_id: int) -> "Tensor | None":
+    """The posterior at the masks; None where there is none, or where the language cannot have such a row."""
+    if oracle is None:
+        return None
+    try:
+        return oracle.posterior(input_ids_1L, input_ids_1L != mask_id)[0, masks_1K[0]]
+    except ValueError as error:
+        log.info("no exact probabilities: %s", error)
+        return None
 
 
 def _labels(loaded: Any, text: str, top_k: int) -> list[dict[str, Any]]:

@@ -82,16 +82,16 @@ def _choices(arguments: list[str]) -> str:
 
 def show(folder: Path, summary: dict[str, Any], per: str = "token") -> None:
     """The table at the end of a run, whose losses are means over tokens, or rows."""
-    from mlm_lightning.report.learned import leaks, shortfalls
+    from mlm_lightning.report.learned import leaks, left, shortfalls
 
     nats = f"nats a {per}"
     names = [
         ("val/loss", "validation loss", nats),
         ("val/oracle_loss", "best possible loss", f"{nats} (oracle)"),
         ("val/excess_loss", "excess over the oracle", ""),
-        ("val/unigram_loss", "loss of counting words", f"{nats} (unigram)"),
+        ("val/unigram_loss", "loss of counting tokens", f"{nats} (unigram)"),
         ("val/bigram_loss", "loss of counting pairs", f"{nats} (bigram)"),
-        ("val/gain_over_unigram", "gain over counting words", nats),
+        ("val/gain_over_unigram", "gain over counting tokens", nats),
         ("val/perplexity", "perplexity", ""),
         ("val/accuracy", "accuracy", ""),
         ("val/macro_f1", "macro-F1", ""),
@@ -111,6 +111,6 @@ def show(folder: Path, summary: dict[str, Any], per: str = "token") -> None:
             text = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
             rows.append((label, text, unit))
     print_table(rows)
-    if told := [*leaks([summary]), *shortfalls([summary])]:
+    if told := [*leaks([summary]), *left(summary), *shortfalls([summary])]:
         print("", *told, sep="\n")
     print(f"\nrun          {folder}\ncurves       tensorboard --logdir {folder.parent}")

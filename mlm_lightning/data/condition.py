@@ -16,8 +16,8 @@ from mlm_lightning.masking import Masking
 @dataclass(frozen=True, eq=False)
 class Condition:
     """`names` end the names of its metrics (`""`: plain `val/loss`). `masking` is frozen: its masks are always the same.
-    `ngrams` are the counts of what the model is trained on, whatever `source` is. `further_oracles` are those of other
-    languages, by the names that end their metrics: what they say of the same rows, which may be wrong."""
+    `ngrams` are the counts of what the model is trained on, whatever `source` is; of a language, its own. `further_oracles` are
+    those of other languages, by the names that end their metrics: what they say of the same rows, which may be wrong."""
 
     names: tuple[str, ...]
     masking: Masking

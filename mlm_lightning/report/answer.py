@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from mlm_lightning.report import stages
+from mlm_lightning.report import gaps, stages
 from mlm_lightning.report.compare import Difference, Standing
 from mlm_lightning.report.groups import Group
 from mlm_lightning.report.learned import leaks, shortfalls
@@ -72,6 +72,8 @@ def _verdict(group: Group) -> str:
 
 
 def _no_answer(study: Study) -> list[str]:
+    if beside_optimum := gaps.sentences(gaps.gaps(study)):
+        return beside_optimum
     tasks = " and ".join(study.tasks)
     remedy = (
         "The same sweep command evaluates its finished runs under all of its conditions; eval.mask_rates and eval.data do so "

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mlm_lightning.report import stages, style
+from mlm_lightning.report import gaps, stages, style
 from mlm_lightning.report.groups import Axis, Group, as_text, canonical
 from mlm_lightning.report.metric import DEFAULT, Metric, condition_name, describe, interval, label
 from mlm_lightning.report.study import Study
@@ -38,6 +38,8 @@ def _pictures(study: Study) -> Iterator[Picture]:
                 yield _conditions_heat_map(study, "val/excess_loss" if has_excess else "val/loss")
         for across, down in itertools.islice(itertools.combinations(study.axes, 2), MAX_PAIRS):
             yield from (_pair(study, across, down, standing.metric) for standing in study.standings[:MAX_PANELS])
+    if found := gaps.gaps(study):
+        yield gaps.picture(study, found)
     yield from stages.pictures(study)
     yield from _curves(study)
 
@@ -231,7 +233,7 @@ def _curves(study: Study) -> Iterator[Picture]:
     has_oracle = any(math.isfinite(result.value("val/oracle_loss")) for result in study.collection.complete)
     dashed = "; dashed, the best possible loss" if has_oracle else ""
     if any("val/unigram_loss" in each.curves for each in runs):
-        dashed += "; dotted, what counting words gives; dashes and dots, what counting pairs of neighbours gives"
+        dashed += "; dotted, what counting tokens gives; dashes and dots, what counting pairs of neighbours gives"
     caption = f"Learning curves: a colour is a group, a thin line a run{dashed}."
     if len(groups) < len(every_group):
         caption += f" Of {len(every_group)} groups, the {'best' if has_order else 'first'} {len(groups)} are shown."

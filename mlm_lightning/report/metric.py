@@ -14,10 +14,10 @@ from mlm_lightning.report.results import DEFAULT, Result
 _STAGES = {"val": "validation", "train": "training", "best/val": "best validation", "test": "test"}
 _QUANTITIES = {  # and their units
     "excess_loss": ("excess over the oracle", "nats a token"),
-    "unigram_loss": ("loss of counting words", "nats a token"),
+    "unigram_loss": ("loss of counting tokens", "nats a token"),
     "bigram_loss": ("loss of counting pairs", "nats a token"),
-    "unigram_accuracy": ("accuracy of counting words", ""),
-    "gain_over_unigram": ("gain over counting words", "nats a token"),
+    "unigram_accuracy": ("accuracy of counting tokens", ""),
+    "gain_over_unigram": ("gain over counting tokens", "nats a token"),
     "perplexity": ("perplexity", ""),
     "accuracy": ("accuracy", ""),
     "macro_f1": ("macro-F1", ""),

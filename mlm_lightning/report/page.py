@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlm_lightning.messages import print_table
-from mlm_lightning.report import tables
+from mlm_lightning.report import gaps, tables
 from mlm_lightning.report.analyses import analyses
 from mlm_lightning.report.answer import answer, pairing, question
 from mlm_lightning.report.results import Recipe
@@ -44,6 +44,7 @@ def page(study: Study, pictures: Sequence[Picture], recipe: Recipe | None) -> st
         unequal=[(key, values) for key, values in unequal if not (key == "data" and data_swept)],
         problems=tables.Table(["run", "status", "reason"], [[each.name, each.status, each.detail] for each in problems]),
         conditions=tables.condition_table(study) if study.conditions and study.ranked else None,
+        languages=gaps.table(found) if (found := gaps.gaps(study)) else None,
         pairing=pairing(study),
         differences=tables.paired_table(study) if any(each.differences for each in study.standings) else None,
         pictures=pictures,

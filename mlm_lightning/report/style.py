@@ -2,7 +2,7 @@
 
 Each is a `matplotlib.figure.Figure` of its own (no pyplot, no window, no global state). Colours are Okabe and Ito's, which
 differ for the colour-blind, and every line has a marker of its own for a print in grey; ordered values and heat maps are
-cividis, whose lightness rises steadily. Dashed lines are the oracle's limit, dotted ones what counting words gives, dashes and
+cividis, whose lightness rises steadily. Dashed lines are the oracle's limit, dotted ones what counting tokens gives, dashes and
 dots what counting pairs gives, and nothing else is drawn so.
 """
 
@@ -31,7 +31,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FRAME_COLOUR = "#D55E00"
 LIMIT = "best possible (oracle)"
 LIMIT_COLOUR = "#333333"
-COUNTED = {"unigram": ("counting words (unigram)", ":"), "bigram": ("counting pairs (bigram)", "-.")}
+COUNTED = {"unigram": ("counting tokens (unigram)", ":"), "bigram": ("counting pairs (bigram)", "-.")}
 """What counts of the training text give: names and line styles."""
 WIDTH = 7.4  # inches, of a page
 DPI = 200

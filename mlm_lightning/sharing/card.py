@@ -163,7 +163,7 @@ def _metrics(manifest: Manifest) -> str:
     counted = ""
     if "val/unigram_loss" in metrics:
         counted = (
-            f" On the same tokens, word frequencies alone (unigram) have a loss of {metrics['val/unigram_loss']:.4f} nats, and "
+            f" On the same tokens, token frequencies (unigram) have a loss of {metrics['val/unigram_loss']:.4f} nats, and "
             f"counts of pairs of neighbours (bigram) {metrics['val/bigram_loss']:.4f}."
         )
     words = {name: "" if label(name) == name else f", {label(name)}" for name in metrics}

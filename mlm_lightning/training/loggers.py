@@ -121,12 +121,14 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Of a text's run, the tab of custom scalars has the loss and what counting words gives in one chart."""
+        """The tab of custom scalars has the loss, what counting tokens gives, and the best possible loss in one chart."""
         super().log_metrics(metrics, step)
         if "val/bigram_loss" in metrics and not self._has_chart:
             self._has_chart = True
             losses = ["train/loss", "val/loss", "val/unigram_loss", "val/bigram_loss"]
-            self.experiment.add_custom_scalars({"text": {"loss beside what counting gives": ["Multiline", losses]}})
+            losses += [name for name in ("val/oracle_loss",) if name in metrics]
+            tab = "language" if "val/oracle_loss" in metrics else "text"
+            self.experiment.add_custom_scalars({tab: {"loss beside what counting gives": ["Multiline", losses]}})
 
 
 _FINAL = ("accuracy", "excess_loss", "loss", "oracle_loss", "perplexity")

@@ -11,6 +11,7 @@ from helpers import run_of, train
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.commands.predict import predict
+from mlm_lightning.config.parse import parse
 from mlm_lightning.runs.load import load_run
 
 
@@ -71,7 +72,18 @@ def test_json_is_a_list_a_text(run: str, capsys: pytest.CaptureFixture[str]) -> 
     assert printed == predict(run, ["0 _ 1 2", "_ _ 1 2"], top_k=3)
     assert [len(of_text) for of_text in printed] == [1, 2]
     assert set(printed[0][0]) == {"position", "predictions", "text"}
-    assert [set(each) for each in printed[0][0]["predictions"]] == [{"token", "probability"}] * 3
+    assert [set(each) for each in printed[0][0]["predictions"]] == [{"token", "probability", "oracle"}] * 3
+
+
+def test_beside_each_probability_is_the_exact_one(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    oracle = parse(load_run(run).composed).data.instance.oracle()
+    row_1L = torch.tensor([[0, 3, 1, 2]])
+    exact_V = oracle.posterior(row_1L, row_1L != 3)[0, 1]
+    ((mask,),) = predict(run, ["0 _ 1 2"], top_k=3)
+    for each in mask["predictions"]:
+        assert each["oracle"] == pytest.approx(float(exact_V[int(each["token"])]), abs=1e-12)
+    assert main(["predict", run, "0 _ 1 2", "--top-k", "1"]) == 0
+    assert f"(exact {mask['predictions'][0]['oracle']:.3f})" in capsys.readouterr().out
 
 
 def test_without_json_it_is_for_reading(run: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,8 +234,8 @@ def test_a_run_that_learned_nothing_says_what_to_try(transformer: TextRun, capsy
     assert transformer.run.summary is not None
     show(transformer.run.folder, transformer.run.summary)
     text = capsys.readouterr().out
-    assert "loss of counting words" in text
-    assert "learned word frequencies" in text  # after 8 steps
+    assert "loss of counting tokens" in text
+    assert "learned token frequencies" in text  # after 8 steps
     assert "Try more steps" in text
     show(transformer.run.folder, transformer.run.summary | {"val/loss": 0.1})
     assert "frequencies" not in capsys.readouterr().out
@@ -257,7 +257,7 @@ def test_tensorboard_has_the_losses_in_one_chart(transformer: TextRun) -> None:
     assert set(drawn) <= set(events.Tags()["scalars"])
 
 
-def test_counts_are_metrics_of_text_alone(transformer: TextRun) -> None:
+def test_counts_are_metrics_of_what_predicts_tokens(transformer: TextRun) -> None:
     from mlm_lightning.config.compose import composer
     from mlm_lightning.config.parse import parse
 
@@ -266,7 +266,9 @@ def test_counts_are_metrics_of_text_alone(transformer: TextRun) -> None:
     with composer() as hydra:
         parse(hydra.composed([monitor, "eval.mask_rates=[0.5]", *text]))
         with pytest.raises(ConfigError, match=r"val/gain_over_unigram_rate_0.50: is no metric of this run"):
-            parse(hydra.composed([monitor, "eval.mask_rates=[0.5]"]))
+            parse(hydra.composed([monitor]))
+        with pytest.raises(ConfigError, match=r"val/gain_over_unigram: is no metric of this run"):
+            parse(hydra.composed([monitor.removesuffix("_rate_0.50"), "task=classify", "task.label=root"]))
 
 
 def test_a_split_that_is_not_there_is_a_mistake(distilbert: TextRun, capsys: pytest.CaptureFixture[str]) -> None:

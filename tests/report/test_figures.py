@@ -124,7 +124,7 @@ def test_what_counting_gives_is_drawn_beside_the_loss(tmp_path: Path) -> None:
         panel, (words, looks) = pictures[name].figure.axes[0], COUNTED[kind]
         assert set(line(panel, words)[1]) == {level}
         assert [each.get_linestyle() for each in panel.get_lines() if each.get_label() == words] == [looks]
-    assert "dotted, what counting words gives" in pictures["learning_curves"].caption
+    assert "dotted, what counting tokens gives" in pictures["learning_curves"].caption
 
 
 def test_what_counting_gives_is_left_out_where_it_would_hide_how_groups_differ(tmp_path: Path) -> None:

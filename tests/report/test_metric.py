@@ -109,8 +109,8 @@ def test_what_counting_gives_belongs_to_the_metric_and_its_condition() -> None:
     for name in ("val/accuracy", "val/gain_over_unigram", "val/loss_k2", "seconds"):
         assert math.isnan(Metric(name).counted(result, "unigram"))
     assert math.isnan(limit_of(result, "val/bigram_loss"))
-    assert label("val/gain_over_unigram_rate_0.30") == "gain over counting words, mask rate 0.30 (nats a token)"
-    assert label("val/unigram_loss") == "validation loss of counting words (nats a token)"
+    assert label("val/gain_over_unigram_rate_0.30") == "gain over counting tokens, mask rate 0.30 (nats a token)"
+    assert label("val/unigram_loss") == "validation loss of counting tokens (nats a token)"
 
 
 def test_conditions_are_those_of_every_run_in_natural_order() -> None:

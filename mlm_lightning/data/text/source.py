@@ -25,12 +25,12 @@ import numpy as np
 from torch import Tensor
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.source import Source, Split
 from mlm_lightning.data.text.documents.base import Documents
 from mlm_lightning.data.text.documents.files import FileDocuments
 from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
 from mlm_lightning.data.text.labels import LabelRows, label_names
-from mlm_lightning.data.text.ngrams import TextNGrams
 from mlm_lightning.data.text.prepare.cache import TokenCache, building, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
 from mlm_lightning.data.text.prepare.workers import Local
@@ -55,7 +55,7 @@ class TextSource(TextSettings, Source):
         super().__post_init__()
         self._cache: TokenCache | None = None
         self._rows: dict[Split, CachedRows | StreamRows] = {}
-        self._ngrams: dict[Path, TextNGrams] = {}
+        self._ngrams: dict[Path, NGramCounts] = {}
 
     # -- what a source offers --------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class TextSource(TextSettings, Source):
     def expected_fingerprint(self) -> str:
         return fingerprint_of(self.request())
 
-    def ngrams(self, fingerprint: str | None = None) -> TextNGrams | None:
+    def ngrams(self, fingerprint: str | None = None) -> NGramCounts | None:
         """Of the tokens for training in this source's cache, or in that of another fingerprint; counted once, and kept there.
         None where the cache is gone, and of a stream, which is never there as a whole."""
         own = self.expected_fingerprint() if self._cache is None else self._cache.folder.name

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.data.text.ngrams import TextNGrams
+from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, LABEL_DTYPE
 from mlm_lightning.files import sync_folder
 
@@ -74,10 +74,10 @@ class TokenCache:
         """The hash of each document's label."""
         return np.fromfile(self.folder / f"{split}.labels", LABEL_DTYPE)
 
-    def ngrams(self) -> TextNGrams:
+    def ngrams(self) -> NGramCounts:
         """The counts of the tokens for training, made unless they lie there."""
         token_T = np.asarray(np.memmap(self.files("train")[0], self.dtype, "r"))
-        return TextNGrams.of_file(self.folder / "train.ngrams", token_T, self.vocab)
+        return NGramCounts.of_file(self.folder / "train.ngrams", token_T, self.vocab)
 
 
 @contextmanager

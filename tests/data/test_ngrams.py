@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
+from mlm_lightning.data import ngrams as ngrams_module
 from mlm_lightning.data.datamodule import MLMDataModule
-from mlm_lightning.data.text import ngrams as ngrams_module
-from mlm_lightning.data.text.ngrams import TextNGrams
+from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.text.source import TextSource
 from mlm_lightning.masking import Bernoulli
 
@@ -38,8 +38,8 @@ def text() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def counted(text) -> TextNGrams:
-    return TextNGrams.count(text, VOCAB)
+def counted(text) -> NGramCounts:
+    return NGramCounts.count(text, VOCAB)
 
 
 def by_hand(text) -> tuple[Counter, Counter, Counter]:
@@ -63,7 +63,7 @@ class TestCounts:
 
     @pytest.mark.parametrize(("block", "span"), [(1, 1), (7, 50), (100, 10**6), (2999, 600), (10**6, 100)])
     def test_in_parts_as_at_once(self, text, counted, block, span):
-        parts = TextNGrams.count(text, VOCAB, block, span)
+        parts = NGramCounts.count(text, VOCAB, block, span)
         assert parts.bigram_weight == counted.bigram_weight
         for name in ("count_V", "context_V", "key_P", "pair_count_P"):
             ours, whole = getattr(parts, name), getattr(counted, name)
@@ -73,7 +73,7 @@ class TestCounts:
     def test_a_vocabulary_whose_pairs_need_64_bits(self, text, counted):
         large = Vocab(size=70_000, mask_id=MASK, special_ids=(CLS, PAD))
         shifted = np.where(text > MASK, text, text + np.where(text == CLS, 0, 60_000)).astype(np.uint32)
-        found = TextNGrams.count(shifted, large, block=500, span=700)
+        found = NGramCounts.count(shifted, large, block=500, span=700)
         assert found.key_P.dtype == np.int64
         assert np.array_equal(
             found.pair_counts(np.array([60_003]), np.array([60_004])), counted.pair_counts(*np.array([[3], [4]]))
@@ -81,7 +81,7 @@ class TestCounts:
 
     @pytest.mark.parametrize("tokens", [[5], [CLS], [5, CLS], [CLS, CLS], [5, 5]])
     def test_tiny_texts(self, tokens, tmp_path):
-        counted = TextNGrams.of_file(tmp_path / "train.ngrams", np.array(tokens, np.uint16), VOCAB)
+        counted = NGramCounts.of_file(tmp_path / "train.ngrams", np.array(tokens, np.uint16), VOCAB)
         assert counted.bigram_weight == 0 or tokens == [5, 5]
         left, word = np.array([5, CLS]), np.array([5, 5])
         assert np.isfinite(np.log(counted.bigram(left, word))).all()
@@ -102,7 +102,7 @@ class TestProbabilities:
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
     def test_the_weight_is_the_likeliest_of_a_grid(self, share):
         text, vocab = zipf_text(4000, share), Vocab(size=400, mask_id=399)
-        weight = TextNGrams.count(text, vocab).bigram_weight
+        weight = NGramCounts.count(text, vocab).bigram_weight
         words, contexts = Counter(text.tolist()), Counter(text[:-1].tolist())
         pairs = Counter(pairwise(text.tolist()))
         total = len(text) + 399
@@ -198,8 +198,8 @@ class TestLosses:
 class TestFile:
     def test_reads_what_was_counted(self, text, counted, tmp_path):
         file = tmp_path / "train.ngrams"
-        made = TextNGrams.of_file(file, text, VOCAB)
-        again = TextNGrams.of_file(file, text[:2], VOCAB)  # of what lies there
+        made = NGramCounts.of_file(file, text, VOCAB)
+        again = NGramCounts.of_file(file, text[:2], VOCAB)  # of what lies there
         for found in (made, again):
             assert found.bigram_weight == counted.bigram_weight
             for name in ("count_V", "context_V", "key_P", "pair_count_P"):
@@ -213,10 +213,10 @@ class TestFile:
     )
     def test_a_damaged_one_is_made_again(self, text, tmp_path, damage):
         file = tmp_path / "train.ngrams"
-        TextNGrams.of_file(file, text, VOCAB)
+        NGramCounts.of_file(file, text, VOCAB)
         whole = file.read_bytes()
         file.write_bytes(damage(whole))
-        TextNGrams.of_file(file, text, VOCAB)
+        NGramCounts.of_file(file, text, VOCAB)
         assert file.read_bytes() == whole
 
 
@@ -267,8 +267,8 @@ class TestSource:
 
     def test_counted_once_for_all_that_use_the_cache(self, source, monkeypatch):
         source.prepare()
-        calls, count = [], TextNGrams.count
-        monkeypatch.setattr(TextNGrams, "count", lambda *arguments: calls.append(1) or count(*arguments))
+        calls, count = [], NGramCounts.count
+        monkeypatch.setattr(NGramCounts, "count", lambda *arguments: calls.append(1) or count(*arguments))
         first = source.ngrams()
         again = TextSource(**{**vars_of(source), "chunk_size": 8})
         again.prepare()

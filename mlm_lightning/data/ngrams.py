@@ -1,4 +1,4 @@
-"""What counting words gives: the unigram and the bigram of the training text, as models of the masked tokens.
+"""What counting tokens gives: the unigram and the bigram of the training rows, as models of the masked tokens.
 
     the quick [MASK] fox        unigram   p(w) = (c(w) + 1) / (N + R)                        R regular tokens, N of them counted
          l      w               bigram    p(w | l) = λ c(l, w) / c(l) + (1 - λ) p(w)         where l is visible, else p(w)
@@ -37,7 +37,7 @@ _TOLERANCE, _MOST_STEPS = 1e-5, 100
 
 
 @dataclass(frozen=True, eq=False)
-class TextNGrams:
+class NGramCounts:
     """The counts of a text, and the losses that they give at the predicted positions of a batch."""
 
     vocab: Vocab
@@ -49,7 +49,7 @@ class TextNGrams:
     pair_count_P: np.ndarray
 
     @classmethod
-    def count(cls, token_T: np.ndarray, vocab: Vocab, block: int = BLOCK, span: int = SPAN) -> "TextNGrams":
+    def count(cls, token_T: np.ndarray, vocab: Vocab, block: int = BLOCK, span: int = SPAN) -> "NGramCounts":
         """Reads `token_T`, which may be memory-mapped, `block` tokens at a time, and sorts about `span` pairs at a time."""
         if len(token_T) > _MANY:
             log.info("counting the pairs of %s tokens", f"{len(token_T):,}")
@@ -66,7 +66,7 @@ class TextNGrams:
         return cls(vocab, counted._likeliest_weight(), count_V, context_V, key_P, pair_count_P)
 
     @classmethod
-    def of_file(cls, file: Path, token_T: np.ndarray, vocab: Vocab) -> "TextNGrams":
+    def of_file(cls, file: Path, token_T: np.ndarray, vocab: Vocab) -> "NGramCounts":
         """Those of the file; made first, of `token_T`, where it is missing or damaged, and held in memory alone where the file
         can't be written."""
         if (found := cls._open(file, vocab)) is not None:
@@ -86,7 +86,7 @@ class TextNGrams:
             np.save(file, array, allow_pickle=False)
 
     @classmethod
-    def _open(cls, file: Path, vocab: Vocab) -> "TextNGrams | None":
+    def _open(cls, file: Path, vocab: Vocab) -> "NGramCounts | None":
         try:
             with file.open("rb") as opened:
                 weight, count_V, context_V, key_P, pair_count_P = (_mapped(opened) for _ in range(5))
