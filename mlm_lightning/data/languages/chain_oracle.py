@@ -36,7 +36,7 @@ class ChainOracle(LanguageOracle):
     def __init__(self, chain: Chain) -> None:
         classes, num_symbols = chain.classes, chain.emission_SQ.shape[1]
         widest = max(map(len, classes))
-        super().__init__(num_symbols, chain.seq_len, row_elements=chain.seq_len * (widest + num_symbols))
+        super().__init__(num_symbols, chain.seq_len, row_elements=chain.seq_len * (widest + 2 * num_symbols))
         self._chain, self._widest = chain, widest
         self._state_S = list(classes)
         self._place_S = torch.zeros(len(chain.initial_S), dtype=torch.int64)  # of each state in its class
@@ -56,16 +56,16 @@ class ChainOracle(LanguageOracle):
         self._every = _steps_before_scaling(chain)
         self._log_total = 0.0
         if chain.final_S is not None:
-            self._log_total = float(self._forward(torch.full((chain.seq_len, 1), num_symbols))[1])
+            self._log_total = float(self._forward(self._evidence(torch.full((chain.seq_len, 1), num_symbols)))[1])
 
     def _log_likelihood(self, said_BL: Tensor) -> Tensor:
-        return self._forward(said_BL.T.contiguous())[1]
+        return self._forward(self._evidence(said_BL.T.contiguous()))[1]
 
     def _posterior(self, said_BL: Tensor) -> Answer:
-        said_LB = said_BL.T.contiguous()
-        reached_LSB, log_prob_B = self._forward(said_LB)
-        probs_LQB = reached_LSB.new_empty(len(said_LB), self.num_symbols, len(said_BL))
-        for step, after_SB in self._backward(said_LB):
+        evidence = self._evidence(said_BL.T.contiguous())
+        reached_LSB, log_prob_B = self._forward(evidence)
+        probs_LQB = reached_LSB.new_empty(len(evidence), self.num_symbols, len(said_BL))
+        for step, after_SB in self._backward(evidence):
             belief_SB = reached_LSB[step, : len(after_SB)].mul_(after_SB)
             torch.mm(self._emission_QS[self._class(step)], belief_SB, out=probs_LQB[step])
         total_LB = probs_LQB.sum(1)
@@ -74,15 +74,15 @@ class ChainOracle(LanguageOracle):
         return (probs_LQB / total_LB[:, None]).permute(2, 0, 1), possible_B
 
     def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        said_LB, latents = said_BL.T.contiguous(), self._chain.latents
-        reached_LSB, log_prob_B = self._forward(said_LB)
+        evidence, latents = self._evidence(said_BL.T.contiguous()), self._chain.latents
+        reached_LSB, log_prob_B = self._forward(evidence)
         one_hots = {
             name: torch.nn.functional.one_hot(latent.value_S, latent.num_values).T.to(reached_LSB)
             for name, latent in latents.items()
         }
         found: dict[str, list[Tensor]] = {name: [] for name in latents}
         possible_B = log_prob_B > -torch.inf
-        for step, after_SB in self._backward(said_LB):
+        for step, after_SB in self._backward(evidence):
             belief_SB = reached_LSB[step, : len(after_SB)].mul_(after_SB)
             belief_SB /= (total_B := belief_SB.sum(0))
             possible_B &= total_B > 0
@@ -92,11 +92,11 @@ class ChainOracle(LanguageOracle):
         return {name: torch.stack(steps[::-1], dim=1) for name, steps in found.items()}, possible_B
 
     def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
-        said_LB, chain, device = said_BL.T.contiguous(), self._chain, said_BL.device
+        evidence, chain, device = self._evidence(said_BL.T.contiguous()), self._chain, said_BL.device
         # the weight of each state at each step, given what it and all later steps say
         weight_LSB = torch.zeros(self.seq_len, self._widest, len(said_BL), dtype=torch.float64, device=device)
-        for step, after_SB in self._backward(said_LB):
-            torch.mul(self._told(step, said_LB[step]), after_SB, out=weight_LSB[step, : len(after_SB)])
+        for step, after_SB in self._backward(evidence):
+            torch.mul(self._told(step, evidence), after_SB, out=weight_LSB[step, : len(after_SB)])
         u_LB = uniform(keys_B[:, None], torch.arange(self.seq_len)).T.to(device)
         first_SB = weight_LSB[0, : len(self._initial_S)].mul_(self._initial_S[:, None])
         possible_B = first_SB.sum(0) > 0
@@ -112,16 +112,16 @@ class ChainOracle(LanguageOracle):
         states_BL = torch.stack(states, dim=1).cpu()
         return chain.tokens(states_BL, keys_B.cpu()).to(device), possible_B
 
-    def _forward(self, said_LB: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
         """`reached_LSB`, the states given what is said up to each step (up to a factor), and the log of the probability of all
         that is said."""
-        seq_len, num_rows = said_LB.shape
-        reached_LSB = torch.empty(seq_len, self._widest, num_rows, dtype=torch.float64, device=said_LB.device)
+        seq_len, num_rows = len(evidence), evidence.shape[-1]
+        reached_LSB = torch.empty(seq_len, self._widest, num_rows, dtype=torch.float64, device=evidence.device)
         room_SB = torch.empty_like(reached_LSB[0])
         predicted_SB = self._initial_S[:, None]
-        log_prob_B = torch.full((num_rows,), -self._log_total, dtype=torch.float64, device=said_LB.device)
+        log_prob_B = torch.full((num_rows,), -self._log_total, dtype=torch.float64, device=evidence.device)
         for step in range(seq_len):
-            reached_SB = self._told(step, said_LB[step], reached_LSB[step]).mul_(predicted_SB)
+            reached_SB = self._told(step, evidence, reached_LSB[step]).mul_(predicted_SB)
             if self._scales(step) or step + 1 == seq_len:
                 total_B = reached_SB.sum(0)
                 log_prob_B += total_B.log()
@@ -131,27 +131,32 @@ class ChainOracle(LanguageOracle):
                 predicted_SB = torch.mm(forward_SS, reached_SB, out=room_SB[: len(forward_SS)])
         return reached_LSB, log_prob_B + (self._final_S @ reached_SB).log()
 
-    def _backward(self, said_LB: Tensor) -> Iterable[tuple[int, Tensor]]:
+    def _backward(self, evidence: Tensor) -> Iterable[tuple[int, Tensor]]:
         """From the last step to the first, `after_SB`: how likely what is said after it is, by its state (up to a factor)."""
-        after_SB = self._final_S[:, None].expand(-1, said_LB.shape[1])
-        told_room_SB, room_SB = torch.empty(2, self._widest, said_LB.shape[1], dtype=torch.float64, device=said_LB.device)
-        for step in range(len(said_LB) - 1, -1, -1):
+        after_SB = self._final_S[:, None].expand(-1, evidence.shape[-1])
+        told_room_SB, room_SB = torch.empty(2, self._widest, evidence.shape[-1], dtype=torch.float64, device=evidence.device)
+        for step in range(len(evidence) - 1, -1, -1):
             yield step, after_SB
             if step > 0:
-                told_SB = self._told(step, said_LB[step], told_room_SB).mul_(after_SB)
+                told_SB = self._told(step, evidence, told_room_SB).mul_(after_SB)
                 if self._scales(step):
                     told_SB /= told_SB.sum(0).clamp_min_(_TINY)
                 backward_SS = self._backward_SS[self._class(step - 1)]
                 after_SB = torch.mm(backward_SS, told_SB, out=room_SB[: len(backward_SS)])
 
-    def _told(self, step: int, said_B: Tensor, room_SB: Tensor | None = None) -> Tensor:
+    def _evidence(self, said_LB: Tensor) -> Tensor:
+        """What `_told` reads: where each state has one symbol, `allowed_LQB`, 1 for each symbol that a token may be."""
+        if not self._token_S:
+            return said_LB
+        return ((said_LB[:, None] == self._symbol_Q1) | (said_LB[:, None] == self.num_symbols)).double()
+
+    def _told(self, step: int, evidence: Tensor, room_SB: Tensor | None = None) -> Tensor:
         """`told_SB`, how likely each state is to emit what is said; written into `room_SB` where it is given."""
         emission_SX = self._emission_SX[self._class(step)]
         out = None if room_SB is None else room_SB[: len(emission_SX)]
         if not self._token_S:
-            return torch.index_select(emission_SX, 1, said_B, out=out)
-        allowed_QB = ((said_B == self._symbol_Q1) | (said_B == self.num_symbols)).double()
-        return torch.index_select(allowed_QB, 0, self._token_S[self._class(step)], out=out)
+            return torch.index_select(emission_SX, 1, evidence[step], out=out)
+        return torch.index_select(evidence[step], 0, self._token_S[self._class(step)], out=out)
 
     def _class(self, step: int) -> int:
         return step % len(self._state_S)
