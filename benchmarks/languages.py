@@ -15,7 +15,8 @@ import torch
 from synthetic_data import rows_per_second, sample_row, sum_product
 from table import Table
 
-from mlm_lightning.data.languages.chain import ChainSource
+from mlm_lightning.data.languages.chain import Chain
+from mlm_lightning.data.languages.chain_source import ChainSource
 from mlm_lightning.data.languages.dyck import DyckSource, ShuffleDyckSource
 from mlm_lightning.data.languages.hmm import HMMSource
 from mlm_lightning.data.languages.ising import IsingSource
@@ -40,10 +41,17 @@ def tree(source: TreeSource) -> Plain:
     return Plain(lambda rng: sample_row(M, source.depth, rng), lambda *row: sum_product(M, *row))
 
 
+def dense(of: Chain) -> np.ndarray:
+    """`transition_SS`."""
+    transition_SS = np.zeros((len(of.initial_S), len(of.initial_S)))
+    np.add.at(transition_SS, (np.arange(len(transition_SS))[:, None], of.successor_SR.numpy()), of.weight_SR.numpy())
+    return transition_SS
+
+
 def chain(source: ChainSource) -> Plain:
     """Forward-backward on one row, step by step."""
     of = source.chain
-    transition_SS, emission_SQ = of.transition_SS.to_dense().numpy(), of.emission_SQ.numpy()
+    transition_SS, emission_SQ = dense(of), of.emission_SQ.numpy()
     initial_S = of.initial_S.numpy()
     final_S = np.ones(len(initial_S)) if of.final_S is None else of.final_S.numpy()
     future_LS = of.future_LS.numpy()

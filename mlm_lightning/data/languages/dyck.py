@@ -22,7 +22,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Interval
 
-from mlm_lightning.data.languages.chain import MAX_STATES, Chain, ChainSource, check_memory
+from mlm_lightning.data.languages.chain import MAX_STATES, Chain, check_memory
+from mlm_lightning.data.languages.chain_source import ChainSource
 from mlm_lightning.data.languages.joint import Path, as_joint, check_size
 from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, NumRows, SeqLen
 from mlm_lightning.data.source import Joint

@@ -21,7 +21,8 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Interval
 
-from mlm_lightning.data.languages.chain import Chain, ChainSource, Concentration, Latent, check_memory, stationary
+from mlm_lightning.data.languages.chain import Chain, Concentration, Latent, check_memory, stationary
+from mlm_lightning.data.languages.chain_source import ChainSource
 from mlm_lightning.data.languages.joint import as_joint, unfold
 from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, NumRows, SeqLen
 from mlm_lightning.data.source import Joint

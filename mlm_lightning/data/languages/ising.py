@@ -18,7 +18,8 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.chain import MAX_STATES, Chain, ChainSource, check_memory, entropy_rate
+from mlm_lightning.data.languages.chain import MAX_STATES, Chain, check_memory, entropy_rate
+from mlm_lightning.data.languages.chain_source import ChainSource
 from mlm_lightning.data.languages.joint import as_joint, unfold
 from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SeqLen
 from mlm_lightning.data.source import Joint

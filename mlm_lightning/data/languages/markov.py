@@ -22,12 +22,12 @@ from torch import Tensor
 from mlm_lightning.data.languages.chain import (
     MAX_STATES,
     Chain,
-    ChainSource,
     Concentration,
     check_memory,
     entropy_rate,
     stationary,
 )
+from mlm_lightning.data.languages.chain_source import ChainSource
 from mlm_lightning.data.languages.joint import as_joint, unfold
 from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SeqLen
 from mlm_lightning.data.source import Joint

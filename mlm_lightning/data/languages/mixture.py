@@ -20,13 +20,13 @@ from annotated_types import Interval
 from mlm_lightning.data.languages.chain import (
     MAX_STATES,
     Chain,
-    ChainSource,
     Concentration,
     Latent,
     check_memory,
     entropy_rate,
     stationary,
 )
+from mlm_lightning.data.languages.chain_source import ChainSource
 from mlm_lightning.data.languages.joint import as_joint, unfold
 from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SeqLen
 from mlm_lightning.data.source import Joint
