@@ -16,8 +16,12 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = {path.name: path for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]}
 
 _FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-# of a real size it would take minutes; a command's own keys win
+# of a real size it would take minutes; a command's own keys win, but for the steps of a real training
 _TOY = ("trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=4")
+_REAL_STEPS = re.compile(r"trainer\.(max_steps|val_check_interval)=\d{3,}")
+# each value of a sweep is a run
+_SEEDS = re.compile(r"^(seed=\d+,\d+),.*")
+_FEWER_RUNS = {"sweep=hiding": "seed=0", "sweep=learned_levels": "data.filter_level=0,4"}
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,18 @@ def _replaced(word: str, folder: Path, stand_ins: dict[str, str]) -> str:
 
 
 def _in_toy_size(words: list[str], stand_ins: dict[str, str]) -> list[str]:
+    if words[0] == "analyse" and "--rows" not in words:
+        return [*words, "--rows", "16"]
     if words[0] not in ("train", "prepare"):
         return words
+    words = [_SEEDS.sub(r"\1", word) for word in words if not _REAL_STEPS.fullmatch(word)]
     given = {word.partition("=")[0] for word in words}
     toy = [each for each in _TOY if each.partition("=")[0] not in given]
-    if "experiment=text_scratch" in words and "trainer.time_budget" not in given:  # whose measurement alone would take a while
+    toy += [fewer for sweep, fewer in _FEWER_RUNS.items() if sweep in words]
+    if any(word.startswith("experiment=tree_") for word in words):
+        toy += ["model.num_layers=1", "model.d_model=16"]
+    measured = {"experiment=text_scratch", "experiment=tree_paper"} & set(words)
+    if measured and "trainer.time_budget" not in given:  # whose measurement alone would take a while
         toy.append("trainer.time_budget=0.01")
     if "experiment=text_adapt" in words:
         toy.append("trainer.max_epochs=null")

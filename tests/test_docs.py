@@ -11,6 +11,8 @@ import pytest
 from documented import PAGES, REPOSITORY, blocks, commands, follow
 
 from mlm_lightning.__main__ import COMMANDS, main
+from mlm_lightning.analysis import probe
+from mlm_lightning.report import style
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +59,9 @@ def test_what_a_page_tells_to_type_works(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    # what takes longest, and has tests of its own
+    monkeypatch.setattr(probe, "MAX_EXAMPLES", 64)
+    monkeypatch.setattr(style, "FORMATS", {"png": style.FORMATS["png"]})
     write_texts(tmp_path)
 
     def run(words: list[str]) -> None:

@@ -48,7 +48,9 @@ def report(paths: list[str], output: str | None = None, metric: str | None = Non
     pictures = draw(found)
     texts = {"results.csv": results_csv(found.collection), "groups.csv": groups_csv(found), "groups.tex": groups_tex(found)}
     files = {name: text.encode() for name, text in texts.items()}
-    files |= {f"{picture.name}.{kind}": picture.rendered(kind) for picture in pictures for kind in FORMATS}
+    files |= {
+        f"{each.name}.{kind}": each.png if kind == "png" else each.rendered(kind) for each in pictures for kind in FORMATS
+    }
     files["report.html"] = page(found, pictures, recipe).encode()  # last: where it is, the others are
     try:
         for name, content in files.items():
