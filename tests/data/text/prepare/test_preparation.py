@@ -325,7 +325,6 @@ from mlm_lightning.data.text.prepare import workers
 from mlm_lightning.data.text.prepare.preparation import Preparation
 from mlm_lightning.data.text.source import TextSource
 base.SHARD_BYTES, workers._FEW_BYTES = 3_000, 0
-print("started", flush=True)
 source = TextSource(path={str(corpus)!r}, tokenizer={VOCABULARY!r}, chunk_size=16, test_size=7)
 Preparation.report = lambda _, step, done, total: (print(step, done, total, flush=True), time.sleep(0.03))
 source.prepare(workers.Local(2))
@@ -334,15 +333,16 @@ source.prepare(workers.Local(2))
     while len(killed_after) < kills:
         command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert command.stdout is not None
-        assert command.stdout.readline() == "started\n"
-        time.sleep(moments.uniform(0, 2.5))
+        # counted in reports, not in seconds, of which a busy machine may need many before the first
+        reports = [report for _ in range(moments.randint(1, 40)) if (report := command.stdout.readline())]
+        time.sleep(moments.uniform(0, 0.03))
         command.send_signal(signal.SIGKILL)
-        reports = command.stdout.read().splitlines()
+        reports += command.stdout.read().splitlines()
         if command.wait() == 0:  # too late: complete, and equal; the next command begins anew
             assert content(source_of(corpus)) == expected
             shutil.rmtree(source_of(corpus).cache_path)
-        elif reports:
-            killed_after.append(reports[-1])
+        else:
+            killed_after.append(reports[-1].strip())
     print("killed after:", *killed_after, sep="\n  ")
     steps = {report.split()[0] for report in killed_after}
     assert steps == {"reading", "tokenising"} or kills < 20
