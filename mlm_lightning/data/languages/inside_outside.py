@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from mlm_lightning.data.languages.grammar import Grammar
+from mlm_lightning.data.languages.hidden import nonzero_flat
 from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
 from mlm_lightning.randomness import uniform
 
@@ -42,18 +43,22 @@ part, and the nonterminals of both parts."""
 def grow(keys_B: Tensor, seq_len: int, device: torch.device, choose_split: Choose) -> Tensor:
     """Trees from the root down: `symbol_LLB[length - 1, start, row]`, the nonterminal of each span, -1 where there is none. The
     number of a row's random numbers that a span takes is start · L + length - 1."""
-    symbol_LLB = torch.full((seq_len, seq_len, len(keys_B)), -1, dtype=torch.int16, device=device)
-    symbol_LLB[seq_len - 1, 0] = 0
+    num_rows = len(keys_B)
+    symbol_LC = torch.full((seq_len, seq_len * num_rows), -1, dtype=torch.int16, device=device)  # a cell: start · B + row
+    symbol_LC[seq_len - 1, :num_rows] = 0
     for length in range(seq_len, 1, -1):
-        start_M, row_M = (symbol_LLB[length - 1] >= 0).nonzero(as_tuple=True)
-        if len(row_M) == 0:
+        cell_M = nonzero_flat(symbol_LC[length - 1, : (seq_len - length + 1) * num_rows] >= 0)
+        if len(cell_M) == 0:
             continue
-        u_M = uniform(keys_B[row_M.to(keys_B.device)], start_M * seq_len + length - 1).to(device)
-        symbol_M = symbol_LLB[length - 1, start_M, row_M].long()
+        start_M = cell_M // num_rows
+        row_M = cell_M - start_M * num_rows
+        u_M = uniform(keys_B.index_select(0, row_M.to(keys_B.device)), start_M * seq_len + length - 1).to(device)
+        symbol_M = symbol_LC[length - 1].index_select(0, cell_M).long()
         split_M, left_M, right_M = choose_split(length, row_M, start_M, symbol_M, u_M)
-        symbol_LLB[split_M - 1, start_M, row_M] = left_M.short()
-        symbol_LLB[length - split_M - 1, start_M + split_M, row_M] = right_M.short()
-    return symbol_LLB
+        size = seq_len * num_rows
+        symbol_LC.view(-1).index_copy_(0, (split_M - 1) * size + cell_M, left_M.short())
+        symbol_LC.view(-1).index_copy_(0, (length - 1 - split_M) * size + cell_M + split_M * num_rows, right_M.short())
+    return symbol_LC.view(seq_len, seq_len, num_rows)
 
 
 @dataclass
@@ -101,7 +106,7 @@ class InsideOutside(LanguageOracle):
 
     def __init__(self, grammar: Grammar, seq_len: int) -> None:
         num_symbols = len(grammar.names)
-        super().__init__(grammar.num_words, seq_len, row_elements=seq_len**2 * num_symbols // 2 + 1)
+        super().__init__(grammar.num_words, seq_len, row_elements=seq_len**2 * num_symbols // 4 + 1)
         self._grammar, self._num_nonterminals = grammar, num_symbols
         parent_R, left_R, right_R = grammar.binary_R4[:, :3].long().T
         pair_P, pair_R = (left_R * num_symbols + right_R).unique(return_inverse=True)

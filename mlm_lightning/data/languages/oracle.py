@@ -11,6 +11,7 @@ here: the checks of what is observed, blocks that fit the memory, the device, th
 """
 
 from collections.abc import Iterator
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -135,7 +136,9 @@ class LanguageOracle:
         return observed_tokens(tokens_BL, observed_BL, self.num_symbols)
 
     def _blocks(self, said_BL: Tensor) -> Iterator[slice]:
-        size = max(1, _ELEMENTS[said_BL.device.type] // self._row_elements)
+        num_rows, largest = len(said_BL), max(1, _ELEMENTS[said_BL.device.type] // self._row_elements)
+        num_blocks = max(1, ceil(num_rows / largest))
+        size = max(1, ceil(num_rows / num_blocks))  # all alike: a small one takes nearly as long
         return (slice(start, min(start + size, len(said_BL))) for start in range(0, len(said_BL), size))
 
     def _refuse_impossible(self, possible_B: Tensor, first_row: int) -> None:

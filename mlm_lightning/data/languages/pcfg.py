@@ -110,8 +110,9 @@ class GrammarSource(SyntheticSource):
             length: int, row_M: Tensor, start_M: Tensor, symbol_M: Tensor, u_M: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
             taken_M = self._splits[length - 2].draw(symbol_M, u_M)
-            rule_M = taken_M % num_rules
-            return taken_M // num_rules + 1, left_NI[symbol_M, rule_M], right_NI[symbol_M, rule_M]
+            split_M = taken_M // num_rules
+            rule_M = taken_M + (symbol_M - split_M) * num_rules
+            return split_M + 1, left_NI.take(rule_M), right_NI.take(rule_M)
 
         return grow(keys_B, self._length, torch.device("cpu"), choose_split)
 
