@@ -6,7 +6,10 @@ One core. Both sides answer the same masked rows by the same algorithm, and the 
 timed.
 """
 
+import statistics
 import sys
+import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,7 +17,6 @@ from plain import Plain
 from plain_chains import chain
 from plain_forms import code, periodic, recall, urn
 from plain_trees import pcfg, rhm, tree
-from synthetic_data import rows_per_second
 from table import Table
 
 from mlm_lightning.data.languages.code import CodeSource
@@ -71,15 +73,26 @@ def compare(source: SyntheticSource, plain: Plain, many: int, few: int) -> dict[
     found_BLQ = oracle.posterior(tokens_BL[:few], observed_BL[:few])[..., :-1].numpy()
     np.testing.assert_allclose(found_BLQ[hidden_BL], truth_BLQ[hidden_BL], rtol=0, atol=1e-9)
     rng = np.random.default_rng(0)
-    rates = {
+    sides = {
         "rows": (lambda: [plain.row(rng) for _ in range(few)], lambda: rows[index_B]),
         "posteriors": (lambda: [plain.posterior(*pair) for pair in pairs], lambda: oracle.posterior(tokens_BL, observed_BL)),
     }
     found: dict[str, float] = {}
-    for what, (theirs, ours) in rates.items():
-        ours_rate = rows_per_second(ours, many, repeats=5)
-        found |= {f"{what}/s": ours_rate, f"{what}: times as fast": ours_rate / rows_per_second(theirs, few, repeats=5)}
+    for what, (theirs, ours) in sides.items():
+        seconds, our_seconds = in_turns(theirs, ours)
+        found |= {f"{what}/s": many / our_seconds, f"{what}: times as fast": seconds / few / (our_seconds / many)}
     return found
+
+
+def in_turns(*sides: Callable[[], object], repeats: int = 7) -> list[float]:
+    """The median of some repeats of each, after one that warms up: seconds of the processor, whoever else is on the machine."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for _ in range(1 + repeats):
+        for each, side in zip(seconds, sides, strict=True):
+            start = time.process_time()
+            side()
+            each.append(time.process_time() - start)
+    return [statistics.median(each[1:]) for each in seconds]
 
 
 def main() -> None:

@@ -75,10 +75,13 @@ class _Inside:
 
     def log_parts(self, length: "_Length") -> Tensor:
         """`log_KSB` of the left and the right parts together, of the spans of a length at its splits."""
-        device = self.log_LSB.device
-        left_K1 = torch.tensor([k for k, *_ in length.splits], device=device)[:, None]
-        start_S = torch.arange(self.log_LSB.shape[1] - length.length + 1, device=device)
-        return self.log_LSB[left_K1 - 1, start_S] + self.log_LSB[length.length - left_K1 - 1, left_K1 + start_S]
+        length_L, _, num_rows = self.log_LSB.shape
+        left_K1 = torch.tensor([k for k, *_ in length.splits], device=self.log_LSB.device)[:, None]
+        start_S = torch.arange(length_L - length.length + 1, device=self.log_LSB.device)
+        left_KS = (left_K1 - 1) * length_L + start_S
+        right_KS = (length.length - left_K1 - 1) * length_L + left_K1 + start_S
+        left_ZB, right_ZB = (self.log_LSB.flatten(0, 1).index_select(0, z_KS.flatten()) for z_KS in (left_KS, right_KS))
+        return left_ZB.add_(right_ZB).view(*left_KS.shape, num_rows)
 
 
 _Split = tuple[int, Tensor | None, Tensor, Tensor]
