@@ -229,7 +229,7 @@ def _digits(num_values: int, num_open: int, map_S: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _all_counts(num_values: int, num_open: int) -> Tensor:
     """How many of the open keys have each value, `count_WS`, in each map."""
-    count_WS = torch.zeros(num_values, num_values**num_open, dtype=torch.uint8)
+    count_WS, value_W1 = torch.zeros(num_values, num_values**num_open, dtype=torch.uint8), torch.arange(num_values)[:, None]
     for digit_S in _digits(num_values, num_open, torch.arange(num_values**num_open)).unbind(1):
-        count_WS += torch.nn.functional.one_hot(digit_S, num_values).T.byte()
+        count_WS += digit_S == value_W1
     return count_WS

@@ -130,7 +130,7 @@ def from_urn(u_BL: Tensor, said_BL: Tensor | None, num_symbols: int, concentrati
         new_BL = torch.where(said_BL < num_symbols, said_BL, new_BL)
     while True:  # copies of copies of …: each round doubles how far back they are followed
         before_BL = origin_BL.gather(1, origin_BL)
-        if before_BL.sum() == origin_BL.sum():  # none is followed any farther
+        if before_BL.sum() == origin_BL.sum():  # each only goes back: none did
             return new_BL.gather(1, origin_BL)
         origin_BL = before_BL
 
