@@ -36,7 +36,7 @@ from mlm_lightning.training.fit import keep_freed_memory
 
 NUM_ROWS, FEW = 8192, 32
 SLOW = {"pcfg": (1024, 8), "pcfg_levels": (1024, 8), "rhm_16": (4096, 8)}
-"""Of languages with much work in a row: how many rows each side works on instead."""
+"""Of languages with much work in a row: of how many rows each side finds posteriors instead."""
 
 LANGUAGES: dict[str, tuple[SyntheticSource, Plain]] = {
     name: (source, plain(source))
@@ -61,11 +61,11 @@ LANGUAGES: dict[str, tuple[SyntheticSource, Plain]] = {
 
 
 def compare(source: SyntheticSource, plain: Plain, many: int, few: int) -> dict[str, float]:
-    """Rows a second of NumPy, on a few rows, and of ours, on many, of sampler and of posterior."""
+    """Rows a second, of NumPy on a few rows and of ours on many, of sampler and of posterior."""
     rows, oracle = source.rows("train"), source.oracle()
     assert oracle is not None
-    index_B = torch.arange(many)
-    tokens_BL = rows[index_B]
+    index_B = torch.arange(NUM_ROWS)
+    tokens_BL = rows[index_B[:many]]
     observed_BL = torch.rand(tokens_BL.shape, generator=torch.Generator().manual_seed(0)) >= 0.15
     pairs = list(zip(tokens_BL[:few].numpy(), observed_BL[:few].numpy(), strict=True))
     truth_BLQ = np.array([plain.posterior(*pair) for pair in pairs])
@@ -74,13 +74,19 @@ def compare(source: SyntheticSource, plain: Plain, many: int, few: int) -> dict[
     np.testing.assert_allclose(found_BLQ[hidden_BL], truth_BLQ[hidden_BL], rtol=0, atol=1e-9)
     rng = np.random.default_rng(0)
     sides = {
-        "rows": (lambda: [plain.row(rng) for _ in range(few)], lambda: rows[index_B]),
-        "posteriors": (lambda: [plain.posterior(*pair) for pair in pairs], lambda: oracle.posterior(tokens_BL, observed_BL)),
+        "rows": (FEW, lambda: [plain.row(rng) for _ in range(FEW)], NUM_ROWS, lambda: rows[index_B]),
+        "posteriors": (
+            few,
+            lambda: [plain.posterior(*p) for p in pairs],
+            many,
+            lambda: oracle.posterior(tokens_BL, observed_BL),
+        ),
     }
     found: dict[str, float] = {}
-    for what, (theirs, ours) in sides.items():
+    for what, (num_theirs, theirs, num_ours, ours) in sides.items():
         seconds, our_seconds = in_turns(theirs, ours)
-        found |= {f"{what}/s": many / our_seconds, f"{what}: times as fast": seconds / few / (our_seconds / many)}
+        rate = num_ours / our_seconds
+        found |= {f"{what}/s": rate, f"{what}: times as fast": rate * seconds / num_theirs}
     return found
 
 

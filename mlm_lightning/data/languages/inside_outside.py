@@ -56,8 +56,8 @@ def grow(keys_B: Tensor, seq_len: int, device: torch.device, choose_split: Choos
         symbol_M = symbol_LC[length - 1].index_select(0, cell_M).long()
         split_M, left_M, right_M = choose_split(length, row_M, start_M, symbol_M, u_M)
         size = seq_len * num_rows
-        symbol_LC.view(-1).index_copy_(0, (split_M - 1) * size + cell_M, left_M.short())
-        symbol_LC.view(-1).index_copy_(0, (length - 1 - split_M) * size + cell_M + split_M * num_rows, right_M.short())
+        symbol_LC.view(-1).scatter_(0, (split_M - 1) * size + cell_M, left_M.short())
+        symbol_LC.view(-1).scatter_(0, (length - 1 - split_M) * size + cell_M + split_M * num_rows, right_M.short())
     return symbol_LC.view(seq_len, seq_len, num_rows)
 
 
