@@ -10,35 +10,41 @@
 What is left of a line says whether its token is certain: where no unknown without a pivot remains. All others are uniform.
 
 Numbers are residues around 0, and exact in float32: products are below 2^14 and their sums below 2^24.
-Shapes beyond those of `batch`: C checks, K free places, M hidden free places (columns), X = M + 1 with the right side. The
-batch is the last dimension of tables (CXB).
+Shapes beyond those of `batch`: R rows of a block, C checks, K free places, M hidden free places (columns), X = M + 1 with the
+right side. The rows are the last dimension of tables (CXR).
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import log
 
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.languages.hidden import HiddenOracle
+from mlm_lightning.data.languages.hidden import HiddenOracle, nonzero_flat
 from mlm_lightning.data.languages.oracle import Answer
 from mlm_lightning.randomness import uniform
+
+_CACHED = {"cpu": 2**17, "cuda": 2**25}
+"""Elements (of 4 bytes) of a table of some rows: on a CPU it stays in cache."""
+_LEAST_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """The checks of a block of rows, reduced; columns and tables with the rows in the order `order_B`."""
+    """The checks of some rows, reduced."""
 
-    said_BL: Tensor
-    order_B: Tensor
-    back_B: Tensor
-    """Undoes `order_B`."""
-    column_BM: Tensor
+    rows_R: Tensor
+    free_YR: Tensor
+    """What is told at free places, p where nothing is; and 0 at Y = K, no place."""
+    given_CR: Tensor
+    """The same at given places."""
+    column_MR: Tensor
     """The free place of each column; K where a row has fewer hidden ones."""
-    table_CXB: Tensor
-    pivot_MB: Tensor
+    table_CXR: Tensor
+    pivot_MR: Tensor
     """The check that gives a column; C where none does."""
-    possible_B: Tensor
+    possible_R: Tensor
 
 
 class CodeOracle(HiddenOracle):
@@ -48,109 +54,129 @@ class CodeOracle(HiddenOracle):
         num_checks, num_free = rest_CK.shape
         seq_len = num_checks + num_free
         super().__init__(num_symbols, seq_len, row_elements=num_checks * (num_free + 1) + seq_len * (num_symbols + 1))
-        self._given_C, self._free_K, self._rest_CK = given_C, free_K, rest_CK
+        self._free_K, self._rest_CK, self._num_checks = free_K, rest_CK, num_checks
+        self._order_L = torch.cat((free_K, given_C))
+        self._place_L = self._order_L.argsort()
+        self._rank_C1 = torch.arange(num_checks, 0, -1, dtype=torch.float32)[:, None]
         inverse = [0, *(pow(value, -1, num_symbols) for value in range(1, num_symbols))]
         self._inverse_P = self._centred_(torch.tensor(inverse, dtype=torch.float32))  # at -1, -2 … too, as an index
+        self._uniform_1V = torch.full((1, num_symbols + 1), 1 / num_symbols, dtype=torch.float64)
+        self._uniform_1V[0, -1] = 0.0
 
     def _centred_(self, values: Tensor) -> Tensor:
         """The residues of least absolute value, in place."""
         return values.sub_((values * (1 / self.num_symbols)).round_(), alpha=self.num_symbols)
 
-    def _reduced(self, said_BL: Tensor) -> Reduced:
-        count_B = (said_BL[:, self._free_K] == self.num_symbols).sum(1)
-        count_B, order_B = count_B.sort(descending=True)  # a step then concerns the first rows of the block
-        hidden_BL = said_BL[order_B] == self.num_symbols
-        hidden_BK, num_checks = hidden_BL[:, self._free_K], len(self._given_C)
-        row_N, place_N = hidden_BK.nonzero(as_tuple=True)
-        widest, num_free = int(count_B.max()), len(self._free_K)
-        column_BM = torch.full((len(said_BL), widest), num_free, device=said_BL.device)
-        column_BM[row_N, hidden_BK.cumsum(1)[row_N, place_N] - 1] = place_N
+    def _systems(self, said_BL: Tensor) -> Iterator[Reduced]:
+        """Some rows at a time: those with as many hidden free places, so that tables are as narrow as can be, and small enough
+        to stay in the processor's cache."""
+        hidden_BL = torch.eq(said_BL, self.num_symbols, out=torch.empty_like(said_BL))
+        count_B, order_B = hidden_BL.index_select(1, self._free_K).sum(1).sort(descending=True, stable=True)
+        said_BL, widths, start = said_BL.index_select(0, order_B), count_B.tolist(), 0
+        while start < len(widths):
+            size = max(_LEAST_ROWS, _CACHED[said_BL.device.type] // (self._num_checks * (widths[start] + 1)))
+            some = slice(start, start + size)
+            said_LR = said_BL[some].T.float().index_select(0, self._order_L)
+            yield self._reduced(order_B[some], said_LR, count_B[some])
+            start += size
+
+    def _reduced(self, rows_R: Tensor, said_LR: Tensor, count_R: Tensor) -> Reduced:
+        """`said_LR`: of free places first. `count_R`: how many of those are hidden, in descending order; a step then concerns
+        the first rows."""
+        num_rows, num_checks, num_free, widest = len(rows_R), self._num_checks, len(self._free_K), int(count_R[0])
+        told_LR = said_LR * _is(torch.ne, said_LR, self.num_symbols)
+        column_RM = torch.full((num_rows, widest), num_free, device=said_LR.device)
+        cell_N = nonzero_flat((said_LR[:num_free] == self.num_symbols).T)
+        row_N = cell_N.div(num_free, rounding_mode="floor")
+        rank_N = torch.arange(len(cell_N), device=cell_N.device) - (count_R.cumsum(0) - count_R)[row_N]
+        column_RM.view(-1)[row_N * widest + rank_N] = cell_N - row_N * num_free
+        column_MR = column_RM.T.contiguous()
         rest_CY = torch.nn.functional.pad(self._rest_CK, (0, 1))  # no place: 0
-        column_XB = torch.nn.functional.pad(column_BM.T, (0, 0, 0, 1), value=num_free)
-        table_CXB = rest_CY.index_select(1, column_XB.flatten()).view(num_checks, widest + 1, len(said_BL))
-        told_LB = said_BL[order_B].masked_fill(hidden_BL, 0).T.float()
-        table_CXB[:, -1] = self._centred_(-told_LB[self._given_C] - self._rest_CK @ told_LB[self._free_K])
-        seen_CB = ~hidden_BL.T[self._given_C]
-        pivot_MB = torch.full((widest, len(said_BL)), num_checks, device=said_BL.device)
-        steps = torch.arange(widest, device=said_BL.device)
-        for step, num_rows in enumerate((count_B > steps[:, None]).sum(1).tolist()):
-            pivot_MB[step, :num_rows] = self._eliminate_(step, table_CXB[..., :num_rows], seen_CB[:, :num_rows])
-        back_B = order_B.argsort()
-        possible_B = ~(seen_CB & (table_CXB[:, -1] != 0)).any(0)[back_B]
-        return Reduced(said_BL, order_B, back_B, column_BM, table_CXB, pivot_MB, possible_B)
+        column_XR = torch.nn.functional.pad(column_MR, (0, 0, 0, 1), value=num_free)
+        table_CXR = rest_CY.index_select(1, column_XR.flatten()).view(num_checks, widest + 1, num_rows)
+        table_CXR[:, -1] = self._centred_(torch.addmm(told_LR[num_free:], self._rest_CK, told_LR[:num_free]).neg_())
+        free_YR, given_CR = torch.nn.functional.pad(said_LR[:num_free], (0, 0, 0, 1)), said_LR[num_free:]
+        open_CR = _is(torch.ne, given_CR, self.num_symbols).mul_(self._rank_C1)
+        pivot_MR = torch.full((widest, num_rows), num_checks, device=said_LR.device)
+        steps_M1 = torch.arange(widest, device=said_LR.device)[:, None]
+        for step, num_concerned in enumerate((count_R > steps_M1).sum(1).tolist()):
+            part = slice(num_concerned)
+            # of the columns before, a pivot's line has none: theirs were taken out, or no open check had any
+            pivot_MR[step, part] = self._eliminate_(table_CXR[:, step:, part], open_CR[:, part])
+        possible_R = (open_CR * table_CXR[:, -1]).abs_().amax(0) == 0
+        return Reduced(rows_R, free_YR, given_CR, column_MR, table_CXR, pivot_MR, possible_R)
 
-    def _eliminate_(self, step: int, table_CXB: Tensor, open_CB: Tensor) -> Tensor:
-        """Makes a check the pivot of a column, one of those that are `open_CB`, and takes the column out of all others. Returns
-        the pivots' checks, C where there is none."""
-        num_checks, width, _ = table_CXB.shape
-        column_CB = table_CXB[:, step]
-        found_B, check_B = (open_CB & (column_CB != 0)).byte().max(0)
-        found_1B, check_1B = found_B.bool()[None], check_B[None]
-        entry_1B = column_CB.gather(0, check_1B)
-        line_XB = table_CXB.gather(0, check_1B[None].expand(1, width, -1))[0]
-        pivot_XB = self._centred_(line_XB * self._inverse_P[entry_1B.long()])
-        # its own line: line - (entry - 1) · pivot = pivot
-        factor_CB = column_CB.scatter(0, check_1B, entry_1B - 1) * found_1B
-        self._centred_(table_CXB.addcmul_(factor_CB[:, None], pivot_XB, value=-1))
-        open_CB.scatter_(0, check_1B, open_CB.gather(0, check_1B) & ~found_1B)
-        return check_B.masked_fill(~found_1B[0], num_checks)
+    def _eliminate_(self, table_CXR: Tensor, open_CR: Tensor) -> Tensor:
+        """Makes a check the pivot of the first column, and takes the column out of all others: the one of the highest rank of
+        those that are open, whose ranks are `open_CR` (0: not open). Returns the pivots' checks, C where there is none."""
+        num_checks, width, _ = table_CXR.shape
+        column_CR = table_CXR[:, 0]
+        rank_1R = _is(torch.ne, column_CR, 0).mul_(open_CR).amax(0, keepdim=True)
+        pivot_1R = num_checks - rank_1R.long()
+        check_1R = pivot_1R.clamp(max=num_checks - 1)
+        entry_1R = column_CR.gather(0, check_1R)
+        line_XR = table_CXR.gather(0, check_1R[None].expand(1, width, -1))[0]
+        # where there is none, the line is 0
+        pivot_XR = self._centred_(line_XR.mul_(self._inverse_P.take(entry_1R.long()).mul_(rank_1R.clamp(max=1))))
+        factor_CR = column_CR.scatter(0, check_1R, entry_1R - 1)  # its own line: line - (entry - 1) · pivot = pivot
+        self._centred_(table_CXR.addcmul_(factor_CR[:, None], pivot_XR, value=-1))
+        open_CR.mul_(_is(torch.ne, open_CR, rank_1R))
+        return pivot_1R[0]
 
-    def _tokens(self, system: Reduced, value_CB: Tensor, chosen_MB: Tensor) -> Tensor:
-        """`tokens_BL`, if checks give `value_CB`, and columns without a pivot hold `chosen_MB`."""
-        column_MB = self._of_columns(system, value_CB, chosen_MB)
-        tokens_BL = self._placed(system, value_CB, column_MB).long().remainder_(self.num_symbols)
-        return torch.where(system.said_BL == self.num_symbols, tokens_BL, system.said_BL)
-
-    def _of_columns(self, system: Reduced, value_CB: Tensor, otherwise_MB: Tensor) -> Tensor:
+    def _of_columns(self, system: Reduced, value_CR: Tensor, otherwise: Tensor | float) -> Tensor:
         """What the pivots of the columns hold."""
-        num_checks = len(self._given_C)
-        value_MB = value_CB.gather(0, system.pivot_MB.clamp(max=num_checks - 1))
-        return torch.where(system.pivot_MB < num_checks, value_MB, otherwise_MB)
+        value_MR = value_CR.gather(0, system.pivot_MR.clamp(max=self._num_checks - 1))
+        return torch.where(system.pivot_MR < self._num_checks, value_MR, otherwise)
 
-    def _placed(self, system: Reduced, given_CB: Tensor, column_MB: Tensor) -> Tensor:
-        """Values of given places and of columns, each where its token is."""
-        num_rows, num_free = len(system.order_B), len(self._free_K)
-        free_BY = column_MB.new_zeros(num_rows, num_free + 1).scatter_(1, system.column_BM, column_MB.T)
-        placed_BL = column_MB.new_empty(num_rows, self.seq_len)
-        placed_BL[:, self._given_C] = given_CB.T
-        placed_BL[:, self._free_K] = free_BY[:, :-1]
-        return placed_BL[system.back_B]
+    def _index(self, system: Reduced) -> Tensor:
+        """`index_LR`: the token, where it is certain, and p where it is uniform."""
+        loose_CR = _is(torch.ne, system.table_CXR[:, :-1], 0).sum(1)
+        value_CR = system.table_CXR[:, -1].remainder(self.num_symbols)
+        certain_MR = self._of_columns(system, loose_CR, 2.0) == 1  # its own column alone
+        column_MR = torch.where(certain_MR, self._of_columns(system, value_CR, 0.0), float(self.num_symbols))
+        return self._tokens(system, value_CR + (self.num_symbols - value_CR) * (loose_CR != 0), column_MR)
 
-    def _beliefs(self, system: Reduced) -> tuple[Tensor, Tensor]:
-        """`certain_BL`, and `tokens_BL` where they are."""
-        loose_CB = (system.table_CXB[:, :-1] != 0).sum(1)
-        certain_MB = self._of_columns(system, loose_CB, torch.full_like(system.pivot_MB, 2)) == 1  # its own column alone
-        certain_BL = self._placed(system, loose_CB == 0, certain_MB) | (system.said_BL < self.num_symbols)
-        return certain_BL, self._tokens(system, system.table_CXB[:, -1], torch.zeros_like(system.pivot_MB).float())
+    def _tokens(self, system: Reduced, given_CR: Tensor, column_MR: Tensor) -> Tensor:
+        """What is told, and where it is not, what its check or its column says."""
+        free_YR = system.free_YR.scatter(0, system.column_MR, column_MR)
+        hidden_CR = _is(torch.eq, system.given_CR, self.num_symbols)
+        given_CR = system.given_CR.addcmul(hidden_CR, given_CR - self.num_symbols)
+        return torch.cat((free_YR[:-1], given_CR)).index_select(0, self._place_L)
 
-    def _probs(self, certain: Tensor, tokens: Tensor) -> Tensor:
-        """All on the token, or on all symbols alike, in a last dimension."""
-        share = certain.double()[..., None]
-        other = (1 - share) / self.num_symbols
-        return other.expand(*tokens.shape, self.num_symbols).scatter(-1, tokens[..., None], other + share)
-
-    def _hidden(self, said_BL: Tensor, row_N: Tensor, place_N: Tensor) -> Answer:
-        system = self._reduced(said_BL)
-        probs_NQ = self._probs(*(each_BL[row_N, place_N] for each_BL in self._beliefs(system)))
-        return torch.nn.functional.pad(probs_NQ, (0, 1)), system.possible_B
+    def _hidden(self, said_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [(self._index(system).T.int(), system.possible_R, system.rows_R) for system in self._systems(said_BL)]
+        index_BL, possible_B, rows_B = (torch.cat(each) for each in zip(*parts, strict=True))
+        back_B = rows_B.argsort()
+        return index_BL.index_select(0, back_B), self._uniform_1V, possible_B[back_B]
 
     def _log_likelihood(self, said_BL: Tensor) -> Tensor:
         """Of K uniform tokens, those that are seen, and those that are given by what is seen."""
-        system = self._reduced(said_BL)
-        num_free, num_checks = len(self._free_K), len(self._given_C)
-        told_B = (system.pivot_MB < num_checks).sum(0) + num_free - (system.column_BM < num_free).sum(1)
-        log_prob_B = told_B[system.back_B].double() * -log(self.num_symbols)
-        return log_prob_B.masked_fill_(~system.possible_B, -torch.inf)
+        log_prob_B = torch.empty(len(said_BL), dtype=torch.float64, device=said_BL.device)
+        for system in self._systems(said_BL):
+            num_hidden_R = (system.column_MR < len(self._free_K)).sum(0)
+            told_R = (system.pivot_MR < self._num_checks).sum(0) + len(self._free_K) - num_hidden_R
+            log_prob_R = told_R.double() * -log(self.num_symbols)
+            log_prob_B[system.rows_R] = log_prob_R.masked_fill_(~system.possible_R, -torch.inf)
+        return log_prob_B
 
     def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
-        system = self._reduced(said_BL)
         u_BK = uniform(keys_B[:, None], self._free_K).to(said_BL.device)
-        free_BY = torch.nn.functional.pad(u_BK.mul_(self.num_symbols).floor_().float(), (0, 1))[system.order_B]
-        chosen_MB = free_BY.gather(1, system.column_BM).T.where(system.pivot_MB == len(self._given_C), 0.0)
-        value_CB = system.table_CXB[:, -1] - (system.table_CXB[:, :-1] * chosen_MB).sum(1)
-        return self._tokens(system, value_CB, chosen_MB), system.possible_B
+        free_BY = torch.nn.functional.pad(u_BK.mul_(self.num_symbols).floor_().float(), (0, 1))
+        tokens_BL, possible_B = said_BL.clone(), torch.empty(len(said_BL), dtype=torch.bool, device=said_BL.device)
+        for system in self._systems(said_BL):
+            drawn_MR = free_BY[system.rows_R].T.gather(0, system.column_MR).where(system.pivot_MR == self._num_checks, 0.0)
+            value_CR = system.table_CXR[:, -1] - (system.table_CXR[:, :-1] * drawn_MR).sum(1)
+            value_CR.remainder_(self.num_symbols)
+            drawn_LR = self._tokens(system, value_CR, self._of_columns(system, value_CR, drawn_MR))
+            tokens_BL[system.rows_R], possible_B[system.rows_R] = drawn_LR.T.long(), system.possible_R
+        return tokens_BL, possible_B
 
     def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        system = self._reduced(said_BL)
-        probs_BKQ = self._probs(*(each_BL[:, self._free_K] for each_BL in self._beliefs(system)))
-        return {"message": probs_BKQ}, system.possible_B
+        index_BL, probs_1V, possible_B = self._hidden(said_BL)
+        probs_BKV = torch.cat((self._one_hot_VV[:-1], probs_1V))[index_BL.index_select(1, self._free_K)]
+        return {"message": probs_BKV[..., :-1].contiguous()}, possible_B
+
+
+def _is(compare: Callable[..., Tensor], values: Tensor, other: Tensor | float) -> Tensor:
+    """1 and 0 as numbers of the same kind: booleans take several times as long."""
+    return compare(values, other, out=torch.empty_like(values))

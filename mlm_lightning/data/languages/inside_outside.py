@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from mlm_lightning.data.languages.grammar import Grammar
+from mlm_lightning.data.languages.hidden import nonzero_flat
 from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
 from mlm_lightning.randomness import uniform
 
@@ -42,18 +43,22 @@ part, and the nonterminals of both parts."""
 def grow(keys_B: Tensor, seq_len: int, device: torch.device, choose_split: Choose) -> Tensor:
     """Trees from the root down: `symbol_LLB[length - 1, start, row]`, the nonterminal of each span, -1 where there is none. The
     number of a row's random numbers that a span takes is start · L + length - 1."""
-    symbol_LLB = torch.full((seq_len, seq_len, len(keys_B)), -1, dtype=torch.int16, device=device)
-    symbol_LLB[seq_len - 1, 0] = 0
+    num_rows = len(keys_B)
+    symbol_LC = torch.full((seq_len, seq_len * num_rows), -1, dtype=torch.int16, device=device)  # a cell: start · B + row
+    symbol_LC[seq_len - 1, :num_rows] = 0
     for length in range(seq_len, 1, -1):
-        start_M, row_M = (symbol_LLB[length - 1] >= 0).nonzero(as_tuple=True)
-        if len(row_M) == 0:
+        cell_M = nonzero_flat(symbol_LC[length - 1, : (seq_len - length + 1) * num_rows] >= 0)
+        if len(cell_M) == 0:
             continue
-        u_M = uniform(keys_B[row_M.to(keys_B.device)], start_M * seq_len + length - 1).to(device)
-        symbol_M = symbol_LLB[length - 1, start_M, row_M].long()
+        start_M = cell_M // num_rows
+        row_M = cell_M - start_M * num_rows
+        u_M = uniform(keys_B.index_select(0, row_M.to(keys_B.device)), start_M * seq_len + length - 1).to(device)
+        symbol_M = symbol_LC[length - 1].index_select(0, cell_M).long()
         split_M, left_M, right_M = choose_split(length, row_M, start_M, symbol_M, u_M)
-        symbol_LLB[split_M - 1, start_M, row_M] = left_M.short()
-        symbol_LLB[length - split_M - 1, start_M + split_M, row_M] = right_M.short()
-    return symbol_LLB
+        size = seq_len * num_rows
+        symbol_LC.view(-1).scatter_(0, (split_M - 1) * size + cell_M, left_M.short())
+        symbol_LC.view(-1).scatter_(0, (length - 1 - split_M) * size + cell_M + split_M * num_rows, right_M.short())
+    return symbol_LC.view(seq_len, seq_len, num_rows)
 
 
 @dataclass
@@ -70,10 +75,13 @@ class _Inside:
 
     def log_parts(self, length: "_Length") -> Tensor:
         """`log_KSB` of the left and the right parts together, of the spans of a length at its splits."""
-        device = self.log_LSB.device
-        left_K1 = torch.tensor([k for k, *_ in length.splits], device=device)[:, None]
-        start_S = torch.arange(self.log_LSB.shape[1] - length.length + 1, device=device)
-        return self.log_LSB[left_K1 - 1, start_S] + self.log_LSB[length.length - left_K1 - 1, left_K1 + start_S]
+        length_L, _, num_rows = self.log_LSB.shape
+        left_K1 = torch.tensor([k for k, *_ in length.splits], device=self.log_LSB.device)[:, None]
+        start_S = torch.arange(length_L - length.length + 1, device=self.log_LSB.device)
+        left_KS = (left_K1 - 1) * length_L + start_S
+        right_KS = (length.length - left_K1 - 1) * length_L + left_K1 + start_S
+        left_ZB, right_ZB = (self.log_LSB.flatten(0, 1).index_select(0, z_KS.flatten()) for z_KS in (left_KS, right_KS))
+        return left_ZB.add_(right_ZB).view(*left_KS.shape, num_rows)
 
 
 _Split = tuple[int, Tensor | None, Tensor, Tensor]
@@ -101,7 +109,7 @@ class InsideOutside(LanguageOracle):
 
     def __init__(self, grammar: Grammar, seq_len: int) -> None:
         num_symbols = len(grammar.names)
-        super().__init__(grammar.num_words, seq_len, row_elements=seq_len**2 * num_symbols // 2 + 1)
+        super().__init__(grammar.num_words, seq_len, row_elements=seq_len**2 * num_symbols // 4 + 1)
         self._grammar, self._num_nonterminals = grammar, num_symbols
         parent_R, left_R, right_R = grammar.binary_R4[:, :3].long().T
         pair_P, pair_R = (left_R * num_symbols + right_R).unique(return_inverse=True)

@@ -11,6 +11,7 @@ here: the checks of what is observed, blocks that fit the memory, the device, th
 """
 
 from collections.abc import Iterator
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -34,16 +35,16 @@ class LanguageOracle:
     def __init__(self, num_symbols: int, seq_len: int, row_elements: int) -> None:
         """`row_elements`: how many numbers are kept for one row while it is worked on."""
         self.num_symbols, self.seq_len, self._row_elements = num_symbols, seq_len, row_elements
+        self._one_hot_VV = torch.eye(num_symbols + 1, dtype=torch.float64)
 
     def posterior(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
         """`probs_BLV`: all on the token where it is observed; `[MASK]` (the last) has probability 0."""
         if tokens_BL.device.type not in _ELEMENTS:
             return self.posterior(tokens_BL.cpu(), observed_BL.cpu()).float().to(tokens_BL.device)
         said_BL = self._said(tokens_BL, observed_BL)
-        probs_BLV = torch.zeros(*said_BL.shape, self.num_symbols + 1, dtype=torch.float64, device=said_BL.device)
-        probs_BLV.scatter_(2, said_BL[..., None], 1.0)
+        probs_BLV = torch.empty(*said_BL.shape, self.num_symbols + 1, dtype=torch.float64, device=said_BL.device)
         for rows in self._blocks(said_BL):
-            self._refuse_impossible(self._fill(probs_BLV[rows], said_BL[rows]), rows.start)
+            self._refuse_impossible(self._write(probs_BLV[rows], said_BL[rows]), rows.start)
         return probs_BLV
 
     def log_likelihood(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
@@ -79,6 +80,11 @@ class LanguageOracle:
             self._refuse_impossible(possible_B, rows.start)
             parts.append(found)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def _write(self, probs_BLV: Tensor, said_BL: Tensor) -> Tensor:
+        """Writes the whole posterior of a block of rows, hidden and observed tokens alike; returns `possible_B`."""
+        pick_rows(self._one_hot_VV, said_BL, probs_BLV)
+        return self._fill(probs_BLV, said_BL)
 
     def _fill(self, probs_BLV: Tensor, said_BL: Tensor) -> Tensor:
         """Writes the posterior of those tokens that are hidden, where `probs_BLV` has all on `[MASK]`; returns `possible_B`."""
@@ -130,7 +136,9 @@ class LanguageOracle:
         return observed_tokens(tokens_BL, observed_BL, self.num_symbols)
 
     def _blocks(self, said_BL: Tensor) -> Iterator[slice]:
-        size = max(1, _ELEMENTS[said_BL.device.type] // self._row_elements)
+        num_rows, largest = len(said_BL), max(1, _ELEMENTS[said_BL.device.type] // self._row_elements)
+        num_blocks = max(1, ceil(num_rows / largest))
+        size = max(1, ceil(num_rows / num_blocks))  # all alike: a small one takes nearly as long
         return (slice(start, min(start + size, len(said_BL))) for start in range(0, len(said_BL), size))
 
     def _refuse_impossible(self, possible_B: Tensor, first_row: int) -> None:
@@ -140,6 +148,12 @@ class LanguageOracle:
                 f"row {row} of the batch: the observed tokens have probability zero in this language; they must come from rows "
                 "of a source with the same settings"
             )
+
+
+def pick_rows(table_TV: Tensor, index_BL: Tensor, out_BLV: Tensor) -> None:
+    """Writes `table_TV[index_BL]`."""
+    # half of the time of indexing, and a third of that of zeros and a scatter
+    torch.index_select(table_TV, 0, index_BL.flatten().int(), out=out_BLV.view(-1, table_TV.shape[1]))
 
 
 def cdf(weights: Tensor, dim: int = -1) -> Tensor:

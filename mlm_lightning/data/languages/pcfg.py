@@ -42,6 +42,7 @@ from mlm_lightning.data.languages.grammar import (
     random_grammar,
     read_grammar,
 )
+from mlm_lightning.data.languages.hidden import nonzero_flat
 from mlm_lightning.data.languages.inside_outside import InsideOutside, grow
 from mlm_lightning.data.languages.oracle import cdf
 from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SyntheticSource
@@ -55,8 +56,9 @@ MAX_WORK = 2**36
 """Of nonterminals² · seq_len³."""
 MAX_TABLE = 2**25
 """Of nonterminals · rules · seq_len²: the sampler's tables of splits."""
-_CHUNK = 2**21  # spans of rows that are drawn at once
+_CHUNK = 2**24  # spans of rows that are drawn at once
 _BELOW_1 = 1 - 2**-40
+_CELLS = 2**10  # a power of 2: cells are exact
 
 Length = Annotated[int, Interval(ge=1, le=MAX_LENGTH), "it is the number of tokens in a row"]
 
@@ -110,8 +112,9 @@ class GrammarSource(SyntheticSource):
             length: int, row_M: Tensor, start_M: Tensor, symbol_M: Tensor, u_M: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
             taken_M = self._splits[length - 2].draw(symbol_M, u_M)
-            rule_M = taken_M % num_rules
-            return taken_M // num_rules + 1, left_NI[symbol_M, rule_M], right_NI[symbol_M, rule_M]
+            split_M = taken_M // num_rules
+            rule_M = taken_M + (symbol_M - split_M) * num_rules
+            return split_M + 1, left_NI.take(rule_M), right_NI.take(rule_M)
 
         return grow(keys_B, self._length, torch.device("cpu"), choose_split)
 
@@ -258,12 +261,20 @@ def check_length(seq_len: int, num_nonterminals: int, num_rules: int) -> None:
 
 
 class Choices:
-    """Draws one of C outcomes from each of R distributions: a binary search among the sums of their weights, r + sum."""
+    """Draws one of C outcomes from each of R distributions: a search among the sums of their weights, r + sum. Most cells of a
+    grid lie within one outcome, and there the search is a look into a table."""
 
     def __init__(self, weight_RC: Tensor) -> None:
         num_rows, self._num_outcomes = weight_RC.shape
         sums_RC = cdf(weight_RC).nan_to_num(1.0)  # rows without any weight are never asked for
         self._sums = (sums_RC + torch.arange(num_rows)[:, None]).flatten()
+        borders = torch.arange(num_rows * _CELLS + 1, dtype=torch.float64) / _CELLS
+        self._first = torch.searchsorted(self._sums, borders, right=True, out_int32=True)
 
     def draw(self, row: Tensor, u: Tensor) -> Tensor:
-        return torch.searchsorted(self._sums, row + u.clamp(max=_BELOW_1), right=True) - row * self._num_outcomes
+        place = (row + u.clamp(max=_BELOW_1)).flatten()
+        cell = (place * _CELLS).long()
+        found = self._first.index_select(0, cell)
+        unsure = nonzero_flat(found != self._first.index_select(0, cell.add_(1)))
+        found = found.long().index_copy_(0, unsure, torch.searchsorted(self._sums, place.index_select(0, unsure), right=True))
+        return found.view(row.shape) - row * self._num_outcomes

@@ -17,8 +17,8 @@ Shapes beyond those of `batch`: P places of a pattern, R periods, Q symbols. The
 laid along the row.
 """
 
-from collections.abc import Iterator
-from itertools import product
+from dataclasses import dataclass
+from itertools import accumulate, product
 from math import isqrt, log
 from typing import Annotated
 
@@ -26,7 +26,7 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.hidden import HiddenOracle
+from mlm_lightning.data.languages.hidden import HiddenOracle, nonzero_flat
 from mlm_lightning.data.languages.joint import Path, as_joint, check_size
 from mlm_lightning.data.languages.noise import LOG_ZERO, Noise, log_prob_of
 from mlm_lightning.data.languages.oracle import Answer, choose
@@ -122,64 +122,94 @@ class PeriodicSource(SyntheticSource):
         return as_joint(paths, {"period": list})
 
 
+@dataclass(frozen=True, eq=False)
+class _Votes:
+    """What a block of rows says: of each place of each period's pattern (P in all), and of the period."""
+
+    weight_PQB: Tensor
+    """Of the place's symbol, up to a factor."""
+    total_P1B: Tensor
+    """The sum of those over symbols."""
+    log_prob_RB: Tensor
+    """Of all that is said, by the period."""
+
+    @property
+    def possible_B(self) -> Tensor:
+        return (self.log_prob_RB > LOG_ZERO / 2).any(0)
+
+
 class PeriodicOracle(HiddenOracle):
-    """Sums over periods, each with the votes of its classes."""
+    """Sums over periods, each with the votes of its classes.
+
+    A class is that of twice its period and the one a period later, taken together: only periods beyond half of the longest go
+    along the whole row, and the others from one to the other."""
 
     def __init__(self, noise: Noise, periods: range, seq_len: int) -> None:
-        super().__init__(noise.num_symbols, seq_len, row_elements=(sum(periods) + 2 * seq_len) * (noise.num_symbols + 1))
+        row_elements = (2 * sum(periods) + 2 * (seq_len + periods[-1])) * noise.num_symbols
+        super().__init__(noise.num_symbols, seq_len, row_elements)
         self._noise, self._periods = noise, periods
+        self._slices = {period: slice(end - period, end) for period, end in zip(periods, accumulate(periods), strict=True)}
+        self._period_P = torch.arange(len(periods)).repeat_interleave(torch.tensor(periods))
+        # of a symbol that is seen so many times less than the one seen most
+        less_N = torch.arange(seq_len + 1, dtype=torch.float64)
+        self._weight_N = (less_N * (noise.log_miss - noise.log_hit)).exp()
 
-    def _classes(self, said_BL: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each period: `log_prob_PQB`, of the symbol of each place of the pattern, given what its class says; and
-        `log_prob_B`, of all that is said."""
-        said_LB, q = said_BL.T, self.num_symbols
-        seen_LXB = torch.zeros(self.seq_len, q + 1, len(said_BL), dtype=torch.float64, device=said_BL.device)
-        seen_LQB = seen_LXB.scatter_(1, said_LB[:, None], 1.0)[:, :q]
-        for period in self._periods:
-            whole = self.seq_len // period * period
-            counts_PQB = seen_LQB[:whole].unflatten(0, (-1, period)).sum(0)
-            counts_PQB[: self.seq_len - whole] += seen_LQB[whole:]
-            log_weight_PQB = self._noise.log_prob(counts_PQB, counts_PQB.sum(1, keepdim=True)).sub_(log(q))
-            log_total_P1B = log_weight_PQB.logsumexp(1, keepdim=True)
-            yield log_weight_PQB.sub_(log_total_P1B), log_total_P1B.sum((0, 1))
-
-    def _evidence(self, said_BL: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """The classes of each period, the posterior of the period `probs_RB`, and `possible_B`."""
-        classes, log_probs = zip(*self._classes(said_BL), strict=True)
-        log_prob_RB = torch.stack(log_probs)
-        return list(classes), log_prob_RB.softmax(0), (log_prob_RB > LOG_ZERO / 2).any(0)
+    def _votes(self, said_BL: Tensor) -> _Votes:
+        q, num_rows, longest = self.num_symbols, len(said_BL), self._periods[-1]
+        said_LB = torch.nn.functional.pad(said_BL.T, (0, 0, 0, longest), value=q).float()  # to whole periods
+        symbol_Q1 = torch.arange(q, dtype=torch.float32, device=said_BL.device)[:, None]
+        seen_LQB = said_LB.new_empty(self.seq_len + longest, q, num_rows)
+        torch.eq(said_LB[:, None], symbol_Q1, out=seen_LQB)
+        count_PQB = seen_LQB.new_empty(sum(self._periods), q, num_rows)
+        for period in reversed(self._periods):
+            double, count = self._slices.get(2 * period), count_PQB[self._slices[period]]
+            whole_LQB = seen_LQB[: -(-self.seq_len // period) * period] if double is None else count_PQB[double]
+            torch.sum(whole_LQB.unflatten(0, (-1, period)), 0, out=count)
+        most_P1B = count_PQB.amax(1, keepdim=True)
+        log_prob_P1B = self._noise.log_prob(most_P1B.double(), count_PQB.sum(1, keepdim=True).double())
+        less_PQB = count_PQB.neg_().add_(most_P1B).int()
+        weight_PQB = self._weight_N.index_select(0, less_PQB.flatten()).view_as(less_PQB)
+        total_P1B = weight_PQB.sum(1, keepdim=True)
+        log_prob_P1B += total_P1B.log().sub_(log(q))
+        log_prob_RB = log_prob_P1B.new_zeros(len(self._periods), num_rows).index_add_(0, self._period_P, log_prob_P1B[:, 0])
+        return _Votes(weight_PQB, total_P1B, log_prob_RB)
 
     def _log_likelihood(self, said_BL: Tensor) -> Tensor:
-        log_prob_RB = torch.stack([log_prob_B for _, log_prob_B in self._classes(said_BL)])
-        return log_prob_of(log_prob_RB.logsumexp(0) - log(len(self._periods)))
+        return log_prob_of(self._votes(said_BL).log_prob_RB.logsumexp(0) - log(len(self._periods)))
 
-    def _hidden(self, said_BL: Tensor, row_N: Tensor, place_N: Tensor) -> Answer:
-        classes, period_RB, possible_B = self._evidence(said_BL)
-        probs_LQB = torch.zeros(self.seq_len, self.num_symbols, len(said_BL), dtype=torch.float64, device=said_BL.device)
-        for period, log_prob_PQB, prob_B in zip(self._periods, classes, period_RB, strict=True):
-            prob_PQB = log_prob_PQB.exp_().mul_(prob_B)
-            whole = self.seq_len // period * period
-            probs_LQB[:whole].unflatten(0, (-1, period)).add_(prob_PQB)
-            probs_LQB[whole:] += prob_PQB[: self.seq_len - whole]
-        probs_NQ = probs_LQB[place_N, :, row_N] * (1 - self._noise.share) + self._noise.miss
-        return torch.nn.functional.pad(probs_NQ, (0, 1)), possible_B
+    def _hidden(self, said_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        votes, q = self._votes(said_BL), self.num_symbols
+        prob_RB, probs_PQB = votes.log_prob_RB.softmax(0), votes.weight_PQB
+        probs_PQB *= prob_RB.index_select(0, self._period_P)[:, None].div_(votes.total_P1B)
+        probs_LQB = probs_PQB.new_zeros(self.seq_len + self._periods[-1], q, len(said_BL))
+        for period in self._periods:
+            double = self._slices.get(2 * period)
+            whole_LQB = probs_LQB[: -(-self.seq_len // period) * period] if double is None else probs_PQB[double]
+            whole_LQB.unflatten(0, (-1, period)).add_(probs_PQB[self._slices[period]])
+        cell_N = nonzero_flat(said_BL == q)
+        row_N = cell_N // self.seq_len
+        place_N = cell_N - row_N * self.seq_len
+        probs_NQ = probs_LQB[place_N, :, row_N].mul_(1 - self._noise.share).add_(self._noise.miss)
+        index_BL = said_BL.int()
+        index_BL.view(-1)[cell_N] = torch.arange(q, q + len(cell_N), dtype=torch.int32, device=cell_N.device)
+        return index_BL, torch.nn.functional.pad(probs_NQ, (0, 1)), votes.possible_B
 
     def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        log_prob_RB = torch.stack([log_prob_B for _, log_prob_B in self._classes(said_BL)])
-        return {"period": log_prob_RB.softmax(0).T[:, None]}, (log_prob_RB > LOG_ZERO / 2).any(0)
+        votes = self._votes(said_BL)
+        return {"period": votes.log_prob_RB.softmax(0).T[:, None]}, votes.possible_B
 
     def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
-        classes, period_RB, possible_B = self._evidence(said_BL)
+        votes = self._votes(said_BL)
         longest = self._periods[-1]
         u_BN = uniform(keys_B[:, None], torch.arange(1 + longest + self.seq_len)).to(said_BL.device)
-        chosen_B = choose(period_RB.T, u_BN[:, 0])
+        chosen_B = choose(votes.log_prob_RB.softmax(0).T, u_BN[:, 0])
         pattern_BP = torch.zeros(len(said_BL), longest, dtype=torch.int64, device=said_BL.device)
-        for number, (period, log_prob_PQB) in enumerate(zip(self._periods, classes, strict=True)):
+        for number, (period, places) in enumerate(self._slices.items()):
             rows = (chosen_B == number).nonzero()[:, 0]
-            prob_MQ = log_prob_PQB[:, :, rows].exp_().permute(2, 0, 1).flatten(0, 1)
-            pattern_BP[rows, :period] = choose(prob_MQ, u_BN[rows, 1 : 1 + period].flatten()).view(-1, period)
+            weight_MQ = votes.weight_PQB[places, :, rows].permute(2, 0, 1).flatten(0, 1)
+            pattern_BP[rows, :period] = choose(weight_MQ, u_BN[rows, 1 : 1 + period].flatten()).view(-1, period)
         meant_BL = repeated(pattern_BP, self._periods[0] + chosen_B, self.seq_len)
-        return self._noise.apply(meant_BL, u_BN[:, 1 + longest :]), possible_B
+        return self._noise.apply(meant_BL, u_BN[:, 1 + longest :]), votes.possible_B
 
 
 def repeated(pattern_BP: Tensor, period_B: Tensor, seq_len: int) -> Tensor:

@@ -18,7 +18,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.languages.hidden import HiddenOracle
+from mlm_lightning.data.languages.hidden import HiddenOracle, nonzero_flat
 from mlm_lightning.data.languages.noise import LOG_ZERO, Noise, log_prob_of
 from mlm_lightning.data.languages.oracle import Answer, choose
 from mlm_lightning.randomness import uniform
@@ -50,17 +50,12 @@ class Maps:
     rows_R: Tensor
     open_RH: Tensor
     """The keys without a listed value."""
-    digits_SH: Tensor
-    """The values that they have in each map."""
     log_weight_RS: Tensor
-    listed_RW: Tensor
-    """How many keys have each value in the list."""
-
-    def by_count(self, row_N: Tensor, value_N: Tensor, table_C: Tensor) -> Tensor:
-        """`table_C` at the number of keys that have a value, for some rows, each with a value, and each map."""
-        values_U, which_N = value_N.unique(return_inverse=True)
-        count_US = (self.digits_SH == values_U[:, None, None]).sum(2)
-        return table_C[self.listed_RW[row_N, value_N][:, None] + count_US[which_N]]
+    row_N: Tensor
+    value_N: Tensor
+    """Each value that is seen without its key, and the row of the group."""
+    count_NS: Tensor
+    """How many keys have that value, in each map (int32)."""
 
     def of_key(self, number: int, weight_RS: Tensor) -> Tensor:
         """The weight of the maps that give each value to an open key, `weight_RW`."""
@@ -68,50 +63,73 @@ class Maps:
         return weight_RS.view(len(weight_RS), w**number, w, w**num_after).sum((1, 3))
 
 
+@dataclass(frozen=True, eq=False)
+class Beliefs:
+    value_BMW: Tensor
+    """Of each key's value."""
+    lonely_N: Tensor
+    """Row · W + value, of each value that is seen without its key."""
+    key_NM: Tensor
+    """Which key is asked for there."""
+    possible_B: Tensor
+
+
 class RecallOracle(HiddenOracle):
     """Exact for any pattern: hidden keys, hidden values, a hidden list."""
 
     def __init__(self, num_keys: int, noise: Noise, seq_len: int) -> None:
-        super().__init__(num_keys + noise.num_symbols, seq_len, row_elements=seq_len * (num_keys + noise.num_symbols + 1))
-        self._num_keys, self._num_values, self._noise = num_keys, noise.num_symbols, noise
+        m, w = num_keys, noise.num_symbols
+        super().__init__(m + w, seq_len, row_elements=seq_len * (m + w + 1))
+        self._num_keys, self._num_values, self._noise = m, w, noise
         # of a value that is seen without its key, by the number of keys that have it: the sum over keys, of its probability
-        self._share_C = torch.arange(num_keys + 1, dtype=torch.float64) * (1 - noise.share) + num_keys * noise.miss
+        self._share_C = torch.arange(m + 1, dtype=torch.float64) * (1 - noise.share) + m * noise.miss
+        said_X, key_K = torch.arange(m + w + 1), torch.arange(m)[:, None]
+        is_key_X, is_value_X = (said_X < m) | (said_X == m + w), said_X >= m
+        listed_KX = torch.stack(((said_X == key_K) | (said_X == m + w), is_value_X.expand(m, -1)), dim=1)
+        queries_X = torch.stack((is_key_X, is_value_X)).repeat(seq_len // 2 - m, 1)
+        self._possible_X = torch.cat((listed_KX.flatten(), queries_X.flatten())).byte()
+        """What each place may say, one place after the other."""
 
     def _read(self, said_BL: Tensor) -> Said:
-        m, w = self._num_keys, self._num_values
-        key_BN, value_BN = said_BL[:, 0::2], said_BL[:, 1::2] - m
-        possible_B = ((key_BN < m) | (key_BN == self.num_symbols)).all(1) & (value_BN >= 0).all(1)
-        key_BN, value_BN = key_BN.clamp(max=m), value_BN.clamp(min=0)
-        possible_B &= ((key_BN[:, :m] == torch.arange(m, device=said_BL.device)) | (key_BN[:, :m] == m)).all(1)
-        row_B1 = torch.arange(len(said_BL), device=said_BL.device)[:, None]
-        cell_BN = (row_B1 * (m + 1) + key_BN[:, m:]) * (w + 1) + value_BN[:, m:]
+        m, w, device = self._num_keys, self._num_values, said_BL.device
+        place_L = torch.arange(self.seq_len, dtype=torch.int32, device=device) * (m + w + 1)
+        allowed_X = self._possible_X.index_select(0, (said_BL.int() + place_L).flatten())
+        key_BN, value_BN = said_BL[:, 0::2].clamp(max=m), (said_BL[:, 1::2] - m).clamp_(min=0)
+        row_B1 = torch.arange(len(said_BL), device=device)[:, None]
+        cell_BN = (key_BN[:, m:] * (w + 1)).add_(value_BN[:, m:]).add_(row_B1 * ((m + 1) * (w + 1)))
         pairs_BKV = cell_BN.flatten().bincount(minlength=len(said_BL) * (m + 1) * (w + 1)).view(-1, m + 1, w + 1)
         votes_BMW = pairs_BKV[:, :m, :w].double()
-        log_vote_BMW = self._noise.log_prob(votes_BMW, votes_BMW.sum(2, keepdim=True)) - log(w)
+        log_vote_BMW = self._noise.log_prob(votes_BMW, votes_BMW.sum(2, keepdim=True)).sub_(log(w))
         num_seen_B = (self.seq_len // 2 - m - pairs_BKV[:, m, w]).double()
+        possible_B = allowed_X.view(said_BL.shape).amin(1).bool()
         return Said(key_BN, value_BN, possible_B, log_vote_BMW, pairs_BKV[:, m, :w].double(), num_seen_B)
 
     def _maps(self, said: Said) -> Iterator[Maps]:
-        w, log_share_C = self._num_values, self._share_C.log().clamp_(min=LOG_ZERO)
-        listed_BM = said.value_BN[:, : self._num_keys]
-        open_BM = listed_BM == w
-        num_open_B, most_lonely = open_BM.sum(1), 1 + int((said.lonely_BW > 0).sum(1).max())
-        for num_open in num_open_B.unique().tolist():
-            digits_SH = _all_maps(w, num_open).to(listed_BM.device)
-            for rows_R in (num_open_B == num_open).nonzero()[:, 0].split(max(1, _GROUP // (len(digits_SH) * most_lonely))):
-                open_RM, listed_RM, log_vote_RMW = open_BM[rows_R], listed_BM[rows_R], said.log_vote_BMW[rows_R]
-                open_RH = open_RM.nonzero()[:, 1].view(len(rows_R), num_open)
-                told_RM = log_vote_RMW.gather(2, listed_RM.clamp(max=w - 1)[..., None])[..., 0].masked_fill(open_RM, 0.0)
-                log_weight_RS = told_RM.sum(1, keepdim=True)
-                for log_vote_RW in log_vote_RMW.gather(1, open_RH[..., None].expand(-1, -1, w)).unbind(1):
+        m, w, device = self._num_keys, self._num_values, said.key_BN.device
+        log_share_C = self._share_C.log().clamp_(min=LOG_ZERO)
+        listed_BM = said.value_BN[:, :m]
+        log_listed_B = torch.nn.functional.pad(said.log_vote_BMW, (0, 1)).gather(2, listed_BM[..., None]).sum((1, 2))
+        count_BX = torch.zeros(len(listed_BM), w + 1, dtype=torch.int32, device=device)
+        count_BX.scatter_add_(1, listed_BM, torch.ones((), dtype=torch.int32, device=device).expand_as(listed_BM))
+        most_lonely = 1 + int((said.lonely_BW > 0).sum(1).max())
+        for num_open in count_BX[:, w].unique().tolist():
+            count_WS = _all_counts(w, num_open).to(device)
+            all_rows_R = nonzero_flat(count_BX[:, w] == num_open)
+            for rows_R in all_rows_R.split(max(1, _GROUP // (count_WS.shape[1] * most_lonely))):
+                open_RH = (nonzero_flat(listed_BM.index_select(0, rows_R) == w) % m).view(len(rows_R), num_open)
+                log_weight_RS = log_listed_B[rows_R, None]
+                for key_R in open_RH.unbind(1):
+                    log_vote_RW = said.log_vote_BMW.flatten(0, 1).index_select(0, rows_R * m + key_R)
                     log_weight_RS = (log_weight_RS[:, :, None] + log_vote_RW[:, None]).flatten(1)
-                listed_RW = torch.nn.functional.one_hot(listed_RM, w + 1).sum(1)[:, :w]
-                maps = Maps(w, rows_R, open_RH, digits_SH, log_weight_RS, listed_RW)
-                lonely_RW = said.lonely_BW[rows_R]
-                row_N, value_N = lonely_RW.nonzero(as_tuple=True)
-                log_share_NS = maps.by_count(row_N, value_N, log_share_C)
-                log_weight_RS.index_add_(0, row_N, log_share_NS.mul_(lonely_RW[row_N, value_N, None]))
-                yield maps
+                lonely_RW = said.lonely_BW.index_select(0, rows_R)
+                cell_N = nonzero_flat(lonely_RW != 0)
+                row_N = cell_N // w
+                value_N = cell_N - row_N * w
+                listed_N = count_BX.flatten().index_select(0, rows_R.index_select(0, row_N) * (w + 1) + value_N)
+                count_NS = count_WS.index_select(0, value_N).int().add_(listed_N[:, None])
+                log_share_NS = _look_up(log_share_C, count_NS).mul_(lonely_RW.flatten().index_select(0, cell_N)[:, None])
+                log_weight_RS.index_add_(0, row_N, log_share_NS)
+                yield Maps(w, rows_R, open_RH, log_weight_RS, row_N, value_N, count_NS)
 
     def _log_likelihood(self, said_BL: Tensor) -> Tensor:
         said = self._read(said_BL)
@@ -121,49 +139,61 @@ class RecallOracle(HiddenOracle):
         log_prob_B -= said.num_seen_B * log(self._num_keys)
         return log_prob_of(log_prob_B).masked_fill_(~said.possible_B, -torch.inf)
 
-    def _beliefs(self, said: Said) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each key's value, `value_BMW`; of the key of each value that is seen without one, `key_BWM`; and `possible_B`."""
-        m, w, possible_B = self._num_keys, self._num_values, said.possible_B.clone()
-        value_BMW = torch.nn.functional.one_hot(said.value_BN[:, :m], w + 1)[..., :w].double()
-        key_BWM = torch.full((len(value_BMW), w, m), 1 / m, dtype=torch.float64, device=value_BMW.device)
+    def _beliefs(self, said: Said) -> Beliefs:
+        m, w, device = self._num_keys, self._num_values, said.key_BN.device
+        listed_BM, most_B = said.value_BN[:, :m], torch.empty_like(said.num_seen_B)
+        one_hot_XW = torch.eye(w + 1, dtype=torch.float64, device=device)[:, :w].contiguous()
+        value_XW = one_hot_XW.index_select(0, listed_BM.flatten())
         per_share_C = 1 / self._share_C.clamp(min=torch.finfo(torch.float64).tiny)  # a map in which it is 0 has no weight
+        lonely, keys = [], []
         for maps in self._maps(said):
-            possible_B[maps.rows_R] &= maps.log_weight_RS.amax(1) > LOG_ZERO / 2
+            most_B[maps.rows_R] = maps.log_weight_RS.amax(1)
             weight_RS = maps.log_weight_RS.softmax(1)
-            listed_RMW = value_BMW[maps.rows_R]
             for number, key_R in enumerate(maps.open_RH.unbind(1)):
-                value_BMW[maps.rows_R, key_R] = maps.of_key(number, weight_RS)
-            row_N, value_N = said.lonely_BW[maps.rows_R].nonzero(as_tuple=True)
-            share_NS = maps.by_count(row_N, value_N, per_share_C).mul_(weight_RS[row_N])
-            total_N1 = share_NS.sum(1, keepdim=True)
-            has_NM = listed_RMW[row_N, :, value_N] * total_N1
-            for number, key_N in enumerate(maps.open_RH[row_N].unbind(1)):
-                has_NM.scatter_(1, key_N[:, None], maps.of_key(number, share_NS).gather(1, value_N[:, None]))
-            key_BWM[maps.rows_R[row_N], value_N] = (1 - self._noise.share) * has_NM + self._noise.miss * total_N1
-        return value_BMW, key_BWM, possible_B
+                value_XW.index_copy_(0, maps.rows_R * m + key_R, maps.of_key(number, weight_RS))
+            share_NS = _look_up(per_share_C, maps.count_NS).mul_(weight_RS.index_select(0, maps.row_N))
+            total_N1, row_N = share_NS.sum(1, keepdim=True), maps.rows_R.index_select(0, maps.row_N)
+            has_NM = (listed_BM.index_select(0, row_N) == maps.value_N[:, None]) * total_N1
+            for number, key_N in enumerate(maps.open_RH.index_select(0, maps.row_N).unbind(1)):
+                has_NM.scatter_(1, key_N[:, None], maps.of_key(number, share_NS).gather(1, maps.value_N[:, None]))
+            lonely.append(row_N * w + maps.value_N)
+            keys.append(has_NM.mul_(1 - self._noise.share).add_(total_N1, alpha=self._noise.miss))
+        possible_B = said.possible_B & (most_B > LOG_ZERO / 2)
+        return Beliefs(value_XW.view(-1, m, w), torch.cat(lonely), torch.cat(keys), possible_B)
 
-    def _hidden(self, said_BL: Tensor, row_N: Tensor, place_N: Tensor) -> Answer:
+    def _hidden(self, said_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distributions: of a key of which nothing is known; of keys, where a value is seen without; and of each row's values,
+        2M + 1 of them: in the list, of queries by the key, and of queries without."""
         said = self._read(said_BL)
-        m = self._num_keys
-        value_BMW, key_BWM, possible_B = self._beliefs(said)
-        # of keys: those of the list; of queries, by the value, and one more for a hidden value. The same of values
-        query_BMW = value_BMW * (1 - self._noise.share) + self._noise.miss
-        listed_key_BMM = torch.eye(m, dtype=torch.float64, device=said_BL.device).expand(len(said_BL), -1, -1)
-        nothing_B1M = torch.full_like(key_BWM[:, :1], 1 / m)
-        keys_BTM = torch.cat((listed_key_BMM, key_BWM, nothing_B1M), dim=1)
-        values_BTW = torch.cat((value_BMW, query_BMW, query_BMW.mean(1, keepdim=True)), dim=1)
-        num_keys, num_values = keys_BTM.shape[1], values_BTW.shape[1]
-        table_BTV = value_BMW.new_zeros(len(said_BL), num_keys + num_values, self.num_symbols + 1)
-        table_BTV[:, :num_keys, :m] = keys_BTM
-        table_BTV[:, num_keys:, m:-1] = values_BTW
-        pair_N, is_value_N = place_N // 2, place_N % 2 == 1
-        partner_N = torch.where(is_value_N, said.key_BN[row_N, pair_N], said.value_BN[row_N, pair_N])
-        entry_N = torch.where(pair_N < m, pair_N, m + partner_N) + num_keys * is_value_N
-        return table_BTV.flatten(0, 1)[row_N * (num_keys + num_values) + entry_N], possible_B
+        beliefs = self._beliefs(said)
+        m, w, q = self._num_keys, self._num_values, self.num_symbols
+        num_rows, num_lonely = len(said_BL), len(beliefs.lonely_N)
+        table_TV = torch.zeros(1 + num_lonely + num_rows * (2 * m + 1), q + 1, dtype=torch.float64, device=said_BL.device)
+        table_TV[0, :m] = 1 / m
+        table_TV[1 : 1 + num_lonely, :m] = beliefs.key_NM
+        values_BTW = table_TV[1 + num_lonely :].view(num_rows, 2 * m + 1, -1)[..., m:-1]
+        values_BTW[:, :m] = beliefs.value_BMW
+        values_BTW[:, m:-1] = beliefs.value_BMW * (1 - self._noise.share) + self._noise.miss
+        values_BTW[:, -1] = values_BTW[:, m:-1].mean(1)
+
+        index_BL = said_BL.int()
+        hidden_BL = torch.eq(index_BL, q, out=torch.empty_like(index_BL))
+        of_key_BX = torch.zeros(num_rows, w + 1, dtype=torch.int32, device=said_BL.device)
+        number_N = torch.arange(1, 1 + num_lonely, dtype=torch.int32, device=said_BL.device)
+        row_N = beliefs.lonely_N // w
+        of_key_BX.view(-1)[beliefs.lonely_N + row_N] = number_N  # a row has one more, of a hidden value: 0
+        key_BN = of_key_BX.gather(1, said.value_BN)
+        key_BN[:, :m] = torch.arange(-q, m - q, dtype=torch.int32, device=said_BL.device)  # in the list it is certain
+        value_BN = said.key_BN.int().add_(1 + num_lonely + m)
+        value_BN[:, :m] = torch.arange(m, dtype=torch.int32, device=said_BL.device) + (1 + num_lonely)
+        value_BN += torch.arange(num_rows, dtype=torch.int32, device=said_BL.device)[:, None] * (2 * m + 1)
+        index_BL[:, 0::2].addcmul_(hidden_BL[:, 0::2], key_BN)
+        index_BL[:, 1::2].addcmul_(hidden_BL[:, 1::2], value_BN)
+        return index_BL, table_TV, beliefs.possible_B
 
     def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        value_BMW, _, possible_B = self._beliefs(self._read(said_BL))
-        return {"value": value_BMW}, possible_B
+        beliefs = self._beliefs(self._read(said_BL))
+        return {"value": beliefs.value_BMW}, beliefs.possible_B
 
     def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
         """The number of the list's first key chooses the map, and then there is one a token."""
@@ -175,7 +205,7 @@ class RecallOracle(HiddenOracle):
         for maps in self._maps(said):
             possible_B[maps.rows_R] &= maps.log_weight_RS.amax(1) > LOG_ZERO / 2
             chosen_R = choose(maps.log_weight_RS.softmax(1), u_BL[maps.rows_R, 0])
-            value_BM[maps.rows_R[:, None], maps.open_RH] = maps.digits_SH[chosen_R]
+            value_BM[maps.rows_R[:, None], maps.open_RH] = _digits(w, maps.open_RH.shape[1], chosen_R)
         asked_BNM = (value_BM[:, None] == value_BN[..., None]).double() * (1 - self._noise.share) + self._noise.miss
         asked_BNM = asked_BNM.masked_fill_((value_BN == w)[..., None], 1.0)  # what it is says nothing of the key
         key_BN = torch.where(key_BN == m, choose(asked_BNM, u_BL[:, list_len::2]), key_BN)
@@ -187,7 +217,19 @@ class RecallOracle(HiddenOracle):
         return tokens_BL, possible_B
 
 
+def _look_up(table_C: Tensor, count_NS: Tensor) -> Tensor:
+    return table_C.index_select(0, count_NS.flatten()).view(count_NS.shape)
+
+
+def _digits(num_values: int, num_open: int, map_S: Tensor) -> Tensor:
+    """`digits_SH`, the values of the open keys in some maps; those of the first change last."""
+    return map_S[:, None] // num_values ** torch.arange(num_open - 1, -1, -1, device=map_S.device) % num_values
+
+
 @lru_cache(maxsize=16)
-def _all_maps(num_values: int, num_open: int) -> Tensor:
-    """`digits_SH`, the values of the open keys in each map; those of the first change last."""
-    return torch.arange(num_values**num_open)[:, None] // num_values ** torch.arange(num_open - 1, -1, -1) % num_values
+def _all_counts(num_values: int, num_open: int) -> Tensor:
+    """How many of the open keys have each value, `count_WS`, in each map."""
+    count_WS, value_W1 = torch.zeros(num_values, num_values**num_open, dtype=torch.uint8), torch.arange(num_values)[:, None]
+    for digit_S in _digits(num_values, num_open, torch.arange(num_values**num_open)).unbind(1):
+        count_WS += digit_S == value_W1
+    return count_WS

@@ -30,7 +30,7 @@ from mlm_lightning.data.source import Joint
 from mlm_lightning.randomness import uniform
 from mlm_lightning.values import checked
 
-_CHUNK = 2**15  # random numbers that are worked on at once: they stay in the processor's cache
+_CHUNK = 2**16  # random numbers that are worked on at once: they stay in the processor's cache
 
 
 class UrnSource(SyntheticSource):
@@ -59,8 +59,7 @@ class UrnSource(SyntheticSource):
 
     def _draw(self, keys_B: Tensor) -> Tensor:
         u_BL = uniform(keys_B[:, None], torch.arange(self._length))
-        nothing_BL = torch.full_like(u_BL, self.num_symbols, dtype=torch.int64)
-        return from_urn(u_BL, nothing_BL, self.num_symbols, self.concentration)
+        return from_urn(u_BL, None, self.num_symbols, self.concentration)
 
     def oracle(self) -> "UrnOracle":
         return UrnOracle(self.num_symbols, self._length, self.concentration)
@@ -99,10 +98,13 @@ class UrnOracle(HiddenOracle):
         counts = (row_B1 * num_said + said_BL).flatten().bincount(minlength=len(said_BL) * num_said)
         return counts.view(len(said_BL), num_said)[:, :-1]
 
-    def _hidden(self, said_BL: Tensor, row_N: Tensor, place_N: Tensor) -> Answer:
+    def _hidden(self, said_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight_BQ = self._counts(said_BL).double() + self._concentration
         probs_BV = torch.nn.functional.pad(weight_BQ / weight_BQ.sum(1, keepdim=True), (0, 1))
-        return probs_BV[row_N], _always(said_BL)
+        index_BL = said_BL.int()
+        hidden_BL = torch.eq(index_BL, self.num_symbols, out=torch.empty_like(index_BL))
+        row_B1 = torch.arange(len(said_BL), dtype=torch.int32, device=said_BL.device)[:, None]
+        return index_BL.addcmul_(hidden_BL, row_B1), probs_BV, _always(said_BL)
 
     def _log_likelihood(self, said_BL: Tensor) -> Tensor:
         counts_BQ = self._counts(said_BL)
@@ -116,17 +118,20 @@ class UrnOracle(HiddenOracle):
         return torch.empty_like(said_BL).scatter_(1, order_BL, ordered_BL), _always(said_BL)
 
 
-def from_urn(u_BL: Tensor, said_BL: Tensor, num_symbols: int, concentration: float) -> Tensor:
+def from_urn(u_BL: Tensor, said_BL: Tensor | None, num_symbols: int, concentration: float) -> Tensor:
     """Tokens, each drawn given those before it by its number of [0, 1), or what `said_BL` has, if it is a symbol."""
     place_L = torch.arange(u_BL.shape[1], dtype=torch.float64, device=u_BL.device)
     ball_BL = u_BL * (place_L + num_symbols * concentration)
-    drawn_BL = said_BL == num_symbols
-    new_BL = ((ball_BL - place_L) / concentration).clamp_(0, num_symbols - 1).long()
-    origin_BL = torch.where(drawn_BL & (ball_BL < place_L), ball_BL, place_L).long()
+    if said_BL is not None:
+        ball_BL.masked_fill_(said_BL < num_symbols, torch.inf)  # no copy
+    origin_BL = torch.minimum(ball_BL, place_L).long()
+    new_BL = ball_BL.sub_(place_L).div_(concentration).clamp_(0, num_symbols - 1).long()
+    if said_BL is not None:
+        new_BL = torch.where(said_BL < num_symbols, said_BL, new_BL)
     while True:  # copies of copies of …: each round doubles how far back they are followed
         before_BL = origin_BL.gather(1, origin_BL)
-        if torch.equal(before_BL, origin_BL):
-            return torch.where(drawn_BL, new_BL, said_BL).gather(1, origin_BL)
+        if before_BL.sum() == origin_BL.sum():  # each only goes back: none did
+            return new_BL.gather(1, origin_BL)
         origin_BL = before_BL
 
 

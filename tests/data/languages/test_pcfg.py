@@ -196,6 +196,19 @@ def test_choices_take_nothing_of_weight_0():
         assert (counts_C / 4001 - weight_C / weight_C.sum()).abs().max() < 1e-3
 
 
+def test_choices_are_those_of_a_search_at_borders_of_the_grid_too():
+    source = torch.Generator().manual_seed(0)
+    weight_RC = torch.rand(7, 300, dtype=torch.float64, generator=source) ** 8
+    row_M = torch.randint(7, (4, 5000), generator=source)
+    u_M = torch.rand(4, 5000, dtype=torch.float64, generator=source)
+    u_M[0] = (u_M[0] * 4096).floor() / 4096
+    cdf_RC = weight_RC.cumsum(1) / weight_RC.sum(1, keepdim=True)
+    expected_M = (cdf_RC[row_M] <= u_M[..., None] - 1e-9).sum(-1)
+    off_M = Choices(weight_RC).draw(row_M, u_M) - expected_M
+    assert (off_M >= 0).all()
+    assert (off_M > 0).float().mean() < 1e-3  # where 1e-9 matters
+
+
 def test_rows_are_conditioned_on_their_length():
     """Trees of a grammar with one nonterminal are those of all shapes alike: the root's left part is Catalan-distributed."""
     source = PCFGSource(num_nonterminals=1, num_symbols=2, num_rules=1, seq_len=6)

@@ -43,14 +43,15 @@ def test_large_ones_keep_the_identities(large):
     check_language(SMALL[0], large)
 
 
+@pytest.mark.parametrize("many", [1, 10**6])
 @pytest.mark.parametrize("small", SMALL[2:6], ids=name)
-def test_tables_change_nothing(small, monkeypatch):
-    """Nor does the size of what is worked on at once."""
+def test_tables_change_nothing(small, many, monkeypatch):
+    """Nor does the size of what is worked on at once, nor whether that is rule by rule."""
     tokens_BL = small.rows("val")[torch.arange(64)]
     observed_BL = torch.rand(tokens_BL.shape, generator=torch.Generator().manual_seed(0)) < 0.6
     oracle = small.oracle()
     assert len(oracle._tables) > 1
-    for key, value in (("_LARGEST_TABLE", 0), ("_PRODUCTS", {"cpu": 100})):
+    for key, value in (("_LARGEST_TABLE", 0), ("_PRODUCTS", {"cpu": 100}), ("_MANY", many)):
         monkeypatch.setattr(rhm_oracle, key, value)
     plain = small.oracle()
     assert len(plain._tables) == 1
