@@ -10,7 +10,7 @@ import yaml
 
 from mlm_lightning.data.languages.code import CodeSource
 from mlm_lightning.errors import ConfigError
-from mlm_lightning.testing import check_language
+from mlm_lightning.testing import check_calibration, check_chain_rule, check_language
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
 FIRST_ROWS = [
@@ -26,12 +26,12 @@ SMALL: list[dict[str, Any]] = [
     {"num_symbols": 7, "seq_len": 3, "num_checks": 1, "check_weight": 2, "grammar_seed": 3},
     {"num_symbols": 61, "seq_len": 2, "num_checks": 1, "check_weight": 2},
 ]
-LARGE: dict[int, dict[str, Any]] = {
-    0: {"num_symbols": 2, "seq_len": 512, "num_checks": 256, "check_weight": 3},
-    1: {"num_symbols": 2, "seq_len": 512, "num_checks": 1, "check_weight": 512},
-    3: {"num_symbols": 3, "seq_len": 512, "num_checks": 400, "check_weight": None},
-    4: {"num_symbols": 251, "seq_len": 64, "num_checks": 32, "check_weight": 3},
-}
+LARGE: list[dict[str, Any]] = [
+    {"num_symbols": 2, "seq_len": 512, "num_checks": 256, "check_weight": 3},
+    {"num_symbols": 2, "seq_len": 512, "num_checks": 1, "check_weight": 512},
+    {"num_symbols": 3, "seq_len": 512, "num_checks": 400, "check_weight": None},
+    {"num_symbols": 251, "seq_len": 64, "num_checks": 32, "check_weight": 3},
+]
 MANY: list[dict[str, Any]] = [
     *SMALL,
     {"num_symbols": 2, "seq_len": 64, "num_checks": 32, "check_weight": 3},
@@ -42,9 +42,17 @@ MANY: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(SMALL)))
-def test_it_is_a_language_with_its_optimum(number: int) -> None:
-    check_language(CodeSource(**SMALL[number]), CodeSource(**LARGE[number]) if number in LARGE else None)
+@pytest.mark.parametrize("small", SMALL)
+def test_it_is_a_language_with_its_optimum(small: dict[str, Any]) -> None:
+    check_language(CodeSource(**small))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("large", LARGE)
+def test_it_is_exact_at_its_largest(large: dict[str, Any]) -> None:
+    source = CodeSource(**large)
+    check_chain_rule(source, num_rows=4, num_hidden=12)
+    check_calibration(source, num_rows=256)
 
 
 @pytest.mark.parametrize("arguments", MANY)
