@@ -107,6 +107,12 @@ def test_every_key_is_one_of_its_target(option, corpus):
     assert set(config["trainer"]) <= set(inspect.signature(TrainerSettings).parameters)
 
 
+@pytest.mark.parametrize("option", [each for each in OPTIONS if each.startswith(("data=", "masking=", "model=", "task="))])
+def test_a_run_that_came_from_elsewhere_may_name_what_ships(option, corpus):
+    group = option.partition("=")[0]
+    assert resolve_target(composed(option, corpus)[group]["_target_"], trusted=False)
+
+
 @EVERY_OPTION
 def test_an_option_changes_something(option, corpus):
     """A YAML in the wrong package, or one without content, would compose to the default."""
@@ -115,7 +121,7 @@ def test_an_option_changes_something(option, corpus):
     assert (composed(option, corpus) == composed("seed=0", corpus)) == (option in defaults)
 
 
-@pytest.mark.parametrize("name", ["tree", "uniform", "text", "rhm", "pcfg", "pcfg_levels", "pcfg_file"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config_folder() / "data").glob("*.yaml") if path.stem != "xsum"))
 def test_a_datas_yaml_lists_every_key_of_its_source(name):
     """The YAML is where a user reads what there is to set."""
     node = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))

@@ -32,10 +32,10 @@ MOVED: dict[str, str] = {
 }
 """Where classes were in earlier versions: users' configs and the folders of runs still name them so."""
 
+_LANGUAGES = "code dyck hmm ising markov mixture pcfg periodic recall rhm tree uniform urn".split()
 TRUSTED_MODULES = frozenset(
     {
-        "mlm_lightning.data.languages.tree",
-        "mlm_lightning.data.languages.uniform",
+        *(f"mlm_lightning.data.languages.{name}" for name in _LANGUAGES),
         "mlm_lightning.data.text.source",
         "mlm_lightning.masking",
         "mlm_lightning.models.transformer",
