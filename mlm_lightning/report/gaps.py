@@ -109,8 +109,9 @@ def picture(study: Study, found: Sequence[Gap]) -> Picture:
         xerr=[100 * left.margin for _, left in known],
         **bars,
     )
-    if all(left.mean - left.margin > 0 for _, left in known):
+    if known and all(left.mean > 0 for _, left in known):
         style.set_log_scale(shares, "x", (1, 2, 5))
+        shares.set_xlim(left=50 * min(left.mean for _, left in known))  # of two seeds, an interval may cover 0
     else:
         shares.axvline(0, color=LIMIT_COLOUR, linewidth=0.8)
     shares.set_xlabel("left of the way to the best possible loss\n(% of the gap)")
