@@ -16,6 +16,8 @@ _MOST_LINES, _MOST_NAMES = 8, 3
 
 def question(study: Study) -> str:
     """What the runs can answer, in one sentence."""
+    if not study.standings and gaps.gaps(study):
+        return f"How close do runs come to the best possible loss of their own {_axes(study)}?"
     words, *_ = describe(study.metric, study.per)
     goal = f"{'highest' if study.metric.maximize else 'lowest'} {words}"
     if not study.axes:
@@ -42,7 +44,7 @@ def answer(study: Study) -> list[str]:
         return _no_answer(study)
     lines = [_by_condition(study), *_each_condition(study)] if study.by_condition else _single(study, standings[0])
     summaries = [result.summary for result in study.collection.complete]
-    learned = [*_verdicts(study), *stages.sentences(study)]
+    learned = [*_verdicts(study), *gaps.sentences(study), *stages.sentences(study)]
     return [*lines, *learned, *_how_sure(study), *leaks(summaries), *shortfalls(summaries)]
 
 
@@ -72,7 +74,7 @@ def _verdict(group: Group) -> str:
 
 
 def _no_answer(study: Study) -> list[str]:
-    if beside_optimum := gaps.sentences(gaps.gaps(study)):
+    if beside_optimum := gaps.sentences(study):
         return beside_optimum
     tasks = " and ".join(study.tasks)
     remedy = (

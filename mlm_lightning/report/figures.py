@@ -200,13 +200,16 @@ def _pair(study: Study, across: Axis, down: Axis, metric: Metric) -> Picture:
 def _curves(study: Study) -> Iterator[Picture]:
     """Training and validation loss, and the excess where there is an oracle, against optimizer steps."""
     runs = [result for result in study.collection.results if result.curves]
-    names = [name for name in ("train/loss", "val/loss", "val/excess_loss") if any(name in each.curves for each in runs)]
+    apart = not study.standings and bool(gaps.gaps(study))
+    # losses of different languages compare nothing, and their limits would fill a panel
+    shown = ("val/excess_loss",) if apart else ("train/loss", "val/loss", "val/excess_loss")
+    names = [name for name in shown if any(name in each.curves for each in runs)]
     if not names:
         return
     every_group = groups = study.group(runs)
     has_order = len(study.standings) == 1
-    if len(groups) > MAX_CURVES:  # the best few, in the order of their values
-        best = {study.name(group) for group in (study.ranked if has_order else groups)[:MAX_CURVES]}
+    if len(groups) > (most := MAX_CELLS if apart else MAX_CURVES):  # the best few, in the order of their values
+        best = {study.name(group) for group in (study.ranked if has_order else groups)[:most]}
         groups = [group for group in groups if study.name(group) in best]
     styles = style.line_styles(len(groups), ordered=len(study.axes) == 1 and study.axes[0].numeric and len(groups) > 3)
     figure, panels = style.new_figure(WIDTH, 3.1, len(names))
@@ -231,8 +234,8 @@ def _curves(study: Study) -> Iterator[Picture]:
         ax.locator_params(axis="x", nbins=5)
     style.add_legend(figure, panels)
     has_oracle = any(math.isfinite(result.value("val/oracle_loss")) for result in study.collection.complete)
-    dashed = "; dashed, the best possible loss" if has_oracle else ""
-    if any("val/unigram_loss" in each.curves for each in runs):
+    dashed = "; dashed, the best possible loss" if has_oracle and not apart else ""
+    if not apart and any("val/unigram_loss" in each.curves for each in runs):
         dashed += "; dotted, what counting tokens gives; dashes and dots, what counting pairs of neighbours gives"
     caption = f"Learning curves: a colour is a group, a thin line a run{dashed}."
     if len(groups) < len(every_group):

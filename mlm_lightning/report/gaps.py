@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlm_lightning.report import style
-from mlm_lightning.report.groups import Group
+from mlm_lightning.report.groups import Group, as_text
 from mlm_lightning.report.learned import share_left
 from mlm_lightning.report.metric import Interval, interval
 from mlm_lightning.report.study import Study
@@ -33,11 +33,18 @@ class Gap:
 
 
 def gaps(study: Study) -> list[Gap]:
-    """Of a study whose runs are on different data, each beside its own optimum; empty for any other."""
+    """Of a study whose runs are on different data, each beside its own optimum: the best learned first, or in the order of a
+    number that was swept. Empty for any other."""
     if not any(axis.key.startswith("data.") and axis.name in study.tasks for axis in study.axes):
         return []
     found = [gap for group in study.groups if (gap := _gap(study, group)) is not None]
-    return found if len(found) == len(study.groups) > 1 else []
+    if len(found) < max(2, len(study.groups)):
+        return []
+    return found if _is_along(study) else sorted(found, key=lambda gap: gap.left.mean if gap.left else math.inf)
+
+
+def _is_along(study: Study) -> bool:
+    return len(study.axes) == 1 and study.axes[0].numeric
 
 
 def _gap(study: Study, group: Group) -> Gap | None:
@@ -47,12 +54,18 @@ def _gap(study: Study, group: Group) -> Gap | None:
     return Gap(study.name(group).replace("data=", ""), group, excess, interval([share_left(r.summary) for r in group.results]))
 
 
-def sentences(found: Sequence[Gap]) -> list[str]:
-    """Which language is learned best, which worst."""
+def sentences(study: Study) -> list[str]:
+    """Which language is learned best, which worst; along a number, where the optimum goes and how far from it the runs are."""
+    found = gaps(study)
+    if found and _is_along(study):
+        first, last = (f"{number(found[end].group.mean('val/oracle_loss'))}" for end in (0, -1))
+        excess = " to ".join(with_interval(found[end].excess) for end in (0, -1))
+        names = f"{found[0].name} to {as_text(found[-1].group.values[study.axes[0].key])}"
+        return [f"From {names} the best possible loss goes from {first} to {last}, and the excess over it from {excess}."]
     known = [(gap, gap.left) for gap in found if gap.left is not None]
     if len(known) < 2:
         return []
-    (least, least_left), *_, (most, most_left) = sorted(known, key=lambda pair: pair[1].mean)
+    (least, least_left), *_, (most, most_left) = known
     return [
         f"Of the way from counting tokens (unigram) to the best possible loss, least is left on {least.name}: "
         f"{percent(least_left)}; most on {most.name}: {percent(most_left)}.",
@@ -77,11 +90,10 @@ def table(found: Sequence[Gap]) -> Table:
 
 def picture(study: Study, found: Sequence[Gap]) -> Picture:
     """A row for each language: from the unigram's loss down to the optimum, and where the model is between them."""
-    ordered = sorted(found, key=lambda gap: gap.left.mean if gap.left else math.inf)
-    figure, (losses, shares) = style.new_figure(WIDTH, 1.5 + 0.3 * len(ordered), 2, sharey=True)
-    places = range(len(ordered))
+    figure, (losses, shares) = style.new_figure(WIDTH, 1.5 + 0.3 * len(found), 2, sharey=True)
+    places = range(len(found))
     optima, unigrams, means = (
-        [gap.group.mean(f"val/{name}") for gap in ordered] for name in ("oracle_loss", "unigram_loss", "loss")
+        [gap.group.mean(f"val/{name}") for gap in found] for name in ("oracle_loss", "unigram_loss", "loss")
     )
     losses.hlines(places, optima, unigrams, color="#bbbbbb", linewidth=3)
     ticks: Any = {"linestyle": "none", "marker": "|", "markersize": 12, "markeredgewidth": 2}
@@ -89,7 +101,7 @@ def picture(study: Study, found: Sequence[Gap]) -> Picture:
     losses.plot(unigrams, places, color=style.OKABE_ITO[1], label="counting tokens (unigram)", **ticks)
     losses.plot(means, places, linestyle="none", marker="o", color=style.OKABE_ITO[0], label="model")
     losses.set_xlabel("validation loss\n(nats a token)")
-    known = [(place, gap.left) for place, gap in enumerate(ordered) if gap.left is not None]
+    known = [(place, gap.left) for place, gap in enumerate(found) if gap.left is not None]
     bars: Any = {"linestyle": "none", "marker": "o", "capsize": 3, "color": style.OKABE_ITO[0]}
     shares.errorbar(
         [100 * left.mean for _, left in known],
@@ -97,18 +109,19 @@ def picture(study: Study, found: Sequence[Gap]) -> Picture:
         xerr=[100 * left.margin for _, left in known],
         **bars,
     )
-    if all(left.mean - left.margin > 0 for _, left in known):
+    if known and all(left.mean > 0 for _, left in known):
         style.set_log_scale(shares, "x", (1, 2, 5))
+        shares.set_xlim(left=50 * min(left.mean for _, left in known))  # of two seeds, an interval may cover 0
     else:
         shares.axvline(0, color=LIMIT_COLOUR, linewidth=0.8)
     shares.set_xlabel("left of the way to the best possible loss\n(% of the gap)")
-    losses.set_yticks(places, [style.shortened(gap.name, 40) for gap in ordered])
-    losses.set_ylim(len(ordered) - 0.5, -0.5)
+    losses.set_yticks(places, [style.shortened(gap.name, 40) for gap in found])
+    losses.set_ylim(len(found) - 0.5, -0.5)
     style.add_legend(figure, [losses])
     seeds = max(gap.excess.n for gap in found)
     caption = (
-        "Each language beside its own optimum, the best learned first. Left: from what counting tokens gives (unigram) to the "
-        "best possible loss, and the model between them. Right: the share of that gap that is left"
+        f"Each beside its own optimum{'' if _is_along(study) else ', the best learned first'}. Left: from what counting tokens "
+        "gives (unigram) to the best possible loss, and the model between them. Right: the share of that gap that is left"
     )
     return Picture(
         "languages", caption + ("; mean and 95 % interval over seeds." if seeds > 1 else ", of one run each."), figure

@@ -30,6 +30,11 @@ class Axis:
         return self.key.removesuffix("._target_")
 
     @property
+    def noted(self) -> list[str]:
+        """Of `also`, what does not go without saying: other data have other keys."""
+        return [key for key in self.also if not (self.key == "data._target_" and key.startswith("data."))]
+
+    @property
     def numeric(self) -> bool:
         return all(is_number(value) for value in self.values)
 
@@ -115,6 +120,12 @@ def find_axes(results: Sequence[Result], swept: Sequence[str] = ()) -> tuple[lis
             axes[key] = Axis(key, sorted(unique.values(), key=sort_key))
         else:
             axes[leading].also.append(key)
+    for axis in axes.values():
+        if axis.key.endswith("._target_"):  # a class that has a seed, or another one, is not repeated by it
+            own = [key for key in replicates if key.startswith(f"{axis.name}.")]
+            own = [key for key in own if _is_function(list(map(canonical, columns[key])), texts[axis.key])]
+            axis.also += own
+            replicates = [key for key in replicates if key not in own]
     return list(axes.values()), replicates
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 LEAST_GAIN = 0.1
 """Nats a token below the unigram's loss that a model must have to have learned more than frequencies."""
+LEAST_SHARE = 0.1
+"""The same where the best possible loss is known, of the gap between the two."""
 LEAST_GAP = 1e-3
 """Nats a token between the unigram's loss and the best possible one below which there is nothing to learn."""
 LEARN_MORE = (
@@ -60,7 +62,7 @@ def shortfall(summary: Mapping[str, float]) -> str | None:
     bigram = max(bigram, least)
     if loss - unigram > LEAST_GAIN:
         return f"It has not even learned token frequencies: loss {loss:.2f}, and counting tokens gives {unigram:.2f} (unigram)."
-    if unigram - loss < LEAST_GAIN:
+    if unigram - loss < min(LEAST_GAIN, LEAST_SHARE * (unigram - least)):  # of 0.14 nats that there are, 0.07 is much
         return (
             f"It has learned token frequencies and no more: loss {loss:.2f}, and counting tokens gives {unigram:.2f} (unigram)."
         )

@@ -62,7 +62,7 @@ def show(study: Study, recipe: Recipe | None, page: Path) -> None:
     show_runs(study)
     counts = ", ".join(f"{count} {status}" for status, count in study.collection.counts.items())
     lines = [f"{study.collection.title}: {counts}", question(study), *(f"  {each}" for each in answer(study))]
-    lines += [f"{', '.join(axis.also)}: changes with {axis.name}" for axis in study.axes if axis.also]
+    lines += [f"{', '.join(axis.noted)}: changes with {axis.name}" for axis in study.axes if axis.noted]
     if unlisted := study.collection.unlisted:
         lines.append(f"in the folder, but not of this sweep: {', '.join(unlisted)}")
     if study.best:
@@ -74,9 +74,14 @@ def show(study: Study, recipe: Recipe | None, page: Path) -> None:
 
 
 def show_runs(study: Study, most: int = 10**9) -> None:
-    """Prints a line a run, the best one starred where groups can be compared."""
+    """Prints a line a run, the best one starred where groups can be compared; then a line a group, where each is on data of
+    its own."""
     (header, rows), left_out = tables.short_table(study, most)
     start = header.index("status") + 1
     print_table(rows, header, right=range(start, len(header) - 1))
     if left_out:
         print(f"  … and {left_out} further runs")
+    if found := gaps.gaps(study):
+        table = gaps.table(found)
+        print()
+        print_table(table.rows, table.header, right=range(1, len(table.header)))

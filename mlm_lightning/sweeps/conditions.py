@@ -8,7 +8,7 @@ What is measured is kept beside each run (`runs/evaluations.py`), so the same co
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
@@ -101,19 +101,36 @@ def evaluate_all(jobs: Sequence[Job]) -> None:
         evaluations.rename(job.run, {each.key: name for name, each in theirs})
         there = evaluations.read(job.run)
         missing += [(job, ours.setdefault(each.key, each), name) for name, each in theirs if each.key not in there]
-    if unmeasured := sum(_in_summary(job, each) is None for job, each, _ in missing):
+    unmeasured = [each for each in missing if _in_summary(*each[:2]) is None]
+    if unmeasured and _have_other_tokens(asked.values()):
+        log.info("no condition is common to all runs, as their data have different tokens: each is measured on its own")
+        missing = [each for each in missing if each not in unmeasured]
+    elif unmeasured:
         number = f"{len(chosen)} conditions" + (f" (of {len(asked)}, evenly chosen)" if len(chosen) < len(asked) else "")
-        known = len(complete) * len(chosen) - unmeasured
+        known = len(complete) * len(chosen) - len(unmeasured)
         log.info(
             "evaluating %d runs under %s, as the sweep changes the task (%d results are known)", len(complete), number, known
         )
+    not_common: set[str] = set()  # what one run can't be asked compares no others
     for job, each, name in missing:
+        if name in not_common and _in_summary(job, each) is None:
+            continue
         try:
             _measure(job, each, name)
         except UserError as error:
+            not_common.add(name)
             log.info("%s is no common condition: %s can't be evaluated there: %s", name, job.difference, one_line(error))
         except Exception as error:  # a run that can't be measured costs no other its result
             log.warning("%s: not evaluated at %s: %s: %s", job.difference, name, type(error).__name__, one_line(error))
+
+
+def _have_other_tokens(asked: Iterable[Asked]) -> bool:
+    """Whether what some are trained on is not written in the tokens of the others, as are different languages."""
+    try:
+        first, *others = (each.prepared.source.vocab for each in asked)
+    except UserError:  # it is said where one is measured
+        return False
+    return not all(vocab.has_tokens_of(first) for vocab in others)
 
 
 def _measure(job: Job, asked: Asked, name: str) -> None:

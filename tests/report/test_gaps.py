@@ -52,6 +52,28 @@ def test_the_answer_and_the_figure(folder: Path) -> None:
     assert "languages" in [picture.name for picture in draw(whole)]
 
 
+def test_the_best_learned_comes_first_and_what_has_nothing_to_learn_last(folder: Path) -> None:
+    assert [row[0] for row in table(gaps(study(collect([str(folder)])))).rows] == ["TreeSource", "HMMSource", "UniformSource"]
+
+
+def test_of_different_languages_the_curves_are_those_of_the_excess(folder: Path) -> None:
+    for path in folder.glob("*/metrics.csv"):
+        path.write_text("step,train/loss,val/loss,val/excess_loss\n50,1.5,1.4,0.5\n100,1.2,1.1,0.2\n")
+    (curves,) = [picture for picture in draw(study(collect([str(folder)]))) if picture.name == "learning_curves"]
+    (panel,) = curves.figure.axes
+    assert {tuple(line.get_ydata()) for line in panel.get_lines()} == {(0.5, 0.2)}
+    assert "dashed" not in curves.caption
+
+
+def test_along_a_number_the_order_is_its_own(tmp_path: Path) -> None:
+    for length, excess in ((8, 0.02), (32, 0.005), (128, 0.06)):
+        make_run(tmp_path / "runs" / str(length), {"data.seq_len": length}, summary(excess, 1.1 - length / 1000, 1.4))
+    found = study(collect([str(tmp_path / "runs")]))
+    assert [gap.name for gap in gaps(found)] == ["data.seq_len=8", "data.seq_len=32", "data.seq_len=128"]
+    said = "From data.seq_len=8 to 128 the best possible loss goes from 1.0920 to 0.9720, and the excess over it from 0.0200"
+    assert answer(found)[0].startswith(said)
+
+
 def test_runs_on_the_same_data_have_no_such_table(tmp_path: Path) -> None:
     for rate in (0.1, 0.2):
         make_run(tmp_path / "runs" / str(rate), {"optim.lr": rate}, summary(0.1, 0.9, 1.4))

@@ -25,6 +25,13 @@ def test_beside_what_counting_gives(loss, said):
     assert found is None if said is None else found is not None and said in found
 
 
+@pytest.mark.parametrize(("loss", "said"), [(1.95, None), (2.01, "no more"), (1.99, "less than counting pairs")])
+def test_little_is_much_where_there_is_little_to_learn(loss, said):
+    """Of a hidden Markov model, 0.07 nats below the unigram's loss are half of the way to the optimum."""
+    found = shortfall({"val/loss": loss, "val/unigram_loss": 2.02, "val/bigram_loss": 1.98, "val/oracle_loss": 1.88})
+    assert found is None if said is None else found is not None and said in found
+
+
 @pytest.mark.parametrize("summary", [{}, {"val/loss": 9.0}, {"val/loss": 9.0, "val/oracle_loss": 1.0, "val/excess_loss": 8.0}])
 def test_nothing_where_nothing_is_counted(summary):
     assert shortfall(summary) is None

@@ -69,6 +69,16 @@ def test_whatever_ends_in_seed_makes_replicates(key: str) -> None:
     assert find_axes(results({key: 0}, {key: 1})) == ([], [key])
 
 
+def test_a_seed_that_languages_have_or_not_repeats_none() -> None:
+    keys = [("tree.TreeSource", 1), ("markov.MarkovSource", 0), ("urn.UrnSource", None)]
+    rows = [{"data._target_": name, "data.grammar_seed": own, "seed": seed} for name, own in keys for seed in (0, 1)]
+    ((axis,), replicates) = find_axes(results(*rows), ("data", "seed"))
+    assert (axis.name, axis.also, axis.noted, replicates) == ("data", ["data.grammar_seed"], [], ["seed"])
+    # one that differs within a language does
+    _, replicates = find_axes(results(*rows, rows[0] | {"data.grammar_seed": 7}), ("data", "seed"))
+    assert replicates == ["data.grammar_seed", "seed"]
+
+
 def test_keys_that_change_together_are_one_axis() -> None:
     rows = [{"model.d_model": d, "model.nhead": d // 16, "big": d > 50, "lr": lr} for d in (32, 48, 64) for lr in (0.1, 0.2)]
     assert axes_of(rows) == {"model.d_model": ["model.nhead", "big"], "lr": []}
