@@ -32,7 +32,21 @@ MOVED: dict[str, str] = {
 }
 """Where classes were in earlier versions: users' configs and the folders of runs still name them so."""
 
-_LANGUAGES = "code dyck hmm ising markov mixture pcfg periodic recall rhm tree uniform urn".split()
+_LANGUAGES = [
+    "code",
+    "dyck",
+    "hmm",
+    "ising",
+    "markov",
+    "mixture",
+    "pcfg",
+    "periodic",
+    "recall",
+    "rhm",
+    "tree",
+    "uniform",
+    "urn",
+]
 TRUSTED_MODULES = frozenset(
     {
         *(f"mlm_lightning.data.languages.{name}" for name in _LANGUAGES),
