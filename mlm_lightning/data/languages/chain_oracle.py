@@ -71,7 +71,15 @@ class ChainOracle(LanguageOracle):
         total_LB = probs_LQB.sum(1)
         # where messages in both directions underflow each other, nothing is left of a row that is possible
         possible_B = (log_prob_B > -torch.inf) & (total_LB > 0).all(0)
-        return (probs_LQB / total_LB[:, None]).permute(2, 0, 1), possible_B
+        return probs_LQB.div_(total_LB[:, None]).permute(2, 0, 1), possible_B
+
+    def _write(self, probs_BLV: Tensor, said_BL: Tensor) -> Tensor:
+        if not self._token_S:
+            return super()._write(probs_BLV, said_BL)
+        # states that emit what is observed emit nothing else, so that its posterior is right as well
+        probs_BLV[..., :-1], possible_B = self._posterior(said_BL)
+        probs_BLV[..., -1] = 0.0
+        return possible_B
 
     def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         evidence, latents = self._evidence(said_BL.T.contiguous()), self._chain.latents
@@ -127,8 +135,7 @@ class ChainOracle(LanguageOracle):
                 log_prob_B += total_B.log()
                 reached_SB /= total_B.clamp_min_(_TINY)
             if step + 1 < seq_len:
-                forward_SS = self._forward_SS[self._class(step)]
-                predicted_SB = torch.mm(forward_SS, reached_SB, out=room_SB[: len(forward_SS)])
+                predicted_SB = _times(self._forward_SS[self._class(step)], reached_SB, room_SB)
         return reached_LSB, log_prob_B + (self._final_S @ reached_SB).log()
 
     def _backward(self, evidence: Tensor) -> Iterable[tuple[int, Tensor]]:
@@ -141,8 +148,7 @@ class ChainOracle(LanguageOracle):
                 told_SB = self._told(step, evidence, told_room_SB).mul_(after_SB)
                 if self._scales(step):
                     told_SB /= told_SB.sum(0).clamp_min_(_TINY)
-                backward_SS = self._backward_SS[self._class(step - 1)]
-                after_SB = torch.mm(backward_SS, told_SB, out=room_SB[: len(backward_SS)])
+                after_SB = _times(self._backward_SS[self._class(step - 1)], told_SB, room_SB)
 
     def _evidence(self, said_LB: Tensor) -> Tensor:
         """What `_told` reads: where each state has one symbol, `allowed_LQB`, 1 for each symbol that a token may be."""
@@ -181,10 +187,26 @@ def _step(chain: Chain, from_S: Tensor, place_S: Tensor, to_S: Tensor) -> Tensor
 
 
 def _fast(step_SS: Tensor) -> Tensor:
-    """As it is multiplied fastest: with few entries as CSR, else full."""
+    """As it is multiplied fastest: in blocks of its diagonal where others are 0 (MGG), with few entries as CSR, else full."""
     step_SS = step_SS.coalesce()
+    num_rows, num_columns = step_SS.shape
+    row_A, column_A = step_SS.indices()
+    for size in range(2, num_rows // 2 + 1):
+        if num_rows == num_columns and num_rows % size == 0 and torch.equal(row_A // size, column_A // size):
+            return (
+                step_SS.to_dense().view(num_rows // size, size, -1, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+            )
     if step_SS._nnz() * _SPARSE > step_SS.numel():
         return step_SS.to_dense()
     with warnings.catch_warnings():  # that there are things which CSR cannot do yet; a product with a matrix is none of them
         warnings.simplefilter("ignore")
         return step_SS.to_sparse_csr()
+
+
+def _times(step_SS: Tensor, message_SB: Tensor, room_SB: Tensor) -> Tensor:
+    """The product, written into `room_SB`."""
+    if step_SS.dim() == 3:  # blocks, MGG
+        blocks_MGB = message_SB.unflatten(0, step_SS.shape[:2])
+        torch.bmm(step_SS, blocks_MGB, out=(out_SB := room_SB[: len(message_SB)]).view_as(blocks_MGB))
+        return out_SB
+    return torch.mm(step_SS, message_SB, out=room_SB[: step_SS.shape[0]])
