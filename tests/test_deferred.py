@@ -21,6 +21,27 @@ USES = {
         import torchmetrics
         assert torchmetrics.__version__ and torchmetrics.MeanMetric()(torch.tensor([1.0, 3.0])) == 2
     """,
+    "a plot of a metric that was there before": """
+        from torchmetrics import Metric, MetricCollection
+        class Last(Metric):
+            def __init__(self):
+                super().__init__()
+                self.add_state("value", torch.tensor(0.0))
+            def update(self, value):
+                self.value = value
+            def compute(self):
+                return self.value
+            def plot(self, val=None, ax=None):
+                return self._plot(val, ax)
+        last = Last()
+        last.update(torch.tensor(2.0))
+        figure, axes = last.plot()
+        import matplotlib.axes
+        assert isinstance(axes, matplotlib.axes.Axes)
+        both = MetricCollection([last])
+        both.update(torch.tensor(1.0))
+        both.plot(ax=axes, together=True)
+    """,
     "a name that it lacks": """
         import torchmetrics
         assert not hasattr(torchmetrics, "Accurracy") and torchmetrics.functional
@@ -51,3 +72,7 @@ def test_training_does_not_import_it() -> None:
         "    assert main(['train', 'trainer=smoke', f'output_dir={folder}']) == 0\n"
         "assert not {'scipy', 'transformers', 'torchmetrics.functional'} & set(sys.modules)"
     )
+
+
+def test_lightning_does_not_import_matplotlib() -> None:
+    run(BEFORE + "assert 'matplotlib' not in sys.modules")
