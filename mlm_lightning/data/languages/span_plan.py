@@ -9,7 +9,7 @@ farther: strided views. Lengths that a nonterminal cannot have in any row have n
 have: in a grammar of levels, most of them have none.
 
 Shapes beyond those of `batch`: N nonterminals, of which a length has A; R rules, P pairs (left, right) of any of them, X
-(split, pair); S spans of a length, by their start; K splits; C cells.
+some pairs; S spans of a length, by their start; K splits; C cells.
 """
 
 from collections.abc import Sequence
@@ -104,18 +104,19 @@ class SpanPlan:
         for length in useful_LN.any(1).nonzero()[:, 0].tolist():
             symbol_A = useful_LN[length].nonzero()[:, 0]
             cell_AS = first_LN[length, symbol_A, None] + width_N[symbol_A, None] * torch.arange(seq_len - length)
-            taken, pairs = [], []
-            for p in may[length].any(0).nonzero()[:, 0].tolist():
-                at = may[length][:, p].nonzero()[:, 0].tolist()
-                left, right = left_P[p], right_P[p]
-                width, other_width = int(width_N[left]), int(width_N[right])
-                first, other = int(first_LN[at[0], left]), int(first_LN[length - 1 - at[0], right])
-                other += (at[0] + 1) * other_width
-                taken.append(p)
-                parts = Part(first, 1, width), Part(other, other_width - 1, other_width)
-                pairs.append(Pair(*parts, at[0] + 1, at[-1] - at[0] + 1))
+            pair_X = may[length].any(0).nonzero()[:, 0]
+            may_KX = may[length][:, pair_X].int()
+            first_X, last_X = may_KX.argmax(0), length - 1 - may_KX.flip(0).argmax(0)
+            left_X, right_X = left_P[pair_X], right_P[pair_X]
+            left_cell_X = first_LN[first_X, left_X]
+            right_cell_X = first_LN[length - 1 - first_X, right_X] + (first_X + 1) * width_N[right_X]
+            columns = (left_cell_X, width_N[left_X], right_cell_X, width_N[right_X], first_X + 1, last_X - first_X + 1)
+            pairs = [
+                Pair(Part(left_cell, 1, left), Part(right_cell, right - 1, right), split, num_splits)
+                for left_cell, left, right_cell, right, split, num_splits in torch.stack(columns, 1).tolist()
+            ]
             whole = Pair(Part(0, 1, seq_len), Part(seq_len + length - 1, seq_len - 1, seq_len), 1, length)
-            lengths.append(Length(length + 1, symbol_A, cell_AS, rule_NP[symbol_A][:, taken], pairs, whole))
+            lengths.append(Length(length + 1, symbol_A, cell_AS, rule_NP[symbol_A][:, pair_X], pairs, whole))
         return cls(lengths, first_LN, width_N, int(number_N.sum()) + 1)
 
     def to(self, device: torch.device) -> "SpanPlan":
@@ -131,7 +132,7 @@ def _useful(word_NQ: Tensor, left_P: Tensor, right_P: Tensor, rule_NP: Tensor, s
     """Which nonterminals can have a length and be part of a row; of each length, `may_KP`, at which splits which pairs can."""
     can_LN = torch.zeros(seq_len, len(word_NQ), dtype=torch.bool)
     can_LN[0] = (word_NQ > 0).any(1)
-    may = [torch.zeros(0, len(left_P), dtype=torch.bool)]
+    may = [torch.zeros(1, len(left_P), dtype=torch.bool)]  # a word has no splits
     for length in range(1, seq_len):
         may.append(can_LN[:length, left_P] & can_LN[:length, right_P].flip(0))
         can_LN[length] = (may[-1].any(0) & rule_NP).any(1)
