@@ -10,6 +10,7 @@ check that follows (`parse`) finds all of them, whichever way they came in.
 import argparse
 import itertools
 import math
+import operator
 import os
 import re
 import sys
@@ -234,6 +235,7 @@ def _with_key(error: Exception) -> str:
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
     """The config without Hydra's own part, as plain dicts and lists, interpolations resolved, `???` kept."""
+    OmegaConf.register_new_resolver("quotient", operator.floordiv, replace=True)
     plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         container = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)

@@ -1,6 +1,8 @@
 """The configs that there are to choose from: those in `conf/`, and the user's own beside them. Their names are files' names, so
 that they can be listed without Hydra."""
 
+import re
+from functools import cache
 from pathlib import Path
 
 GROUPS = (
@@ -34,6 +36,17 @@ def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
             if file.parent.name != "hydra":
                 found.setdefault(file.parent.name, {})[file.stem] = _description(file)
     return {group: files for group, files in found.items() if files}
+
+
+@cache
+def name_of(target: str) -> str | None:
+    """What a shipped config calls a class, such as `hmm`, where a single one has it; in a package, classes may have moved."""
+    package, name = re.escape(target.partition(".")[0]), re.escape(target.rpartition(".")[2])
+    line = re.compile(rf"^\s*_target_:\s*{package}\.([\w.]+\.)?{name}\s", re.MULTILINE)
+    groups = [group for group in GROUPS if group not in ("experiment", "sweep")]  # which are made of the others
+    files = [file for group in groups for file in config_folder().glob(f"{group}/*.yaml")]
+    having = [file.stem for file in files if line.search(file.read_text(encoding="utf-8"))]
+    return having[0] if len(having) == 1 else None
 
 
 def _description(file: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlm_lightning.config.shipped import name_of
 from mlm_lightning.report.learned import leak
 from mlm_lightning.report.metric import Interval, Metric, interval
 from mlm_lightning.report.results import NOT_SET, Result
@@ -64,12 +65,14 @@ def is_number(value: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """A config's value in a table: `1e-3`, `null`, the class of a `_target_`."""
+    """A config's value in a table: `1e-3`, `null`; of a `_target_`, the name of the config that has it, or the class."""
     if isinstance(value, bool) or value is None or isinstance(value, list | dict):
         return json.dumps(value)
     if isinstance(value, float):
         return f"{value:g}"
-    return value.rpartition(".")[2] if re.fullmatch(r"\w+(\.\w+)+\.[A-Z]\w*", str(value)) else str(value)
+    if not re.fullmatch(r"\w+(\.\w+)+\.[A-Z]\w*", str(value)):
+        return str(value)
+    return name_of(value) or value.rpartition(".")[2]
 
 
 def canonical(value: Any) -> str:

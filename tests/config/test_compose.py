@@ -150,6 +150,18 @@ def test_the_default_callbacks_are_in_every_run(hydra):
 
 def test_an_interpolation_is_resolved(hydra):
     assert composed(hydra, "name=depth_${data.depth}", "data.depth=3")["name"] == "depth_3"
+    rows = composed(hydra, "data=hmm", "data.seq_len=24", 'data.batch_size="${quotient:2048,${data.seq_len}}"')["data"][
+        "batch_size"
+    ]
+    assert rows == 85
+
+
+@pytest.mark.parametrize(
+    "wrong", ["${quotient:2048,0}", "${quotient:2048,${data.seed}}", "${quotient:a,b}", "${quotient:1}", "${quotien:1,2}"]
+)
+def test_an_interpolation_that_fails_is_told_with_its_key(hydra, wrong):
+    with pytest.raises(UserError, match=r"data\.batch_size"):
+        composed(hydra, f'data.batch_size="{wrong}"')
 
 
 @pytest.mark.parametrize(

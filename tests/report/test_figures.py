@@ -149,7 +149,7 @@ def test_categories_stand_apart_with_bars(tmp_path: Path) -> None:
     make_grid(tmp_path, "masking._target_", targets)
     _, pictures = drawn(tmp_path, "val/loss")
     ax = pictures["by_masking"].figure.axes[0]
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["Bernoulli", "Single", "Span"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["bernoulli", "single", "span"]
     assert list(ax.containers[0].lines[0].get_ydata()) == pytest.approx([1.005, 1.105, 1.205])
 
 

@@ -32,28 +32,28 @@ def folder(tmp_path: Path) -> Path:
 
 def test_shares_are_of_each_languages_own_gap(folder: Path) -> None:
     found = {gap.name: gap for gap in gaps(study(collect([str(folder)])))}
-    assert sorted(found) == ["HMMSource", "TreeSource", "UniformSource"]
-    hmm, tree = found["HMMSource"].left, found["TreeSource"].left
+    assert sorted(found) == ["hmm", "tree", "uniform"]
+    hmm, tree = found["hmm"].left, found["tree"].left
     assert hmm is not None
     assert hmm.mean == pytest.approx(0.4)
     assert hmm.half == pytest.approx(12.706 * 0.1, rel=1e-3)
     assert tree is not None
     assert tree.mean == pytest.approx(0.02)
     assert tree.half == pytest.approx(0, abs=1e-12)
-    assert found["UniformSource"].left is None  # there is nothing to learn
-    assert {row[0]: row[-2] for row in table(list(found.values())).rows}["UniformSource"] == "nothing to learn"
+    assert found["uniform"].left is None  # there is nothing to learn
+    assert {row[0]: row[-2] for row in table(list(found.values())).rows}["uniform"] == "nothing to learn"
 
 
 def test_the_answer_and_the_figure(folder: Path) -> None:
     whole = study(collect([str(folder)]))
     said = answer(whole)[0]
-    assert "least is left on TreeSource: 2.0 %" in said
-    assert "most on HMMSource: 40.0 %" in said
+    assert "least is left on tree: 2.0 %" in said
+    assert "most on hmm: 40.0 %" in said
     assert "languages" in [picture.name for picture in draw(whole)]
 
 
 def test_the_best_learned_comes_first_and_what_has_nothing_to_learn_last(folder: Path) -> None:
-    assert [row[0] for row in table(gaps(study(collect([str(folder)])))).rows] == ["TreeSource", "HMMSource", "UniformSource"]
+    assert [row[0] for row in table(gaps(study(collect([str(folder)])))).rows] == ["tree", "hmm", "uniform"]
 
 
 def test_of_different_languages_the_curves_are_those_of_the_excess(folder: Path) -> None:

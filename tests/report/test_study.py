@@ -138,7 +138,14 @@ def test_values_that_are_spaced_by_factors_get_a_logarithmic_axis(values: list[A
 
 
 def test_values_are_texts_one_would_write_them() -> None:
-    texts = {0.001: "0.001", 1e-5: "1e-05", None: "null", "mlm_lightning.masking.Span": "Span", "a.b.txt": "a.b.txt"}
+    texts = {
+        0.001: "0.001",
+        1e-5: "1e-05",
+        None: "null",
+        "mlm_lightning.masking.Span": "span",
+        "a.b.Mine": "Mine",
+        "a.b.txt": "a.b.txt",
+    }
     assert {value: as_text(value) for value in texts} == texts
     assert [as_text(True), as_text([1, 2])] == ["true", "[1, 2]"]
 

@@ -24,8 +24,8 @@ from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, cdf
 from mlm_lightning.randomness import uniform
 
 _TINY = torch.finfo(torch.float64).tiny
-_SPARSE = 8
-"""A step is a product with a sparse matrix (CSR) where so many of its places or more are zero for each that is not."""
+_SPARSE = 4
+"""A product is one with a sparse matrix (CSR) where so many of its places or more are zero for each that is not."""
 _EVERY, _DIGITS = 8, 30
 """Messages are scaled after so many steps, or before they can shrink by so many digits."""
 
@@ -45,7 +45,7 @@ class ChainOracle(LanguageOracle):
         steps = [_step(chain, states_S, self._place_S, classes[(c + 1) % len(classes)]) for c, states_S in enumerate(classes)]
         self._backward_SS, self._forward_SS = [_fast(each) for each in steps], [_fast(each.T) for each in steps]
         emissions = [chain.emission_SQ[states_S] for states_S in classes]
-        self._emission_QS = [emission_SQ.T.contiguous() for emission_SQ in emissions]
+        self._emission_QS = [_fast(emission_SQ.T.to_sparse()) for emission_SQ in emissions]
         self._emission_SX = [
             torch.cat((emission_SQ, torch.ones(len(emission_SQ), 1, dtype=torch.float64)), 1) for emission_SQ in emissions
         ]
@@ -67,7 +67,7 @@ class ChainOracle(LanguageOracle):
         probs_LQB = reached_LSB.new_empty(len(evidence), self.num_symbols, len(said_BL))
         for step, after_SB in self._backward(evidence):
             belief_SB = reached_LSB[step, : len(after_SB)].mul_(after_SB)
-            torch.mm(self._emission_QS[self._class(step)], belief_SB, out=probs_LQB[step])
+            _times(self._emission_QS[self._class(step)], belief_SB, probs_LQB[step])
         total_LB = probs_LQB.sum(1)
         # where messages in both directions underflow each other, nothing is left of a row that is possible
         possible_B = (log_prob_B > -torch.inf) & (total_LB > 0).all(0)
@@ -200,7 +200,9 @@ def _fast(step_SS: Tensor) -> Tensor:
         return step_SS.to_dense()
     with warnings.catch_warnings():  # that there are things which CSR cannot do yet; a product with a matrix is none of them
         warnings.simplefilter("ignore")
-        return step_SS.to_sparse_csr()
+        csr = step_SS.to_sparse_csr()
+        # as MKL wants the indices: others are converted in each product
+        return torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape)
 
 
 def _times(step_SS: Tensor, message_SB: Tensor, room_SB: Tensor) -> Tensor:
@@ -209,4 +211,7 @@ def _times(step_SS: Tensor, message_SB: Tensor, room_SB: Tensor) -> Tensor:
         blocks_MGB = message_SB.unflatten(0, step_SS.shape[:2])
         torch.bmm(step_SS, blocks_MGB, out=(out_SB := room_SB[: len(message_SB)]).view_as(blocks_MGB))
         return out_SB
-    return torch.mm(step_SS, message_SB, out=room_SB[: step_SS.shape[0]])
+    out_SB = room_SB[: step_SS.shape[0]]
+    if step_SS.layout == torch.sparse_csr:  # mm would fill the room with zeros first
+        return torch.addmm(out_SB, step_SS, message_SB, beta=0, out=out_SB)
+    return torch.mm(step_SS, message_SB, out=out_SB)

@@ -7,19 +7,16 @@
     sample: from the root down, split and rule in                 the M     saw M
     proportion to  p · in_left[B] · in_right[C]                         k
 
-Spans of one length and one split are worked on together, whatever their start. Each span's messages are divided by their
-largest, whose logarithm is kept beside them, so that nothing underflows. Pairs of nonterminals that cannot be of some lengths,
-or are of no use there, are left out: in a grammar of levels, most of them.
+For each pair B C that a rule has, all spans of one length and all their splits are worked on together (`span_plan`). Where
+messages become small, those of a span are divided by their largest, whose logarithm is kept.
 
 Source: Lari, Young, "The estimation of stochastic context-free grammars using the inside-outside algorithm", Computer Speech
-and Language 1990, after Baker 1979. Shapes beyond those of `batch`: N nonterminals, P pairs (left, right) of any rule, R rules,
-I of a nonterminal, S spans of a length by their start, K splits, M some spans of some rows, J layers. The batch is the last
-dimension of all messages.
+and Language 1990, after Baker 1979. Shapes beyond those of `span_plan` and `batch`: I rules of a nonterminal, J layers, M some
+spans of some rows. The batch is the last dimension of all messages.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -28,9 +25,12 @@ from torch import Tensor
 from mlm_lightning.data.languages.grammar import Grammar
 from mlm_lightning.data.languages.hidden import nonzero_flat
 from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
+from mlm_lightning.data.languages.span_plan import Length, SpanPlan
 from mlm_lightning.randomness import uniform
 
 _TINY = torch.finfo(torch.float64).tiny
+_SMALL = 1e-75
+"""A span whose messages are all smaller has them scaled: products of two others are far from underflow."""
 _MAX_EXPONENT = 600.0
 """Beyond it, what a split adds is too small to be told from 0 (and its factor would overflow)."""
 _WEIGHTS = 2**20  # of splits and rules, that are chosen from at once
@@ -61,90 +61,41 @@ def grow(keys_B: Tensor, seq_len: int, device: torch.device, choose_split: Choos
     return symbol_LC.view(seq_len, seq_len, num_rows)
 
 
-@dataclass
 class _Inside:
-    """By length - 1 and start: `value_LSNB`, and `log_LSB`, the log of what it is to be multiplied by."""
+    """`value_CB`, and `log_SLB`, by start and length - 1: the log of what a span's messages are to be multiplied by, 0 (-inf
+    where nothing is possible) before any are `scaled`."""
 
-    value_LSNB: Tensor
-    log_LSB: Tensor
+    def __init__(self, plan: SpanPlan, said_BL: Tensor) -> None:
+        num_rows, length_L = said_BL.shape
+        self.value_CB = torch.zeros(plan.num_cells, num_rows, dtype=torch.float64, device=said_BL.device)
+        self.log_SLB = self.value_CB.new_full((length_L, length_L, num_rows), -torch.inf)
+        self.scaled = False
 
-    def put(self, length: int, value_SNB: Tensor, log_SB: Tensor | float) -> None:
-        scale_SB = value_SNB.amax(1)
-        torch.div(value_SNB, scale_SB.clamp_min(_TINY)[:, None], out=self.value_LSNB[length - 1, : len(value_SNB)])
-        self.log_LSB[length - 1, : len(value_SNB)] = scale_SB.log_().add_(log_SB)
+    def put(self, at: Length, value_ASB: Tensor, log_SB: Tensor | float = 0.0) -> None:
+        most_SB = value_ASB.amax(0)
+        small_SB = (most_SB < _SMALL) & (most_SB > 0)
+        if small_SB.any():
+            scale_SB = torch.where(small_SB, most_SB, 1.0)
+            value_ASB /= scale_SB
+            log_SB = scale_SB.log_().add_(log_SB)
+            self.scaled = True
+        self.log_SLB[: len(most_SB), at.length - 1] = torch.where(most_SB > 0, log_SB, -torch.inf)
+        self.value_CB[at.cell_AS.flatten()] = value_ASB.flatten(0, 1)
 
-    def log_parts(self, length: "_Length") -> Tensor:
-        """`log_KSB` of the left and the right parts together, of the spans of a length at its splits."""
-        length_L, _, num_rows = self.log_LSB.shape
-        left_K1 = torch.tensor([k for k, *_ in length.splits], device=self.log_LSB.device)[:, None]
-        start_S = torch.arange(length_L - length.length + 1, device=self.log_LSB.device)
-        left_KS = (left_K1 - 1) * length_L + start_S
-        right_KS = (length.length - left_K1 - 1) * length_L + left_K1 + start_S
-        left_ZB, right_ZB = (self.log_LSB.flatten(0, 1).index_select(0, z_KS.flatten()) for z_KS in (left_KS, right_KS))
-        return left_ZB.add_(right_ZB).view(*left_KS.shape, num_rows)
-
-
-_Split = tuple[int, Tensor | None, Tensor, Tensor]
-"""The length of the left part, which of the length's pairs may stand there (None: all), and both sides of those."""
-
-
-@dataclass
-class _Length:
-    """What spans of a length may consist of: `pair_P` at some split."""
-
-    length: int
-    pair_P: Tensor
-    splits: list[_Split]
-
-    def to(self, device: torch.device) -> "_Length":
-        splits = [
-            (k, None if place_P is None else place_P.to(device), left_P.to(device), right_P.to(device))
-            for k, place_P, left_P, right_P in self.splits
-        ]
-        return _Length(self.length, self.pair_P.to(device), splits)
+    def log_parts(self, at: Length) -> Tensor:
+        """`log_KSB` of the left and the right parts together, at all splits."""
+        left_KSB, right_KSB = at.whole.parts(self.log_SLB.flatten(0, 1), at.num_starts)
+        return left_KSB + right_KSB
 
 
 class InsideOutside(LanguageOracle):
     """The answers about rows of one length of a grammar, given that length."""
 
     def __init__(self, grammar: Grammar, seq_len: int) -> None:
-        num_symbols = len(grammar.names)
-        super().__init__(grammar.num_words, seq_len, row_elements=seq_len**2 * num_symbols // 4 + 1)
-        self._grammar, self._num_nonterminals = grammar, num_symbols
-        parent_R, left_R, right_R = grammar.binary_R4[:, :3].long().T
-        pair_P, pair_R = (left_R * num_symbols + right_R).unique(return_inverse=True)
-        self._left_P, self._right_P = pair_P // num_symbols, pair_P % num_symbols
-        rule_PN = torch.zeros(len(pair_P), num_symbols, dtype=torch.float64)
-        self._rule_PN = rule_PN.index_put_((pair_R, parent_R), grammar.binary_R4[:, 3], accumulate=True)
-        self._rule_NP = self._rule_PN.T.contiguous()
-        self._word_NQ = grammar.word_NQ
+        self._plan = SpanPlan.of(grammar, seq_len)
+        super().__init__(grammar.num_words, seq_len, row_elements=2 * self._plan.num_cells)
+        self._grammar, self._word_NQ = grammar, grammar.word_NQ
         self._word_XN = torch.cat((grammar.word_NQ, grammar.word_NQ.sum(1, keepdim=True)), dim=1).T.contiguous()
-
-    @cached_property
-    def _lengths(self) -> list[_Length]:
-        """Those of spans from 2 on."""
-        can_LN = torch.zeros(self.seq_len, self._num_nonterminals, dtype=torch.bool)
-        can_LN[0] = (self._word_NQ > 0).any(1).cpu()
-        left_P, right_P, rule_PN = self._left_P.cpu(), self._right_P.cpu(), self._rule_PN.cpu() > 0
-        can_KP = []
-        for length in range(2, self.seq_len + 1):
-            can_KP.append(can_LN[: length - 1, left_P] & can_LN[: length - 1, right_P].flip(0))
-            can_LN[length - 1] = (can_KP[-1].any(0)[:, None] & rule_PN).any(0)
-        useful_LN = torch.zeros_like(can_LN)
-        useful_LN[-1, 0] = True
-        found = []
-        for length in range(self.seq_len, 1, -1):
-            may_KP = can_KP[length - 2] & (rule_PN & useful_LN[length - 1]).any(1)
-            pair_P = may_KP.any(0).nonzero()[:, 0]
-            splits: list[_Split] = []
-            for k in may_KP.any(1).nonzero()[:, 0].tolist():
-                place_P = may_KP[k, pair_P].nonzero()[:, 0]
-                left, right = left_P[pair_P[place_P]], right_P[pair_P[place_P]]
-                useful_LN[k, left] = True
-                useful_LN[length - k - 2, right] = True
-                splits.append((k + 1, None if len(place_P) == len(pair_P) else place_P, left, right))
-            found.append(_Length(length, pair_P, splits))
-        return found[::-1]
 
     @cached_property
     def _log_total(self) -> float:
@@ -157,8 +108,8 @@ class InsideOutside(LanguageOracle):
 
     def _posterior(self, said_BL: Tensor) -> Answer:
         inside = self._inside(said_BL)
-        (_, outside_LNB) = deque(self._outside(inside), maxlen=1).pop()
-        probs_BLQ = (self._word_NQ.T @ outside_LNB).permute(2, 0, 1)
+        at, outside_ALB = deque(self._outside(inside), maxlen=1).pop()
+        probs_BLQ = _times(self._word_NQ[at.symbol_A].T, outside_ALB).permute(2, 1, 0)
         total_BL1 = probs_BLQ.sum(-1, keepdim=True)
         possible_BL1 = (total_BL1 > 0) | (said_BL < self.num_symbols)[..., None]
         return probs_BLQ / total_BL1, possible_BL1.all(1)[:, 0] & (self._log_root(inside) > -torch.inf)
@@ -171,59 +122,58 @@ class InsideOutside(LanguageOracle):
         sizes = [1 + max(layer.values()) for layer in layers.values()]
         one_hots = [torch.nn.functional.one_hot(v + 1, n + 1)[:, 1:].T.double() for v, n in zip(value_JN, sizes, strict=True)]
         # what begins at a position, less what has ended before it: the sums up to a position are what covers it
-        changes = [inside.log_LSB.new_zeros(self.seq_len + 1, n, len(said_BL)) for n in sizes]
-        for length, outside_SNB in self._outside(inside):
-            belief_SNB = outside_SNB * inside.value_LSNB[length - 1, : len(outside_SNB)]
-            for change_LVB, one_hot_VN in zip(changes, one_hots, strict=True):
-                covers_SVB = one_hot_VN @ belief_SNB
-                change_LVB[: len(covers_SVB)] += covers_SVB
-                change_LVB[length:] -= covers_SVB
+        changes = [inside.value_CB.new_zeros(n, self.seq_len + 1, len(said_BL)) for n in sizes]
+        for at, outside_ASB in self._outside(inside):
+            belief_ASB = outside_ASB * inside.value_CB[at.cell_AS]
+            for change_VLB, one_hot_VN in zip(changes, one_hots, strict=True):
+                covers_VSB = _times(one_hot_VN[:, at.symbol_A], belief_ASB)
+                change_VLB[:, : covers_VSB.shape[1]] += covers_VSB
+                change_VLB[:, at.length :] -= covers_VSB
         found = {"split": self._split(inside)}
         if layers:
-            found |= {name: each[:-1].cumsum(0).clamp_(min=0) for name, each in zip(layers, changes, strict=True)}
+            found |= {name: each[:, :-1].cumsum(1).clamp_(min=0) for name, each in zip(layers, changes, strict=True)}
         else:
-            found["parent"] = belief_SNB
+            parent_NLB = belief_ASB.new_zeros(len(self._word_NQ), *belief_ASB.shape[1:])
+            found["parent"] = parent_NLB.index_copy_(0, at.symbol_A, belief_ASB)
         possible_B = self._log_root(inside) > -torch.inf
-        for name, belief_NVB in found.items():
-            total_N1B = belief_NVB.sum(1, keepdim=True)
-            possible_B &= (total_N1B > 0).all(0)[0]
-            found[name] = (belief_NVB / total_N1B).permute(2, 0, 1).contiguous()
+        for name, belief_VLB in found.items():
+            total_LB = belief_VLB.sum(0)
+            possible_B &= (total_LB > 0).all(0)
+            found[name] = (belief_VLB / total_LB).permute(2, 1, 0).contiguous()
         return found, possible_B
 
     def _split(self, inside: _Inside) -> Tensor:
-        """The weights of the root's splits, `split_1LB`."""
-        length = self.seq_len
-        split_1LB = inside.log_LSB.new_zeros(1, length, inside.log_LSB.shape[2])
-        if length == 1:
-            return split_1LB + 1
-        last = self._lengths[-1].to(split_1LB.device)
-        weight_KB = _weights(inside.log_parts(last))[0][:, 0]
-        for (k, place_P, left_P, right_P), weight_B in zip(last.splits, weight_KB, strict=True):
-            both_PB = inside.value_LSNB[k - 1, 0, left_P] * inside.value_LSNB[length - k - 1, k, right_P]
-            pair_P = last.pair_P if place_P is None else last.pair_P[place_P]
-            split_1LB[0, k] = self._rule_PN[pair_P, 0] @ both_PB * weight_B
-        return split_1LB
+        """The weights of the root's splits, `split_K1B`; number 0 is for a row of one word."""
+        split_K1B = inside.value_CB.new_zeros(self.seq_len, 1, inside.value_CB.shape[1])
+        if self.seq_len == 1:
+            return split_K1B + 1
+        root = self._plan.lengths[-1]
+        for pair, prob, both_KSB in zip(root.pairs, root.rule_AP[0].tolist(), _both(inside, root)[0], strict=True):
+            pair.at_splits(split_K1B[1:]).add_(both_KSB, alpha=prob)
+        return split_K1B
 
     def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
         inside, length_L = self._inside(said_BL), self.seq_len
         left_NI, right_NI, prob_NI = (table_NI.to(said_BL.device) for table_NI in self._grammar.rules_of_NI)
-        num_rules = left_NI.shape[1]
+        num_rules, plan = left_NI.shape[1], self._plan.to(said_BL.device)
 
         def choose_some(length: int, row_M: Tensor, start_M: Tensor, symbol_M: Tensor, u_M: Tensor) -> tuple[Tensor, ...]:
             k_K, start_M1, row_M1 = torch.arange(1, length, device=row_M.device), start_M[:, None], row_M[:, None]
-            left, right = (k_K - 1, start_M1), (length - k_K - 1, start_M1 + k_K)
-            log_KM = (inside.log_LSB[*left, row_M1] + inside.log_LSB[*right, row_M1]).T
+            left, right = (k_K, start_M1), (length - k_K, start_M1 + k_K)
+            left_log_MK, right_log_MK = (inside.log_SLB[start, length_K - 1, row_M1] for length_K, start in (left, right))
             left_MKI, right_MKI = (
-                inside.value_LSNB[*part, :, row_M1].gather(2, table_NI[symbol_M][:, None].expand(-1, length - 1, -1))
-                for part, table_NI in ((left, left_NI), (right, right_NI))
+                inside.value_CB[plan.cell(length_K[:, None], table_NI[symbol_M][:, None], start[..., None]), row_M1[..., None]]
+                for (length_K, start), table_NI in ((left, left_NI), (right, right_NI))
             )
-            weight_MKI = left_MKI * right_MKI * prob_NI[symbol_M][:, None] * _weights(log_KM)[0].T[..., None]
+            weight_MKI = (
+                left_MKI * right_MKI * prob_NI[symbol_M][:, None] * _weights((left_log_MK + right_log_MK).T)[0].T[..., None]
+            )
             taken_M = choose(weight_MKI.flatten(1), u_M)
             rule_M = taken_M % num_rules
             return taken_M // num_rules + 1, left_NI[symbol_M, rule_M], right_NI[symbol_M, rule_M]
 
         def choose_split(length: int, *spans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            size = max(1, _WEIGHTS // (length * max(num_rules, self._num_nonterminals)))
+            size = max(1, _WEIGHTS // (length * num_rules))
             parts = [choose_some(length, *some) for some in zip(*(each_M.split(size) for each_M in spans), strict=True)]
             split_M, left_M, right_M = (torch.cat(each) for each in zip(*parts, strict=True))
             return split_M, left_M, right_M
@@ -233,57 +183,56 @@ class InsideOutside(LanguageOracle):
         return choose(self._word_NQ[parent_BL.clamp_(min=0)], u_BL), self._log_root(inside) > -torch.inf
 
     def _inside(self, said_BL: Tensor) -> _Inside:
-        num_rows, length_L = said_BL.shape
-        value_LSNB = self._word_NQ.new_zeros(length_L, length_L, self._num_nonterminals, num_rows)
-        inside = _Inside(value_LSNB, value_LSNB.new_full((length_L, length_L, num_rows), -torch.inf))
-        inside.put(1, self._word_XN[said_BL].permute(1, 2, 0), 0.0)
-        for each in self._lengths:
-            length, num_starts = each.length, length_L - each.length + 1
-            if len(each.pair_P) == 0:
-                continue
-            each = each.to(said_BL.device)
-            told_SPB = value_LSNB.new_zeros(num_starts, len(each.pair_P), num_rows)
-            weight_KSB, most_SB = _weights(inside.log_parts(each))
-            for (k, place_P, left_P, right_P), weight_SB in zip(each.splits, weight_KSB, strict=True):
-                left_SPB = value_LSNB[k - 1, :num_starts].index_select(1, left_P).mul_(weight_SB[:, None])
-                right_SPB = value_LSNB[length - k - 1, k : k + num_starts].index_select(1, right_P)
-                if place_P is None:
-                    told_SPB.addcmul_(left_SPB, right_SPB)
-                else:
-                    told_SPB.index_add_(1, place_P, left_SPB.mul_(right_SPB))
-            inside.put(length, self._rule_NP[:, each.pair_P] @ told_SPB, most_SB)
+        plan = self._plan.to(said_BL.device)
+        inside = _Inside(plan, said_BL)
+        first = plan.lengths[0]
+        inside.put(first, self._word_XN[:, first.symbol_A][said_BL].permute(2, 1, 0))
+        for each in plan.lengths[1:]:
+            told, log_SB = _both(inside, each)
+            told_PSB = inside.value_CB.new_empty(len(each.pairs), each.num_starts, len(said_BL))
+            for told_SB, both_KSB in zip(told_PSB, told, strict=True):
+                torch.sum(both_KSB, 0, out=told_SB)
+            inside.put(each, _times(each.rule_AP, told_PSB), log_SB)
         return inside
 
     def _log_root(self, inside: _Inside) -> Tensor:
-        return inside.value_LSNB[-1, 0, 0].log() + inside.log_LSB[-1, 0]
+        return inside.value_CB[self._plan.lengths[-1].cell_AS[0, 0]].log() + inside.log_SLB[0, -1]
 
-    def _outside(self, inside: _Inside) -> Iterator[tuple[int, Tensor]]:
-        """From the longest spans to the words, `outside_SNB`: times the inside, it is the posterior of the span's symbol."""
-        value_LSNB, length_L = inside.value_LSNB, self.seq_len
-        outside_LSNB = torch.zeros_like(value_LSNB)
-        outside_LSNB[-1, 0, 0] = 1 / value_LSNB[-1, 0, 0].clamp_min(_TINY)
-        for length in range(length_L, 0, -1):
-            num_starts = length_L - length + 1
-            outside_SNB = outside_LSNB[length - 1, :num_starts]
-            yield length, outside_SNB
-            if length == 1:
-                return
-            each = self._lengths[length - 2]
-            if len(each.pair_P) == 0:
-                continue
-            each = each.to(value_LSNB.device)
-            log_SB = inside.log_LSB[length - 1, :num_starts]
-            factor_KSB = inside.log_parts(each).sub_(log_SB.masked_fill(log_SB == -torch.inf, torch.inf))
-            factor_KSB.clamp_(max=_MAX_EXPONENT).exp_()
-            told_SPB = self._rule_PN[each.pair_P] @ outside_SNB
-            for (k, place_P, left_P, right_P), factor_SB in zip(each.splits, factor_KSB, strict=True):
-                some_SPB = told_SPB if place_P is None else told_SPB.index_select(1, place_P)
-                some_SPB = some_SPB * factor_SB[:, None]
-                right = (length - k - 1, slice(k, k + num_starts))
-                to_left_SPB = value_LSNB[right].index_select(1, right_P).mul_(some_SPB)
-                to_right_SPB = value_LSNB[k - 1, :num_starts].index_select(1, left_P).mul_(some_SPB)
-                outside_LSNB[k - 1, :num_starts].index_add_(1, left_P, to_left_SPB)
-                outside_LSNB[right].index_add_(1, right_P, to_right_SPB)
+    def _outside(self, inside: _Inside) -> Iterator[tuple[Length, Tensor]]:
+        """From the longest spans to the words, `outside_ASB`: times the inside, it is the posterior of the span's symbol."""
+        plan, outside_CB = self._plan.to(inside.value_CB.device), torch.zeros_like(inside.value_CB)
+        root = plan.lengths[-1].cell_AS[0, 0]
+        outside_CB[root] = 1 / inside.value_CB[root].clamp_min(_TINY)
+        for each in reversed(plan.lengths):
+            yield each, (outside_ASB := outside_CB[each.cell_AS])
+            told_PSB, factor_KSB = _times(each.rule_AP.T, outside_ASB), None
+            if inside.scaled:
+                log_SB = inside.log_SLB[: each.num_starts, each.length - 1]
+                factor_KSB = inside.log_parts(each).sub_(log_SB.masked_fill(log_SB == -torch.inf, torch.inf))
+                factor_KSB.clamp_(max=_MAX_EXPONENT).exp_()
+            for pair, told_SB in zip(each.pairs, told_PSB, strict=True):
+                told_KSB = told_SB if factor_KSB is None else told_SB * pair.at_splits(factor_KSB)
+                left_KSB, right_KSB = pair.parts(inside.value_CB, each.num_starts)
+                to_left_KSB, to_right_KSB = pair.parts(outside_CB, each.num_starts)
+                to_left_KSB.addcmul_(told_KSB, right_KSB)
+                to_right_KSB.addcmul_(told_KSB, left_KSB)
+
+
+def _both(inside: _Inside, at: Length) -> tuple[Iterator[Tensor], Tensor | float]:
+    """Of each pair, `both_KSB`: the left times the right part, up to a factor whose logarithm is given."""
+    weight_KSB, log_SB = _weights(inside.log_parts(at)) if inside.scaled else (None, 0.0)
+
+    def products() -> Iterator[Tensor]:
+        for pair in at.pairs:
+            left_KSB, right_KSB = pair.parts(inside.value_CB, at.num_starts)
+            both_KSB = left_KSB * right_KSB
+            yield both_KSB if weight_KSB is None else both_KSB.mul_(pair.at_splits(weight_KSB))
+
+    return products(), log_SB
+
+
+def _times(matrix: Tensor, value_ASB: Tensor) -> Tensor:
+    return (matrix @ value_ASB.flatten(1)).unflatten(1, value_ASB.shape[1:])
 
 
 def _weights(log_KSB: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,14 @@ def test_a_grammar_of_a_file(toy, seq_len):
     check_language(PCFGFileSource(toy, seq_len=seq_len))
 
 
+@pytest.mark.parametrize("small", [SMALL[1], SMALL[3], SMALL[7]], ids=name)
+@pytest.mark.parametrize("scaled_below", [1e-3, 1.0], ids=["some", "all"])
+def test_messages_that_are_scaled_give_the_same(small, scaled_below, monkeypatch):
+    """In rows as short as these none is small enough to be."""
+    monkeypatch.setattr(inside_outside, "_SMALL", scaled_below)
+    check_language(small)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("large", LARGE, ids=name)
 def test_large_ones_keep_the_identities(large):
