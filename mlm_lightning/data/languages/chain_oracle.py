@@ -36,7 +36,8 @@ class ChainOracle(LanguageOracle):
     def __init__(self, chain: Chain) -> None:
         classes, num_symbols = chain.classes, chain.emission_SQ.shape[1]
         widest = max(map(len, classes))
-        super().__init__(num_symbols, chain.seq_len, row_elements=chain.seq_len * (widest + 2 * num_symbols))
+        # half of what is kept: a step's work on a row is little, so that larger blocks pay
+        super().__init__(num_symbols, chain.seq_len, row_elements=max(1, chain.seq_len * (widest + 2 * num_symbols) // 2))
         self._chain, self._widest = chain, widest
         self._state_S = list(classes)
         self._place_S = torch.zeros(len(chain.initial_S), dtype=torch.int64)  # of each state in its class
