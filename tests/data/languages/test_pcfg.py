@@ -64,10 +64,12 @@ def test_a_grammar_of_a_file(toy, seq_len):
 
 
 @pytest.mark.parametrize("small", [SMALL[1], SMALL[3], SMALL[7]], ids=name)
-@pytest.mark.parametrize("scaled_below", [1e-3, 1.0], ids=["some", "all"])
+@pytest.mark.parametrize("scaled_below", [0.05, 1.0], ids=["some", "all"])
 def test_messages_that_are_scaled_give_the_same(small, scaled_below, monkeypatch):
     """In rows as short as these none is small enough to be."""
     monkeypatch.setattr(inside_outside, "_SMALL", scaled_below)
+    tokens_BL = small.rows("val")[torch.arange(32)]
+    assert small.oracle()._inside(tokens_BL).scaled
     check_language(small)
 
 
