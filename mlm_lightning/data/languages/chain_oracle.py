@@ -37,7 +37,7 @@ class ChainOracle(LanguageOracle):
         classes, num_symbols = chain.classes, chain.emission_SQ.shape[1]
         widest = max(map(len, classes))
         # half of what is kept: a step's work on a row is little, so that larger blocks pay
-        super().__init__(num_symbols, chain.seq_len, row_elements=max(1, chain.seq_len * (widest + 2 * num_symbols) // 2))
+        super().__init__(num_symbols, chain.seq_len, row_elements=chain.seq_len * (widest + 2 * num_symbols) // 2)
         self._chain, self._widest = chain, widest
         self._state_S = list(classes)
         self._place_S = torch.zeros(len(chain.initial_S), dtype=torch.int64)  # of each state in its class
@@ -47,10 +47,9 @@ class ChainOracle(LanguageOracle):
         self._backward_SS, self._forward_SS = [_fast(each) for each in steps], [_fast(each.T) for each in steps]
         emissions = [chain.emission_SQ[states_S] for states_S in classes]
         self._emission_QS = [_fast(emission_SQ.T.to_sparse()) for emission_SQ in emissions]
-        self._emission_SX = [
-            torch.cat((emission_SQ, torch.ones(len(emission_SQ), 1, dtype=torch.float64)), 1) for emission_SQ in emissions
-        ]
+        # what a token says of each state: where that has one symbol, a look at it; else its emission, or 1
         self._token_S = [] if chain.token_S is None else [chain.token_S[states_S] for states_S in classes]
+        self._emission_SX = [] if self._token_S else [torch.nn.functional.pad(each, (0, 1), value=1.0) for each in emissions]
         self._symbol_Q1 = torch.arange(num_symbols)[:, None]
         self._initial_S = chain.initial_S[classes[0]]
         self._final_S = chain.last_S[classes[(chain.seq_len - 1) % len(classes)]]
@@ -159,11 +158,13 @@ class ChainOracle(LanguageOracle):
 
     def _told(self, step: int, evidence: Tensor, room_SB: Tensor | None = None) -> Tensor:
         """`told_SB`, how likely each state is to emit what is said; written into `room_SB` where it is given."""
-        emission_SX = self._emission_SX[self._class(step)]
-        out = None if room_SB is None else room_SB[: len(emission_SX)]
-        if not self._token_S:
-            return torch.index_select(emission_SX, 1, evidence[step], out=out)
-        return torch.index_select(evidence[step], 0, self._token_S[self._class(step)], out=out)
+        of_class = self._class(step)
+        if self._token_S:
+            table, dim, index = evidence[step], 0, self._token_S[of_class]
+        else:
+            table, dim, index = self._emission_SX[of_class], 1, evidence[step]
+        out = None if room_SB is None else room_SB[: len(self._state_S[of_class])]
+        return torch.index_select(table, dim, index, out=out)
 
     def _class(self, step: int) -> int:
         return step % len(self._state_S)
@@ -187,32 +188,32 @@ def _step(chain: Chain, from_S: Tensor, place_S: Tensor, to_S: Tensor) -> Tensor
     return torch.sparse_coo_tensor(indices, weight_SR[row_A, successor_A], size, check_invariants=False).coalesce()
 
 
-def _fast(step_SS: Tensor) -> Tensor:
+def _fast(matrix: Tensor) -> Tensor:
     """As it is multiplied fastest: in blocks of its diagonal where others are 0 (MGG), with few entries as CSR, else full."""
-    step_SS = step_SS.coalesce()
-    num_rows, num_columns = step_SS.shape
-    row_A, column_A = step_SS.indices()
+    matrix = matrix.coalesce()
+    num_rows, num_columns = matrix.shape
+    row_A, column_A = matrix.indices()
     for size in range(2, num_rows // 2 + 1):
         if num_rows == num_columns and num_rows % size == 0 and torch.equal(row_A // size, column_A // size):
             return (
-                step_SS.to_dense().view(num_rows // size, size, -1, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+                matrix.to_dense().view(num_rows // size, size, -1, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
             )
-    if step_SS._nnz() * _SPARSE > step_SS.numel():
-        return step_SS.to_dense()
+    if matrix._nnz() * _SPARSE > matrix.numel():
+        return matrix.to_dense()
     with warnings.catch_warnings():  # that there are things which CSR cannot do yet; a product with a matrix is none of them
         warnings.simplefilter("ignore")
-        csr = step_SS.to_sparse_csr()
+        csr = matrix.to_sparse_csr()
         # as MKL wants the indices: others are converted in each product
         return torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape)
 
 
-def _times(step_SS: Tensor, message_SB: Tensor, room_SB: Tensor) -> Tensor:
+def _times(matrix: Tensor, message_SB: Tensor, room_SB: Tensor) -> Tensor:
     """The product, written into `room_SB`."""
-    if step_SS.dim() == 3:  # blocks, MGG
-        blocks_MGB = message_SB.unflatten(0, step_SS.shape[:2])
-        torch.bmm(step_SS, blocks_MGB, out=(out_SB := room_SB[: len(message_SB)]).view_as(blocks_MGB))
+    if matrix.dim() == 3:  # blocks, MGG
+        blocks_MGB = message_SB.unflatten(0, matrix.shape[:2])
+        torch.bmm(matrix, blocks_MGB, out=(out_SB := room_SB[: len(message_SB)]).view_as(blocks_MGB))
         return out_SB
-    out_SB = room_SB[: step_SS.shape[0]]
-    if step_SS.layout == torch.sparse_csr:  # mm would fill the room with zeros first
-        return torch.addmm(out_SB, step_SS, message_SB, beta=0, out=out_SB)
-    return torch.mm(step_SS, message_SB, out=out_SB)
+    out_SB = room_SB[: matrix.shape[0]]
+    if matrix.layout == torch.sparse_csr:  # mm would fill the room with zeros first
+        return torch.addmm(out_SB, matrix, message_SB, beta=0, out=out_SB)
+    return torch.mm(matrix, message_SB, out=out_SB)

@@ -25,6 +25,13 @@ class HiddenOracle(LanguageOracle):
         return possible_B
 
 
+def each_its_own(said_BL: Tensor, cell_N: Tensor, probs_NQ: Tensor) -> tuple[Tensor, Tensor]:
+    """`index_BL` and `probs_NV` where each hidden token, at `cell_N` of the block, has a distribution that no other has."""
+    index_BL, q = said_BL.int(), probs_NQ.shape[1]
+    index_BL.view(-1)[cell_N] = torch.arange(q, q + len(cell_N), dtype=torch.int32, device=cell_N.device)
+    return index_BL, torch.nn.functional.pad(probs_NQ, (0, 1))
+
+
 def nonzero_flat(mask: Tensor) -> Tensor:
     """The places where it is True, counted through all dimensions."""
     if mask.device.type == "cpu":  # a fifth of the time of torch's

@@ -155,7 +155,7 @@ class InsideOutside(LanguageOracle):
     def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
         inside, length_L = self._inside(said_BL), self.seq_len
         left_NI, right_NI, prob_NI = (table_NI.to(said_BL.device) for table_NI in self._grammar.rules_of_NI)
-        num_rules, plan = left_NI.shape[1], self._plan.to(said_BL.device)
+        num_rules, plan = left_NI.shape[1], self._plan
 
         def choose_some(length: int, row_M: Tensor, start_M: Tensor, symbol_M: Tensor, u_M: Tensor) -> tuple[Tensor, ...]:
             k_K, start_M1, row_M1 = torch.arange(1, length, device=row_M.device), start_M[:, None], row_M[:, None]
@@ -183,7 +183,7 @@ class InsideOutside(LanguageOracle):
         return choose(self._word_NQ[parent_BL.clamp_(min=0)], u_BL), self._log_root(inside) > -torch.inf
 
     def _inside(self, said_BL: Tensor) -> _Inside:
-        plan = self._plan.to(said_BL.device)
+        plan = self._plan = self._plan.to(said_BL.device)
         inside = _Inside(plan, said_BL)
         first = plan.lengths[0]
         inside.put(first, self._word_XN[:, first.symbol_A][said_BL].permute(2, 1, 0))
@@ -200,7 +200,7 @@ class InsideOutside(LanguageOracle):
 
     def _outside(self, inside: _Inside) -> Iterator[tuple[Length, Tensor]]:
         """From the longest spans to the words, `outside_ASB`: times the inside, it is the posterior of the span's symbol."""
-        plan, outside_CB = self._plan.to(inside.value_CB.device), torch.zeros_like(inside.value_CB)
+        plan, outside_CB = self._plan, torch.zeros_like(inside.value_CB)
         root = plan.lengths[-1].cell_AS[0, 0]
         outside_CB[root] = 1 / inside.value_CB[root].clamp_min(_TINY)
         for each in reversed(plan.lengths):

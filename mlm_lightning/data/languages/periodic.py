@@ -26,7 +26,7 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.hidden import HiddenOracle, nonzero_flat
+from mlm_lightning.data.languages.hidden import HiddenOracle, each_its_own, nonzero_flat
 from mlm_lightning.data.languages.joint import Path, as_joint, check_size
 from mlm_lightning.data.languages.noise import LOG_ZERO, Noise, log_prob_of
 from mlm_lightning.data.languages.oracle import Answer, choose
@@ -190,9 +190,7 @@ class PeriodicOracle(HiddenOracle):
         row_N = cell_N // self.seq_len
         place_N = cell_N - row_N * self.seq_len
         probs_NQ = probs_LQB[place_N, :, row_N].mul_(1 - self._noise.share).add_(self._noise.miss)
-        index_BL = said_BL.int()
-        index_BL.view(-1)[cell_N] = torch.arange(q, q + len(cell_N), dtype=torch.int32, device=cell_N.device)
-        return index_BL, torch.nn.functional.pad(probs_NQ, (0, 1)), votes.possible_B
+        return *each_its_own(said_BL, cell_N, probs_NQ), votes.possible_B
 
     def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         votes = self._votes(said_BL)

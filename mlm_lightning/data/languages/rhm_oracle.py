@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.languages.hidden import HiddenOracle
+from mlm_lightning.data.languages.hidden import HiddenOracle, each_its_own
 from mlm_lightning.data.languages.oracle import cdf, choose
 from mlm_lightning.randomness import uniform
 
@@ -110,10 +110,7 @@ class RHMOracle(HiddenOracle):
         total_M = down_QM.sum(0)
         row_M, leaf_M = node_M % num_rows, self._orders[self.depth].index_select(0, node_M // num_rows)
         possible_B[row_M[total_M == 0]] = False  # what underflows on the way down alone
-        index_BL = said_BL.int()
-        number_M = torch.arange(self.num_symbols, self.num_symbols + len(node_M), dtype=torch.int32, device=said_BL.device)
-        index_BL.view(-1)[row_M * said_BL.shape[1] + leaf_M] = number_M
-        return index_BL, torch.nn.functional.pad((down_QM / total_M).T, (0, 1)), possible_B
+        return *each_its_own(said_BL, row_M * said_BL.shape[1] + leaf_M, (down_QM / total_M).T), possible_B
 
     def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The symbols of all nodes: `root`, and `level_j` with N = s^j nodes from left to right."""

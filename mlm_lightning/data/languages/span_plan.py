@@ -120,6 +120,8 @@ class SpanPlan:
         return cls(lengths, first_LN, width_N, int(number_N.sum()) + 1)
 
     def to(self, device: torch.device) -> "SpanPlan":
+        if self.width_N.device == device:
+            return self
         lengths = [each.to(device) for each in self.lengths]
         return SpanPlan(lengths, self.first_LN.to(device), self.width_N.to(device), self.num_cells)
 
