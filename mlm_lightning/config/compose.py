@@ -34,6 +34,7 @@ CONFIG_NAME = "train"
 WRITTEN_AGAIN = "remove the run's summary.json, and the command that trained it writes this file again"
 MOST_JOBS = 100_000
 """Of a sweep: each is composed and checked before the first one starts."""
+OmegaConf.register_new_resolver("quotient", operator.floordiv, replace=True)
 
 
 @contextmanager
@@ -235,7 +236,6 @@ def _with_key(error: Exception) -> str:
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
     """The config without Hydra's own part, as plain dicts and lists, interpolations resolved, `???` kept."""
-    OmegaConf.register_new_resolver("quotient", operator.floordiv, replace=True)
     plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         container = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)

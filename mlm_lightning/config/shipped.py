@@ -40,9 +40,8 @@ def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
 
 @cache
 def name_of(target: str) -> str | None:
-    """What a shipped config calls a class, such as `hmm`, where a single one has it; in a package, classes may have moved."""
-    package, name = re.escape(target.partition(".")[0]), re.escape(target.rpartition(".")[2])
-    line = re.compile(rf"^\s*_target_:\s*{package}\.([\w.]+\.)?{name}\s", re.MULTILINE)
+    """What a shipped config calls a class, such as `hmm`, where a single one has it."""
+    line = re.compile(rf"^\s*_target_:\s*{re.escape(target)}\s", re.MULTILINE)
     groups = [group for group in GROUPS if group not in ("experiment", "sweep")]  # which are made of the others
     files = [file for group in groups for file in config_folder().glob(f"{group}/*.yaml")]
     having = [file.stem for file in files if line.search(file.read_text(encoding="utf-8"))]

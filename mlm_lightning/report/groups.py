@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlm_lightning.config.shipped import name_of
+from mlm_lightning.config.signatures import MOVED
 from mlm_lightning.report.learned import leak
 from mlm_lightning.report.metric import Interval, Metric, interval
 from mlm_lightning.report.results import NOT_SET, Result
@@ -72,7 +73,7 @@ def as_text(value: Any) -> str:
         return f"{value:g}"
     if not re.fullmatch(r"\w+(\.\w+)+\.[A-Z]\w*", str(value)):
         return str(value)
-    return name_of(value) or value.rpartition(".")[2]
+    return name_of(MOVED.get(value, value)) or value.rpartition(".")[2]
 
 
 def canonical(value: Any) -> str:
