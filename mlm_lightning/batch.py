@@ -16,6 +16,7 @@ Tensor names carry their shape:
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 
 IGNORE_INDEX = -100
 """The label of a position that nothing is predicted at; the value that `torch.nn.functional.cross_entropy` skips."""
+
+UNNAMED = "<unnamed {}>"
+"""In the place of a token that a tokenizer has none of, by its id."""
 
 PADDING_ROW = -1
 """The id of a row that only fills up a batch, so that every rank has as many rows; it has no labels."""
@@ -91,6 +95,27 @@ class Vocab:
     def has_tokens_of(self, other: "Vocab") -> bool:
         """Whether ids mean the same in both."""
         return (self.size, self.mask_id, self.tokens) == (other.size, other.mask_id, other.tokens)
+
+    def difference_from(self, other: "Vocab") -> str:
+        """The first ids that mean something else in another vocabulary (`theirs → ours`); where tokens have no names, the
+        sizes."""
+        if self.tokens is None or other.tokens is None:
+            return f"{other.size:,} tokens → {self.size:,}"
+        pairs = enumerate(zip_longest(other.tokens, self.tokens, fillvalue="no token"))
+        found = [f"{token_id}: {theirs} → {ours}" for token_id, (theirs, ours) in pairs if theirs != ours]
+        return ", ".join(found[:3]) + (f" and {len(found) - 3:,} more" if len(found) > 3 else "")
+
+    @cached_property
+    def named_ids(self) -> Tensor:
+        """The ids that have a token, ascending: a tokenizer may leave numbers out, and a model may have more embeddings."""
+        tokens = self.tokens or ()
+        return torch.tensor([i for i in range(self.size) if not tokens or tokens[i] != UNNAMED.format(i)])
+
+    def best(self, probs_V: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """The largest of a model's probabilities, and the ids of their tokens; an id that has no token is never among them. Of
+        any number of positions."""
+        best = probs_V[..., self.named_ids].topk(number)
+        return best.values, self.named_ids[best.indices]
 
     def token(self, token_id: int) -> str:
         """A readable name of a token."""

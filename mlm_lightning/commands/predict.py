@@ -65,7 +65,7 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
     from mlm_lightning.runs.load import load_run
 
     loaded = load_run(run, trust)
-    num_outputs = loaded.vocab.size if loaded.classes is None else len(loaded.classes)
+    num_outputs = len(loaded.vocab.named_ids) if loaded.classes is None else len(loaded.classes)
     if top_k is None:
         top_k = min(5, num_outputs)
     if not 1 <= top_k <= num_outputs:
@@ -84,15 +84,15 @@ def predict(run: str, texts: list[str], top_k: int | None = None, trust: bool = 
             input_ids_1L, masks_1K = torch.tensor([text.input_ids]), torch.tensor([text.masks])
             hidden = [torch.zeros_like(input_ids_1L, dtype=torch.bool).scatter(1, masks_1K, True)] if hiding == "both" else []
             logits_1KV = loaded.model(input_ids_1L, torch.ones_like(input_ids_1L), masks_1K, *hidden)
-        best = logits_1KV[0].float().softmax(-1).topk(top_k)
-        names = [[text.name(token_id) for token_id in ids] for ids in best.indices.tolist()]
+        values_KT, ids_KT = loaded.vocab.best(logits_1KV[0].float().softmax(-1), top_k)
+        names = [[text.name(token_id) for token_id in ids] for ids in ids_KT.tolist()]
         filled, answer = text.fill([tokens[0] for tokens in names]), []
         exact_KV = _exact(oracle, input_ids_1L, masks_1K, loaded.vocab.mask_id)
-        for place, (position, tokens, probabilities) in enumerate(zip(text.masks, names, best.values.tolist(), strict=True)):
+        for place, (position, tokens, probabilities) in enumerate(zip(text.masks, names, values_KT.tolist(), strict=True)):
             pairs = zip(tokens, probabilities, strict=True)
             predictions = [{"token": token, "probability": probability} for token, probability in pairs]
             if exact_KV is not None:
-                for prediction, exact in zip(predictions, exact_KV[place][best.indices[place]].tolist(), strict=True):
+                for prediction, exact in zip(predictions, exact_KV[place][ids_KT[place]].tolist(), strict=True):
                     prediction["oracle"] = exact
             answer.append({"position": position, "predictions": predictions, "text": filled})
         answers.append(answer)

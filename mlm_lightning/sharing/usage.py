@@ -45,7 +45,8 @@ def _python(loaded: LoadedRun, folder: str, text: str, is_own: bool) -> list[str
     else:
         answer = [
             "position = input_ids[0].tolist().index(loaded.vocab.mask_id)",
-            "print(loaded.vocab.token(int(probabilities[0, position].argmax())))",
+            "_, best = loaded.vocab.best(probabilities[0, position], 1)",
+            "print(loaded.vocab.token(int(best)))",
         ]
     return [
         "import mlm_lightning",

@@ -1,7 +1,7 @@
 """What the model predicts, to look at."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -43,7 +43,7 @@ class Samples(Callback):
         vocab, confusion_CC = datamodule.source.vocab, pl_module.confusion_CC
         names = pl_module.task.class_names(datamodule.source) if isinstance(pl_module.task, Classify) else ()
         show = partial(labels_as_markdown, names=names) if names else samples_as_markdown
-        text = show(batch, probs_BKV, vocab.token)
+        text = show(batch, probs_BKV, vocab)
         for board in boards:
             board.experiment.add_text("val/samples", text, trainer.global_step)
             if confusion_CC is not None:
@@ -66,29 +66,30 @@ def _probabilities(module: MLMModule, batch: Any) -> Tensor:
     return probs_BKV
 
 
-def samples_as_markdown(batch: Any, probs_BKV: Tensor, token: Callable[[int], str]) -> str:
+def samples_as_markdown(batch: Any, probs_BKV: Tensor, vocab: Vocab) -> str:
     """A table a row: the masked input, then position, truth, its probability, and the best prediction with its probability."""
     parts = []
     for row in range(len(batch.input_ids_BL)):
-        tokens = [token(i) for i in batch.input_ids_BL[row].tolist()]
+        tokens = [vocab.token(i) for i in batch.input_ids_BL[row].tolist()]
         parts.append(f"**row {int(batch.row_ids_B[row])}**: " + " ".join(f"`{each}`" for each in tokens))
         lines = ["| position | truth | p(truth) | prediction | p(prediction) |", "|---|---|---|---|---|"]
         for k, label in enumerate(batch.labels_BK[row].tolist()):
             if label == IGNORE_INDEX:
                 continue
-            probability, best = probs_BKV[row, k].max(-1)
+            (probability,), (best,) = (each.tolist() for each in vocab.best(probs_BKV[row, k], 1))
             position, p_truth = int(batch.positions_BK[row, k]), probs_BKV[row, k, label]
-            lines.append(f"| {position} | `{token(label)}` | {p_truth:.3f} | `{token(int(best))}` | {probability:.3f} |")
+            truth, guess = vocab.token(label), vocab.token(best)
+            lines.append(f"| {position} | `{truth}` | {p_truth:.3f} | `{guess}` | {probability:.3f} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def labels_as_markdown(batch: Any, probs_BKV: Tensor, token: Callable[[int], str], names: Sequence[str]) -> str:
+def labels_as_markdown(batch: Any, probs_BKV: Tensor, vocab: Vocab, names: Sequence[str]) -> str:
     """A row a line: the input, the truth, its probability, and the best prediction with its probability."""
     lines = ["| row | input | truth | p(truth) | prediction | p(prediction) |", "|---|---|---|---|---|---|"]
     for row, label in enumerate(batch.labels_B.tolist()):
         if label != IGNORE_INDEX:
-            tokens = " ".join(map(token, batch.input_ids_BL[row].tolist()))
+            tokens = " ".join(map(vocab.token, batch.input_ids_BL[row].tolist()))
             probability, best = probs_BKV[row, 0].max(-1)
             truth = f"`{names[label]}` | {probs_BKV[row, 0, label]:.3f}"
             lines.append(f"| {int(batch.row_ids_B[row])} | `{tokens}` | {truth} | `{names[int(best)]}` | {probability:.3f} |")

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mlm_lightning.batch import Vocab
+from mlm_lightning.batch import UNNAMED, Vocab
 from mlm_lightning.errors import ConfigError, one_line
 from mlm_lightning.packages import need
 
@@ -113,7 +113,7 @@ def bert_tokenizer(vocabulary: dict[str, int]) -> Any:
 def read_vocab(tokenizer: Any) -> Vocab:
     """The vocabulary of a `transformers` tokenizer."""
     names = {number: token for token, number in tokenizer.get_vocab().items()}
-    tokens = tuple(names.get(number, f"<unnamed {number}>") for number in range(max(names) + 1))
+    tokens = tuple(names.get(number, UNNAMED.format(number)) for number in range(max(names) + 1))
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special_ids = added.union(tokenizer.all_special_ids)
     continues = _continues_word(tokens, json.loads(tokenizer.backend_tokenizer.to_str()))
