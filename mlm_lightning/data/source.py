@@ -9,7 +9,7 @@ A new dataset is one subclass and one YAML whose `_target_` names it; nothing el
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -213,6 +213,10 @@ class Source(ABC):
         """What `fingerprint` begins with, as far as it is known without preparing anything. Raises as `prepare` does where
         files are gone."""
         return None
+
+    def mended_since(self, fingerprints: Collection[str]) -> bool:
+        """Whether one of these is what an earlier version called this very data, of which it made other rows."""
+        return False
 
     def summary(self) -> list[dict[str, Any]] | None:
         """What was prepared, a dict a split, for `mlm prepare` to show; None where there is nothing to prepare."""

@@ -24,6 +24,8 @@ from mlm_lightning.runs.folder import Run, processes_of
 
 log = logging.getLogger(__name__)
 
+_MENDED = "the reading of text was mended since: the earlier version made other rows of these files"
+
 
 def parent_of(settings: Settings) -> Position | None:
     """The position of the run that `resume` names: its last one, or that of the checkpoint that is named."""
@@ -47,6 +49,7 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
             raise UserError(
                 f"{position.path}: is a checkpoint of something else than this command computes (there → here):\n"
                 + "".join(f"  {each}\n" for each in changes)
+                + f"{_MENDED}\n" * any(each.source.mended_since(_names(position.record["data"])) for each in conditions)
                 + kept * any(each.startswith("trainer.precision=auto") for each in changes)
                 + f"resume=never starts the run again and moves {run.folder} aside"
             )
@@ -90,7 +93,7 @@ def check_complete(run: Run, settings: Settings) -> None:
     processes, there = settings.trainer.world_size(), processes_of(run.manifest, read_config(run.folder).config)
     if there != processes:
         raise UserError(f"{run.folder}: is complete, but it was trained on {there} process(es), not on {processes}; {again}")
-    trained_on = {each.partition(":")[0] for each in (run.manifest.get("data") or "").split("+")}
+    trained_on = _names(run.manifest.get("data"))
     for names, node in settings.sources.items():
         try:
             if node is not settings.data and node.arguments.get("tokenizer") == "train":  # as `prepare` reads it
@@ -100,7 +103,13 @@ def check_complete(run: Run, settings: Settings) -> None:
             continue
         if now is not None and trained_on != {""} and now not in trained_on:
             key = "data" if node is settings.data else eval_data_key(names)
-            raise UserError(f"{run.folder}: is complete, but the files of {key} have changed since; {again}")
+            why = _MENDED if node.instance.mended_since(trained_on) else f"the files of {key} have changed since"
+            raise UserError(f"{run.folder}: is complete, but {why}; {again}")
+
+
+def _names(fingerprint: str | None) -> set[str]:
+    """Those of the data of all conditions, without what a hub sent."""
+    return {each.partition(":")[0] for each in (fingerprint or "").split("+")}
 
 
 def _check_ranks(position: Position, settings: Settings) -> None:

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +38,7 @@ from mlm_lightning.data.text.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.text.settings import FORMAT, TextSettings, fingerprint_of, path_key
 from mlm_lightning.data.text.stream import StreamRows
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
-from mlm_lightning.data.text.tokenizer.load import DEFAULT_MAX_LENGTH, keys_of
+from mlm_lightning.data.text.tokenizer.load import DEFAULT_MAX_LENGTH, TRAIN, keys_of, open_tokenizer
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.files import UNWRITABLE, write_atomically
 from mlm_lightning.processes import Workers
@@ -122,6 +122,9 @@ class TextSource(TextSettings, Source):
         Raises ConfigError for documents, sizes or a tokenizer that cannot be used, with nothing left behind. What was done
         before the disk was full, or a signal came, is kept: another call goes on with it.
         """
+        is_local = self.tokenizer == TRAIN or Path(self.tokenizer).expanduser().exists()
+        if not is_local and TokenCache.open(self.cache_path / self.expected_fingerprint()) is None:
+            open_tokenizer(self.tokenizer)  # downloads what the request depends on
         request = self.request()
         folder = self.cache_path / fingerprint_of(request)
         try:
@@ -157,6 +160,11 @@ class TextSource(TextSettings, Source):
 
     def expected_fingerprint(self) -> str:
         return fingerprint_of(self.request())
+
+    def mended_since(self, fingerprints: Collection[str]) -> bool:
+        mended = self.mended()
+        before = {key: value for key, value in self.request().items() if key not in mended}
+        return bool(mended) and fingerprint_of(before) in fingerprints
 
     def ngrams(self, fingerprint: str | None = None) -> NGramCounts | None:
         """Of the tokens for training in this source's cache, or in that of another fingerprint; counted once, and kept there.

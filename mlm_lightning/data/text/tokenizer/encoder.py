@@ -46,10 +46,7 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._dtype = np.dtype(dtype)
-        bare, framed = (self._backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-        start = next((i for i in range(len(framed) + 1) if framed[i : i + len(bare)] == bare), None)
-        assert start is not None, "the tokenizer changes a text's tokens when it adds special ones"
-        self.prefix, self.suffix = framed[:start], framed[start + len(bare) :]
+        self.prefix, self.suffix = template_of(self._backend)
         kind = kind_of(self._backend)
         self._words = None if kind is None else Words(kind, self._backend, self._dtype)
         added = "".join(token.content for token in self._backend.get_added_tokens_decoder().values())
@@ -121,6 +118,16 @@ class Encoder:
                 if whole == of_left + of_right:
                     return place
         return None
+
+
+def template_of(backend: Any) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer (of `tokenizers`) puts before and after a text, whatever it has tokens for."""
+    from tokenizers import Tokenizer, models
+
+    text = 2**32 - 1  # the id of a token that is no tokenizer's
+    framed = backend.post_process(Tokenizer(models.WordLevel({"text": text}, unk_token="text")).encode("text")).ids
+    start = framed.index(text)
+    return framed[:start], framed[start + 1 :]
 
 
 def cut_for_wordpiece(text: str, signs: str = _SIGNS) -> Iterator[str]:
