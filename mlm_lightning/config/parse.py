@@ -115,7 +115,7 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
     if not trusted:  # refused if it is ever built
         parts |= {name: Node(str(composed.get(f"{name}._target_")), {}, trusted=False) for name in ("optim", "schedule")}
     top = {name: config[name] for name in ("seed", "name", "output_dir", "resume")}
-    settings = Settings(**top, **parts, sources=sources, maskings=maskings, composed=composed)
+    settings = Settings(**top, **parts, sources=sources, maskings=maskings, composed=composed, parsed=True)
     if announce is not None:
         announce(settings)
     _check_slowly(findings, settings)

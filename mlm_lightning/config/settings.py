@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.warmup import LengthSchedule
-from mlm_lightning.errors import NO_VALUE, ConfigError, refuse
+from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, refuse
 from mlm_lightning.masking import MASKINGS, Masking
 from mlm_lightning.tasks import MLM, Task
 from mlm_lightning.values import Located, check, check_fields, describe, not_one_of
@@ -172,7 +172,10 @@ class SweepSettings:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
     """A run. `maskings` and `sources` are those of an evaluation, by the names of its conditions: the training's (`""`) first;
-    a condition without a source of its own is on that of the training."""
+    a condition without a source of its own is on that of the training.
+
+    They are made by `mlm_lightning.settings` and `with_`, which check them: a run's folder and identity are those of the config
+    that they were `composed` of."""
 
     seed: int
     name: str
@@ -198,8 +201,38 @@ class Settings:
     logger: dict[str, Node] = field(default_factory=dict)
     composed: Composed
     """What it was parsed from: for config.yaml, the manifest and the run's identity."""
+    parsed: InitVar[bool] = False
+    """Given by `parse` and `settled` alone; `dataclasses.replace` leaves it at its default."""
+
+    def __post_init__(self, parsed: bool) -> None:
+        if not parsed:
+            raise UserError(
+                "settings can't be replaced by hand: a run with other values would take the folder, and the result, of the run "
+                'that they were composed for; compose them again: settings.with_("seed=3")'
+            )
+
+    def with_(self, *overrides: str) -> "Settings":
+        """The settings of the same command with these overrides, too: `settings.with_("seed=3", "optim.lr=1e-3")`. Each takes
+        the place of an earlier one of its key. Raises UserError as `mlm_lightning.settings` does, and for the settings of a
+        run's folder, whose command is not known."""
+        from mlm_lightning.config.parse import settings
+
+        if self.composed.overrides is None:
+            problem = "these settings were read from a run's folder, and can't be composed again"
+            raise UserError(f'{problem}; give all of them: mlm_lightning.settings(["seed=3", …])')
+        replaced = {_key_of(override) for override in overrides}
+        kept = [override for override in self.composed.typed_overrides if _key_of(override) not in replaced]
+        return settings([*kept, *overrides], self.composed.config_dir, self.composed.config_name)
+
+    def settled(self, **parts: Any) -> "Settings":
+        """The same run, by its identity, with parts that its config left open, or that are only to be tried."""
+        return replace(self, **parts, parsed=True)
 
     @property
     def rows_per_step(self) -> int:
         """The rows of an optimizer step, on all ranks."""
         return self.loader.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size()
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]

@@ -103,7 +103,7 @@ def _apply(settings: Settings, settled: Mapping[str, Any]) -> Settings:
     optim = settings.optim
     if "optim.lr" in settled:
         optim = replace(optim, arguments=optim.arguments | {"lr": settled["optim.lr"]})
-    return replace(settings, trainer=trainer, optim=optim)
+    return settings.settled(trainer=trainer, optim=optim)
 
 
 def steps_within(settings: Settings, seq_len: int, step_seconds: float) -> int:

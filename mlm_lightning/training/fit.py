@@ -117,7 +117,7 @@ def _step_seconds(settings: Settings, conditions: Sequence[Condition]) -> float:
     without: dict[str, Any] = {"time_budget": None, "max_epochs": None, "max_time": None, "batch_schedule": None}
     timed = replace(settings.trainer, **without, max_steps=2**31, limit_val_batches=0, profiler=None)
     loader = replace(settings.loader, length_schedule=None)
-    module, datamodule = assemble(replace(settings, trainer=timed, loader=loader), conditions, from_parent=False)
+    module, datamodule = assemble(settings.settled(trainer=timed, loader=loader), conditions, from_parent=False)
     try:
         build_trainer(timed, [clock], []).fit(module, datamodule)
     except SystemExit as error:  # Lightning's answer to Ctrl-C
