@@ -8,7 +8,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -201,32 +201,32 @@ class Settings:
     logger: dict[str, Node] = field(default_factory=dict)
     composed: Composed
     """What it was parsed from: for config.yaml, the manifest and the run's identity."""
-    parsed: InitVar[bool] = False
-    """Given by `parse` and `settled` alone; `dataclasses.replace` leaves it at its default."""
+    compose: InitVar[Callable[..., "Settings"] | None] = None
+    """What composes them again. `dataclasses.replace` doesn't hand it on."""
+    _compose: Callable[..., "Settings"] = field(init=False, repr=False)
 
-    def __post_init__(self, parsed: bool) -> None:
-        if not parsed:
+    def __post_init__(self, compose: Callable[..., "Settings"] | None) -> None:
+        if compose is None:
             raise UserError(
                 "settings can't be replaced by hand: a run with other values would take the folder, and the result, of the run "
                 'that they were composed for; compose them again: settings.with_("seed=3")'
             )
+        object.__setattr__(self, "_compose", compose)
 
     def with_(self, *overrides: str) -> "Settings":
         """The settings of the same command with these overrides, too: `settings.with_("seed=3", "optim.lr=1e-3")`. Each takes
         the place of an earlier one of its key. Raises UserError as `mlm_lightning.settings` does, and for the settings of a
         run's folder, whose command is not known."""
-        from mlm_lightning.config.parse import settings
-
         if self.composed.overrides is None:
             problem = "these settings were read from a run's folder, and can't be composed again"
             raise UserError(f'{problem}; give all of them: mlm_lightning.settings(["seed=3", …])')
         replaced = {_key_of(override) for override in overrides}
         kept = [override for override in self.composed.typed_overrides if _key_of(override) not in replaced]
-        return settings([*kept, *overrides], self.composed.config_dir, self.composed.config_name)
+        return self._compose([*kept, *overrides], self.composed.config_dir, self.composed.config_name)
 
     def settled(self, **parts: Any) -> "Settings":
         """The same run, by its identity, with parts that its config left open, or that are only to be tried."""
-        return replace(self, **parts, parsed=True)
+        return replace(self, **parts, compose=self._compose)
 
     @property
     def rows_per_step(self) -> int:
