@@ -97,13 +97,11 @@ class Vocab:
         return (self.size, self.mask_id, self.tokens) == (other.size, other.mask_id, other.tokens)
 
     def difference_from(self, other: "Vocab") -> str:
-        """The first ids that mean something else in another vocabulary (`theirs → ours`); where tokens have no names, the
-        sizes."""
-        if self.tokens is None or other.tokens is None:
-            return f"{other.size:,} tokens → {self.size:,}"
-        pairs = enumerate(zip_longest(other.tokens, self.tokens, fillvalue="no token"))
-        found = [f"{token_id}: {theirs} → {ours}" for token_id, (theirs, ours) in pairs if theirs != ours]
-        return ", ".join(found[:3]) + (f" and {len(found) - 3:,} more" if len(found) > 3 else "")
+        """What ids mean in another vocabulary, and in this one: the sizes, and the first tokens that differ, where they have
+        names."""
+        pairs = enumerate(zip_longest(other.tokens or (), self.tokens or (), fillvalue="no token"))
+        found = [f"id {token_id}: {theirs} → {ours}" for token_id, (theirs, ours) in pairs if theirs != ours]
+        return "; ".join([f"{other.size:,} → {self.size:,} tokens", *found[:3], *["…"] * (len(found) > 3)])
 
     @cached_property
     def named_ids(self) -> Tensor:

@@ -127,7 +127,7 @@ def check_same_rows(key: str, source: Source, train_source: Source, prepared: bo
     if not prepared and not all(type(each).prepare is Source.prepare for each in (train_source, source)):
         return  # preparing makes the vocabulary
     if not source.vocab.has_tokens_of(train_source.vocab):
-        problem = f"its vocabulary ({source.vocab.size} tokens) is not that of data ({train_source.vocab.size} tokens)"
+        problem = f"its vocabulary is not that of data (data → here: {source.vocab.difference_from(train_source.vocab)})"
         raise ConfigError(key, NO_VALUE, problem, "one model reads both, so evaluate on data of the same vocabulary")
 
 

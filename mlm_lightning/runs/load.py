@@ -71,7 +71,7 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
     arguments = read_json(folder / "model.json", remedy)
     if (target := arguments.pop("_target_", None)) is None:
         raise damaged(folder / "model.json", ValueError("it has no _target_"), remedy)
-    vocab = None if is_export and not (folder / "vocab.json").is_file() else _read_vocab(folder / "vocab.json", remedy)
+    vocab = None if is_export and not (folder / "vocab.json").is_file() else stored_vocab(folder / "vocab.json", remedy)
     if arguments.pop("separates_documents", False) or separate_documents:  # the key of versions up to 0.1
         arguments["separate_documents"] = True
     build = resolve_target(target, trust)
@@ -115,7 +115,8 @@ def _read_weights(checkpoint: Path) -> tuple[dict[str, Any], int]:
     return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}, state["global_step"]
 
 
-def _read_vocab(path: Path, remedy: str) -> Vocab:
+def stored_vocab(path: Path, remedy: str) -> Vocab:
+    """That of a run's vocab.json. Raises UserError where it is damaged."""
     content = read_json(path, remedy)
     try:
         return Vocab.from_json(content)

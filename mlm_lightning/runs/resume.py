@@ -13,14 +13,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
+from mlm_lightning.batch import Vocab
 from mlm_lightning.config.build import eval_data_key
-from mlm_lightning.config.compose import read_config
+from mlm_lightning.config.compose import WRITTEN_AGAIN, read_config
 from mlm_lightning.config.located import locate
+from mlm_lightning.config.parse import build_on_meta
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
+from mlm_lightning.data.source import Source
+from mlm_lightning.data.text.tokenizer.load import TRAIN, own_vocab
 from mlm_lightning.errors import ConfigError, UserError
+from mlm_lightning.models.protocol import HasOwnTokenizer, HasOwnTokens
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, flat, record_of
 from mlm_lightning.runs.folder import Run, processes_of
+from mlm_lightning.runs.load import stored_vocab
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +94,48 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
     return None
 
 
+def check_tokens(settings: Settings, parent: Position | None, source: Source) -> None:
+    """Raises ConfigError where the weights that a new run begins with were trained on other tokens than those of its prepared
+    data. Of a tokenizer that was chosen for a pretrained model, and not trained, it is said alone."""
+    if parent is not None:
+        _check_vocab("resume", parent.path.parent.parent, source.vocab)
+    elif settings.init.from_run is not None:
+        _check_vocab("init.from_run", locate(settings.init.from_run, "init.from_run")[0], source.vocab)
+    elif type(source).prepare is not Source.prepare:  # else they were known when the config was checked
+        try:
+            _check_pretrained(build_on_meta(settings.model, source, settings.sources, settings.task), source.vocab)
+        except ConfigError as error:
+            if settings.data.arguments.get("tokenizer") == TRAIN:
+                raise
+            log.warning("%s. A tokenizer that was chosen is taken all the same", error)
+
+
+def _check_vocab(key: str, folder: Path, vocab: Vocab) -> None:
+    if not (folder / "vocab.json").is_file():  # nothing is known
+        return
+    there = stored_vocab(folder / "vocab.json", WRITTEN_AGAIN)
+    if not vocab.has_tokens_of(there):
+        problem = f"its tokens are not those of data (there → here: {vocab.difference_from(there)})"
+        remedy = (
+            f"set data.tokenizer={folder / 'tokenizer'}, without data.vocab_size"
+            if there.tokens
+            else "choose data of the same symbols"
+        )
+        raise ConfigError(key, str(folder), problem, remedy)
+
+
+def _check_pretrained(model: nn.Module, vocab: Vocab) -> None:
+    named = model.own_tokenizer() if isinstance(model, HasOwnTokenizer) else None
+    own = None if named is None else own_vocab(*named)
+    if named is not None and own is not None and not vocab.has_tokens_of(own):
+        problem = f"its tokens are not those of data (there → here: {vocab.difference_from(own)})"
+        raise ConfigError("model.checkpoint", named[0], problem, f"set data.tokenizer={named[0]}, without data.vocab_size")
+    if own is None and isinstance(model, HasOwnTokens):
+        if named is not None:
+            log.info("%-12s of %s: it brings no tokenizer, so that their number alone is compared", "tokens", named[0])
+        model.check_tokens(vocab)
+
+
 def check_complete(run: Run, settings: Settings) -> None:
     """Raises UserError where a complete run is of other data than the files that are there now, or of another number of
     processes (an earlier version took no notice of it). Of files that can't be read it says nothing."""
@@ -96,7 +146,7 @@ def check_complete(run: Run, settings: Settings) -> None:
     trained_on = _names(run.manifest.get("data"))
     for names, node in settings.sources.items():
         try:
-            if node is not settings.data and node.arguments.get("tokenizer") == "train":  # as `prepare` reads it
+            if node is not settings.data and node.arguments.get("tokenizer") == TRAIN:  # as `prepare` reads it
                 node = replace(node, arguments=node.arguments | settings.data.instance.tokenizer_keys())
             now = node.instance.expected_fingerprint()
         except (ValueError, OSError, RuntimeError):  # RuntimeError: the cache with the tokenizer is gone

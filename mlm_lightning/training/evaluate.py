@@ -49,12 +49,13 @@ def evaluate(
 def _check_readable(loaded: LoadedRun, source: Source, trained_tokenizer: bool) -> None:
     """Raises ConfigError for rows of other tokens, or of a length that the model can't read."""
     if not source.vocab.has_tokens_of(loaded.vocab):
-        problem = f"its vocabulary ({source.vocab.size} tokens) is not the one that the run was trained with"
+        difference = source.vocab.difference_from(loaded.vocab)
+        problem = f"its vocabulary is not the one that the run was trained with (there → here: {difference})"
         remedy = "evaluate on data of the same vocabulary"
         if trained_tokenizer:
             remedy += ". Its files have changed since: name them, also by the same data.path=…, and they are read with the "
             remedy += "tokenizer of the run"
-        raise ConfigError("data", NO_VALUE, f"{problem} ({loaded.vocab.size} tokens)", remedy)
+        raise ConfigError("data", NO_VALUE, problem, remedy)
     try:
         with torch.inference_mode():
             loaded.model(torch.full((1, source.seq_len), loaded.vocab.mask_id))

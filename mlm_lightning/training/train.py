@@ -18,7 +18,7 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes, refuse
 from mlm_lightning.messages import speak
 from mlm_lightning.runs.folder import Run
-from mlm_lightning.runs.resume import begin, check_complete, parent_of
+from mlm_lightning.runs.resume import begin, check_complete, check_tokens, parent_of
 from mlm_lightning.training import ranks
 from mlm_lightning.training.check import check_training, schedule_errors
 
@@ -74,6 +74,8 @@ def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
             if settings.trainer.time_budget is None:
                 total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
                 refuse(schedule_errors(settings, total))
+            if again or not any(run.checkpoints.glob("*.ckpt")):
+                check_tokens(settings, parent, conditions[0].source)
     if again and run.folder.exists():
         with run.locked():
             aside = run.move_aside()

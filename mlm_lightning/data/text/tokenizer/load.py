@@ -91,10 +91,18 @@ def _tokenizer_json(tokenizer: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def open_tokenizer(tokenizer: str) -> Any:
+def own_vocab(name: str, revision: str | None) -> Vocab | None:
+    """Of the tokenizer that a pretrained model comes with; None where it comes with none that could be used."""
+    try:
+        return read_vocab(open_tokenizer(name, revision))
+    except ConfigError:
+        return None
+
+
+def open_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
     """The `transformers` tokenizer of a hub name, a folder or a vocab.txt; ConfigError where there is none that can be used."""
     file = vocabulary_file(tokenizer)
-    opened = load_tokenizer(tokenizer) if file is None else bert_tokenizer(_read_vocabulary(file))
+    opened = load_tokenizer(tokenizer, revision) if file is None else bert_tokenizer(_read_vocabulary(file))
     if getattr(opened, "backend_tokenizer", None) is None:
         raise ConfigError("data.tokenizer", tokenizer, "it has no fast implementation (`tokenizers`), which is needed here")
     if opened.mask_token_id is None:
@@ -108,14 +116,18 @@ def open_tokenizer(tokenizer: str) -> Any:
     return opened
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path, revision: str | None = None) -> Any:
     """Opens a tokenizer's folder (as `TextSource.save_tokenizer` writes it) or hub name; never runs code from it."""
     need("a tokenizer", "transformers", "tokenizers")
     from transformers import AutoTokenizer
 
     path = Path(folder).expanduser()
+    name = str(path) if path.exists() else str(folder)
     try:
-        return AutoTokenizer.from_pretrained(str(path) if path.exists() else str(folder), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if not set(tokenizer.get_vocab()).difference(tokenizer.all_special_tokens):  # made up for a model without a tokenizer
+            raise ValueError("it has special tokens alone")
+        return tokenizer
     except Exception as error:  # the hub's errors and those of broken files have no common ancestor
         problem = f"cannot be opened ({type(error).__name__}: {one_line(error)})"
         raise ConfigError("data.tokenizer", folder, problem, _REMEDY) from error
