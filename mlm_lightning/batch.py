@@ -106,8 +106,7 @@ class Vocab:
     @cached_property
     def named_ids(self) -> Tensor:
         """The ids that have a token, ascending: a tokenizer may leave numbers out, and a model may have more embeddings."""
-        tokens = self.tokens or ()
-        return torch.tensor([i for i in range(self.size) if not tokens or tokens[i] != UNNAMED.format(i)])
+        return torch.tensor([i for i in range(self.size) if self.token(i) != UNNAMED.format(i)])
 
     def best(self, probs_V: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """The largest of a model's probabilities, and the ids of their tokens; an id that has no token is never among them. Of

@@ -55,6 +55,20 @@ def problems(config: dict[str, Any], trusted: bool = True) -> list[str]:
     return []
 
 
+def dna_tokenizer(folder: Path) -> str:
+    """A tokenizer's folder: [CLS] … [SEP] around four letters, and no token for anything else."""
+    from tokenizers import Tokenizer, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate([*special, *"ACGT"])}, []))
+    ends = [("[CLS]", 1), ("[SEP]", 2)]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="$A $B", special_tokens=ends)
+    roles = dict(zip(("pad_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(folder)
+    return str(folder)
+
+
 AT = "helpers.At"
 TIMES = {"seconds", "tokens_per_second"}
 

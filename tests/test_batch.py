@@ -40,6 +40,23 @@ def test_names_of_tokens():
     assert Vocab(size=2, mask_id=1, tokens=("a", "<mask>")).token(1) == "<mask>"
 
 
+def test_ids_without_a_token_are_never_the_best():
+    vocab = Vocab(size=4, mask_id=0, tokens=("<mask>", "a", "<unnamed 2>", "b"))
+    assert vocab.named_ids.tolist() == [0, 1, 3]
+    values_KT, ids_KT = vocab.best(torch.tensor([[0.1, 0.1, 0.4, 0.2, 0.2], [0.0, 0.3, 0.1, 0.1, 0.5]]), 2)
+    assert ids_KT[0, 0] == 3
+    assert ids_KT[1].tolist() == [1, 3]
+    assert values_KT[1].tolist() == pytest.approx([0.3, 0.1])
+    assert Vocab(size=3, mask_id=2).named_ids.tolist() == [0, 1, 2]
+
+
+def test_the_first_tokens_that_differ():
+    vocab = Vocab(size=3, mask_id=0, tokens=("<mask>", "a", "b"))
+    other = Vocab(size=5, mask_id=0, tokens=("<mask>", "b", "b", "c", "d"))
+    assert vocab.difference_from(other) == "5 → 3 tokens; id 1: b → a; id 3: c → no token; id 4: d → no token"
+    assert Vocab(size=4, mask_id=3).difference_from(Vocab(size=3, mask_id=2)) == "3 → 4 tokens"
+
+
 def test_labels_at_the_positions():
     labels_BL = torch.tensor([[IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX, 0, IGNORE_INDEX]])
     batch = MLMBatch(labels_BL, labels_BL, None, torch.tensor([[1, 4, 0]]), torch.tensor([0]))

@@ -213,7 +213,7 @@ def _check_together(findings: Findings, parts: Mapping[str, Any], overrides: Seq
     if loader := parts["loader"]:
         findings.errors += too_large_batches(loader, [train_source, *(node.instance for node in sources.values())])
     if model is not None:
-        built = findings.attempt("model", lambda: build_on_meta(model, train_source, sources, parts["task"] or MLM()))
+        built = findings.attempt("model", lambda: _build_on_meta(model, train_source, sources, parts["task"] or MLM()))
         if built is not None and overrides is not None:  # it is to be trained
             findings.errors += too_large_model(model, built)
         if built is not None and masking is not None:
@@ -258,7 +258,7 @@ def _check_further(findings: Findings, key: str, node: Node, train_source: Sourc
     return len(findings.errors) == before
 
 
-def build_on_meta(model: Node, train_source: Source, sources: Sources, task: Task) -> nn.Module:
+def _build_on_meta(model: Node, train_source: Source, sources: Sources, task: Task) -> nn.Module:
     """Builds the model without memory, for a vocabulary that nothing is known about yet."""
     packs = any(source.packs_documents for source in [train_source, *(node.instance for node in sources.values())])
     try:

@@ -172,10 +172,7 @@ class SweepSettings:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
     """A run. `maskings` and `sources` are those of an evaluation, by the names of its conditions: the training's (`""`) first;
-    a condition without a source of its own is on that of the training.
-
-    They are made by `mlm_lightning.settings` and `with_`, which check them: a run's folder and identity are those of the config
-    that they were `composed` of."""
+    a condition without a source of its own is on that of the training. `with_` changes them."""
 
     seed: int
     name: str
@@ -207,22 +204,18 @@ class Settings:
 
     def __post_init__(self, compose: Callable[..., "Settings"] | None) -> None:
         if compose is None:
-            raise UserError(
-                "settings can't be replaced by hand: a run with other values would take the folder, and the result, of the run "
-                'that they were composed for; compose them again: settings.with_("seed=3")'
-            )
+            problem = "settings can't be replaced by hand: their run would still be the one that they were composed for"
+            raise UserError(f'{problem}; compose them again: settings.with_("seed=3")')
         object.__setattr__(self, "_compose", compose)
 
     def with_(self, *overrides: str) -> "Settings":
-        """The settings of the same command with these overrides, too: `settings.with_("seed=3", "optim.lr=1e-3")`. Each takes
-        the place of an earlier one of its key. Raises UserError as `mlm_lightning.settings` does, and for the settings of a
-        run's folder, whose command is not known."""
+        """Those of the same command with further overrides, or others of a key: `settings.with_("seed=3", "optim.lr=1e-3")`.
+        Raises UserError as `mlm_lightning.settings` does, and where they were read from a run's folder."""
         if self.composed.overrides is None:
-            problem = "these settings were read from a run's folder, and can't be composed again"
-            raise UserError(f'{problem}; give all of them: mlm_lightning.settings(["seed=3", …])')
-        replaced = {_key_of(override) for override in overrides}
-        kept = [override for override in self.composed.typed_overrides if _key_of(override) not in replaced]
-        return self._compose([*kept, *overrides], self.composed.config_dir, self.composed.config_name)
+            problem = "settings that were read from a run's folder can't be composed again"
+            raise UserError(f'{problem}; give all overrides: mlm_lightning.settings(["seed=3", …])')
+        given = {override.lstrip("+").partition("=")[0]: override for override in [*self.composed.typed_overrides, *overrides]}
+        return self._compose(list(given.values()), self.composed.config_dir, self.composed.config_name)
 
     def settled(self, **parts: Any) -> "Settings":
         """The same run, by its identity, with parts that its config left open, or that are only to be tried."""
@@ -232,7 +225,3 @@ class Settings:
     def rows_per_step(self) -> int:
         """The rows of an optimizer step, on all ranks."""
         return self.loader.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size()
-
-
-def _key_of(override: str) -> str:
-    return override.lstrip("+").partition("=")[0]

@@ -95,7 +95,7 @@ class PretrainedMLM(nn.Module):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.seq_len, self.checkpoint, self.revision = seq_len, checkpoint, revision
+        self.seq_len, self.checkpoint = seq_len, checkpoint
         self.separate_documents = separate_documents
         self.class_names = class_names
         sizes = vocab_size, seq_len, pad_token_id
@@ -129,14 +129,12 @@ class PretrainedMLM(nn.Module):
                 problem = f"{hf_config.model_type} does not support it"
                 raise ConfigError("model.gradient_checkpointing", True, problem) from error
 
-    def own_tokenizer(self) -> tuple[str, str | None] | None:
-        return None if self.checkpoint is None else (self.checkpoint, self.revision)
-
     def check_tokens(self, vocab: Vocab) -> None:
         tokens = self.hf_model.config.vocab_size
-        if self.checkpoint is not None and vocab.size != tokens:
-            there = f"{vocab.size - 1} symbols and no text" if vocab.tokens is None else f"{vocab.size:,} tokens"
-            problem = f"was trained on the {tokens:,} tokens of its tokenizer, and the data has {there}"
+        if self.checkpoint is not None and vocab.tokens is None and vocab.size != tokens:
+            problem = (
+                f"was trained on the {tokens:,} tokens of its tokenizer, and the data has {vocab.size - 1} symbols and no text"
+            )
             remedy = (
                 "choose data=text with the checkpoint's tokenizer, or train from scratch: model=transformer or model=distilbert"
             )

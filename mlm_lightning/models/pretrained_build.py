@@ -117,10 +117,12 @@ def _checkpoint_config(
             setattr(config, key, value)
         except Exception as error:  # the library's validation raises classes of its own
             raise _invalid_config(config.model_type, error, f"model.config.{key}", value) from error
+    sizes = f"the data's vocabulary has {vocab_size} tokens and the checkpoint's {config.vocab_size}"
     if vocab_size > config.vocab_size:
-        sizes = f"the data's vocabulary has {vocab_size} tokens and the checkpoint's {config.vocab_size}"
         remedy = "set data.tokenizer to the checkpoint's own (usually the same name as model.checkpoint)"
         raise ConfigError("data.tokenizer", NO_VALUE, f"{sizes}: the tokenizer is another model's", remedy)
+    if vocab_size < 0.9 * config.vocab_size and not _on_meta():
+        log.warning(f"{sizes}: unless data.tokenizer is the checkpoint's own, its embeddings stand for other tokens")
     return config
 
 

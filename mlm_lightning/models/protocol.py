@@ -12,7 +12,6 @@ Loadable          load_pretrained(folder)    such a model that can be opened fro
 MayBeAnotherTask  check_masked_lm()          a model that some of its settings make unfit for a masked LM
 MayClassify       check_classifier()         a model that can label whole rows, which some of its settings make impossible
 HasOwnTokens      check_tokens(vocab)        a model that was pretrained on the tokens of its own tokenizer
-HasOwnTokenizer   own_tokenizer()            such a model that says where that tokenizer is: data of other tokens is refused
 CanHide           check_hiding()             a model whose `forward` (and `hidden_states`) take hidden_BL: masking.hiding
 HasHead           is_head(name)              a model whose encoder may be taken from another run, or frozen: init
 HasEmbeddings     get_input_embeddings()     a model whose [MASK] may be left as it was drawn: masking.hiding=token_detached
@@ -96,15 +95,7 @@ class MayClassify(Protocol):
 class HasOwnTokens(Protocol):
     def check_tokens(self, vocab: Vocab) -> None:
         """Raises ConfigError where data of this vocabulary can't be what the model was pretrained on. Called when a config is
-        checked, on the meta device, if the vocabulary is known by then; else once it is, of a model without `own_tokenizer`."""
-        ...
-
-
-@runtime_checkable
-class HasOwnTokenizer(Protocol):
-    def own_tokenizer(self) -> tuple[str, str | None] | None:
-        """The folder or the name on the hub, and the revision, that a pretrained model's tokenizer is looked for at; None where
-        the model is not pretrained."""
+        checked, on the meta device, if the vocabulary is known by then."""
         ...
 
 

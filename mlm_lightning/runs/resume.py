@@ -13,19 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
 from mlm_lightning.batch import Vocab
 from mlm_lightning.config.build import eval_data_key
 from mlm_lightning.config.compose import WRITTEN_AGAIN, read_config
 from mlm_lightning.config.located import locate
-from mlm_lightning.config.parse import build_on_meta
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
-from mlm_lightning.data.source import Source
-from mlm_lightning.data.text.tokenizer.load import TRAIN, own_vocab
+from mlm_lightning.data.text.tokenizer.load import TRAIN, open_tokenizer, read_vocab
 from mlm_lightning.errors import ConfigError, UserError
-from mlm_lightning.models.protocol import HasOwnTokenizer, HasOwnTokens
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, flat, record_of
 from mlm_lightning.runs.folder import Run, processes_of
 from mlm_lightning.runs.load import stored_vocab
@@ -94,46 +89,31 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
     return None
 
 
-def check_tokens(settings: Settings, parent: Position | None, source: Source) -> None:
-    """Raises ConfigError where the weights that a new run begins with were trained on other tokens than those of its prepared
-    data. Of a tokenizer that was chosen for a pretrained model, and not trained, it is said alone."""
-    if parent is not None:
-        _check_vocab("resume", parent.path.parent.parent, source.vocab)
-    elif settings.init.from_run is not None:
-        _check_vocab("init.from_run", locate(settings.init.from_run, "init.from_run")[0], source.vocab)
-    elif type(source).prepare is not Source.prepare:  # else they were known when the config was checked
+def check_tokens(settings: Settings, parent: Position | None, vocab: Vocab) -> None:
+    """Raises ConfigError where the weights that a new run begins with are of other tokens than its prepared data. To a model's
+    checkpoint a tokenizer may be chosen freely, which is said, but none trained."""
+    key, origin, there = "model.checkpoint", settings.model.arguments.get("checkpoint"), None
+    tokenizer = origin
+    if parent is not None or settings.init.from_run is not None:
+        key, origin = ("resume", settings.resume) if parent else ("init.from_run", settings.init.from_run)
+        folder, _ = locate(str(origin), key)
+        tokenizer = folder / "tokenizer"
+        if (folder / "vocab.json").is_file():
+            there = stored_vocab(folder / "vocab.json", WRITTEN_AGAIN)
+    elif origin is not None and vocab.tokens is not None:
         try:
-            _check_pretrained(build_on_meta(settings.model, source, settings.sources, settings.task), source.vocab)
-        except ConfigError as error:
-            if settings.data.arguments.get("tokenizer") == TRAIN:
-                raise
-            log.warning("%s. A tokenizer that was chosen is taken all the same", error)
-
-
-def _check_vocab(key: str, folder: Path, vocab: Vocab) -> None:
-    if not (folder / "vocab.json").is_file():  # nothing is known
+            there = read_vocab(open_tokenizer(origin, settings.model.arguments.get("revision")))
+        except ConfigError:
+            log.info("%s=%s brings no tokenizer: the number of its tokens alone is compared with that of data", key, origin)
+    if there is None or vocab.has_tokens_of(there):
         return
-    there = stored_vocab(folder / "vocab.json", WRITTEN_AGAIN)
-    if not vocab.has_tokens_of(there):
-        problem = f"its tokens are not those of data (there → here: {vocab.difference_from(there)})"
-        remedy = (
-            f"set data.tokenizer={folder / 'tokenizer'}, without data.vocab_size"
-            if there.tokens
-            else "choose data of the same symbols"
-        )
-        raise ConfigError(key, str(folder), problem, remedy)
-
-
-def _check_pretrained(model: nn.Module, vocab: Vocab) -> None:
-    named = model.own_tokenizer() if isinstance(model, HasOwnTokenizer) else None
-    own = None if named is None else own_vocab(*named)
-    if named is not None and own is not None and not vocab.has_tokens_of(own):
-        problem = f"its tokens are not those of data (there → here: {vocab.difference_from(own)})"
-        raise ConfigError("model.checkpoint", named[0], problem, f"set data.tokenizer={named[0]}, without data.vocab_size")
-    if own is None and isinstance(model, HasOwnTokens):
-        if named is not None:
-            log.info("%-12s of %s: it brings no tokenizer, so that their number alone is compared", "tokens", named[0])
-        model.check_tokens(vocab)
+    problem = f"its tokens are not those of data (there → here: {vocab.difference_from(there)})"
+    remedy = f"choose data with its tokens: of text, data.tokenizer={tokenizer} without data.vocab_size"
+    error = ConfigError(key, origin, problem, remedy)
+    if key == "model.checkpoint" and settings.data.arguments.get("tokenizer") != TRAIN:
+        log.warning("%s", error)
+    else:
+        raise error
 
 
 def check_complete(run: Run, settings: Settings) -> None:

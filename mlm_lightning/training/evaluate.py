@@ -49,8 +49,8 @@ def evaluate(
 def _check_readable(loaded: LoadedRun, source: Source, trained_tokenizer: bool) -> None:
     """Raises ConfigError for rows of other tokens, or of a length that the model can't read."""
     if not source.vocab.has_tokens_of(loaded.vocab):
-        difference = source.vocab.difference_from(loaded.vocab)
-        problem = f"its vocabulary is not the one that the run was trained with (there → here: {difference})"
+        problem = "its vocabulary is not the one that the run was trained with "
+        problem += f"(there → here: {source.vocab.difference_from(loaded.vocab)})"
         remedy = "evaluate on data of the same vocabulary"
         if trained_tokenizer:
             remedy += ". Its files have changed since: name them, also by the same data.path=…, and they are read with the "

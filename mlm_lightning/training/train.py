@@ -75,7 +75,7 @@ def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
                 total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
                 refuse(schedule_errors(settings, total))
             if again or not any(run.checkpoints.glob("*.ckpt")):
-                check_tokens(settings, parent, conditions[0].source)
+                check_tokens(settings, parent, conditions[0].source.vocab)
     if again and run.folder.exists():
         with run.locked():
             aside = run.move_aside()

@@ -5,7 +5,7 @@ import math
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed
-from helpers import run_of, settings_of, train
+from helpers import dna_tokenizer, run_of, settings_of, train
 
 from mlm_lightning.__main__ import main
 from mlm_lightning.batch import IGNORE_INDEX
@@ -22,10 +22,12 @@ from mlm_lightning.commands.export import export
 from mlm_lightning.commands.predict import predict
 from mlm_lightning.commands.train import show
 from mlm_lightning.data.datamodule import MLMDataModule
+from mlm_lightning.data.text import settings as settings_module
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.masking import Bernoulli
 from mlm_lightning.runs.folder import Run, read_metrics
 from mlm_lightning.runs.load import load_run
+from mlm_lightning.runs.resume import check_tokens
 
 VOCABULARY = "the a cat dog bird sees hears follows quiet loud old young river house garden and near of walking walked"
 WORDS = VOCABULARY.split(" ")
@@ -323,7 +325,9 @@ def test_further_documents_with_other_tokens_leave_nothing(transformer: TextRun,
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
     further = f"eval.data={{other: {{tokenizer: '{vocab}', vocab_size: null}}}}"
-    with pytest.raises(UserError, match=r"eval\.data\.other: its vocabulary \(6 tokens\)"):
+    with pytest.raises(
+        UserError, match=r"eval\.data\.other: its vocabulary is not that of data \(data → here: .* → 6 tokens; id 5: .* → the"
+    ):
         train(text_config(tmp_path, transformer.corpus, *TRANSFORMER, further))
     gone = f"eval.data={{other: {{path: '{tmp_path / 'gone.txt'}'}}}}"
     with pytest.raises(UserError, match=r"eval\.data\.other\.path=.*gone\.txt"):
@@ -410,6 +414,87 @@ def test_an_exported_folder_can_be_trained_on(exported: Path, distilbert: TextRu
     config["optim"]["lr"] = 1e-9
     assert distilbert.run.summary is not None
     assert train(config)["val/loss"] == pytest.approx(distilbert.run.summary["best/val/loss"], rel=1e-4)
+
+
+def test_a_run_on_documents_that_are_read_otherwise_now_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "dna.txt"
+    corpus.write_text("GATTACA\nCCTGAAGT\n" * 100)
+    config = text_config(tmp_path, corpus, *TRANSFORMER, "trainer.max_steps=1")
+    config["data"] |= {"tokenizer": dna_tokenizer(tmp_path / "dna"), "vocab_size": None}
+    with monkeypatch.context() as patch:
+        patch.setattr(settings_module, "was_misread", lambda tokenizer: False)  # as an earlier version
+        train(config)
+    with pytest.raises(UserError, match=r"is complete, but the reading of text was mended since: .*; resume=never"):
+        train(config)
+    (run_of(config).folder / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"data files: .* → .*\nthe reading of text was mended since: .*\nresume=never"):
+        train(config)
+    source = settings_of(config).data.instance
+    assert source.rows("train")[torch.tensor([0])][0, [0, 1, 8, 9]].tolist() == [1, 6, 2, 1]  # [CLS] G … [SEP] [CLS]
+
+
+def test_a_checkpoint_is_not_trained_on_the_tokens_of_a_new_tokenizer(
+    exported: Path, distilbert: TextRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def config(corpus: Path, checkpoint: Path) -> dict[str, Any]:
+        return text_config(tmp_path, corpus, "model=pretrained", f"model.checkpoint={checkpoint}", "model.config={}")
+
+    turned = tmp_path / "turned.txt"
+    turned.write_text(distilbert.corpus.read_text()[::-1])
+    with pytest.raises(ConfigError, match=r"model\.checkpoint=.*: its tokens are not those of data .*id \d+: .* → .*; choose"):
+        train(config(turned, exported))
+    assert not (tmp_path / "outputs").exists()
+    vocab, again = load_run(distilbert.folder).vocab, config(distilbert.corpus, exported)
+    settings = settings_of(again)
+    check_tokens(settings, None, vocab)  # the same documents give the same tokens
+    assert vocab.tokens is not None
+    other = replace(vocab, tokens=("[pad]", *vocab.tokens[1:]))
+    again["data"] |= {"tokenizer": str(exported), "vocab_size": None}
+    check_tokens(settings_of(again), None, other)  # which was chosen, and not trained
+    assert "200 → 200 tokens; id 0: [PAD] → [pad])" in caplog.text
+    bare = shutil.copytree(exported, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with caplog.at_level("INFO"):
+        check_tokens(settings_of(config(distilbert.corpus, bare)), None, other)
+    assert "brings no tokenizer" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["resume", "init.from_run"])
+def test_weights_of_other_tokens_are_refused_and_leave_no_folder(transformer: TextRun, tmp_path: Path, key: str) -> None:
+    turned = tmp_path / "turned.txt"
+    turned.write_text(transformer.corpus.read_text()[::-1])
+    given = (*TRANSFORMER, f"{key}='{transformer.folder}'", "trainer.max_steps=9")
+    config = text_config(tmp_path, turned, *given)
+    with pytest.raises(
+        ConfigError, match=rf"{key}=.*: its tokens are not those of data .*200 → 200 tokens; id \d+: .*; choose"
+    ):
+        train(config)
+    assert not (tmp_path / "outputs").exists()
+    config["data"] |= {"tokenizer": f"{transformer.folder}/tokenizer", "vocab_size": None}
+    assert train(config)["steps"] == 9
+
+
+def test_an_embedding_may_be_larger_than_the_tokenizer(distilbert: TextRun, exported: Path, tmp_path: Path) -> None:
+    """The ids beyond are the most probable ones, and never named."""
+    from transformers import AutoModelForMaskedLM
+
+    model = AutoModelForMaskedLM.from_pretrained(exported)
+    model.resize_token_embeddings(264)
+    with torch.no_grad():
+        model.get_output_embeddings().bias[200:] = 50.0
+    padded = shutil.copytree(exported, tmp_path / "padded")
+    model.save_pretrained(padded)
+    config = text_config(tmp_path, distilbert.corpus, "model=pretrained", f"model.checkpoint={padded}", "model.config={}")
+    config["data"] |= {"tokenizer": str(padded), "vocab_size": None}
+    assert train(config)["val/accuracy"] == 0  # of what is predicted, which has no name
+    loaded = load_run(run_of(config).folder)
+    assert (loaded.vocab.size, len(loaded.vocab.named_ids)) == (200, 200)
+    ((mask,),) = predict(str(run_of(config).folder), ["the [MASK] dog"], top_k=200)
+    assert len(mask["predictions"]) == 200
+    assert sum(each["probability"] for each in mask["predictions"]) < 0.01
+    expected = loaded.model(torch.tensor([loaded.tokenizer("the [MASK] dog")["input_ids"]]))[0, 2].softmax(-1)[:200]
+    assert mask["predictions"][0]["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
 
 
 def test_the_exported_folder_holds_safetensors_and_no_pickle(exported: Path) -> None:

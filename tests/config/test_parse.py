@@ -1,9 +1,12 @@
 """A config is checked against the signatures of what it names, all at once, before anything is made of it."""
 
+import copy
 import inspect
 import math
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,13 +16,14 @@ import torch
 from conftest import composed
 from helpers import conditions_of, problems, settings_of
 
+import mlm_lightning
 from mlm_lightning.config.build import build_each, build_model, build_optimizer
-from mlm_lightning.config.settings import Optimization
+from mlm_lightning.config.settings import Optimization, Settings
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.config.trainer import OWNED_KEYS, TrainerSettings
 from mlm_lightning.data.condition import sources
 from mlm_lightning.data.languages.uniform import UniformSource
-from mlm_lightning.errors import UserError
+from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.masking import Bernoulli, Single, Span
 from mlm_lightning.values import matches, suggestion
 
@@ -319,7 +323,7 @@ def test_what_is_missing_is_named(key):
         (["eval.data={k0: {sigma: wide}}"], "eval.data.k0.sigma='wide': should be a number"),
         (["eval.data={k9: {filter_level: 9}}"], "eval.data.k9.filter_level=9: must be at most 2"),
         (["eval.data={k0: {depth: 3}}"], "eval.data.k0: its rows have 8 tokens, and those of data 4"),
-        (["eval.data={k0: {num_symbols: 4}}"], "eval.data.k0: its vocabulary (5 tokens) is not that of data (4 tokens)"),
+        (["eval.data={k0: {num_symbols: 4}}"], "eval.data.k0: its vocabulary is not that of data (data → here: 4 → 5 tokens)"),
         (["eval.data={k0: {_target_: torch.nn.Linear}}"], "eval.data.k0._target_=torch.nn.Linear: is no subclass of Source"),
     ],
 )
@@ -555,3 +559,37 @@ def test_layer_decay_and_z_loss_go_with_every_optimizer_and_need_not_stand_besid
     settings = settings_of(config)
     assert settings.optimization == Optimization(layer_decay=0.9, z_loss=1e-4)
     assert settings.optim.arguments == {"lr": 0.1}
+
+
+# settings again
+
+
+def test_settings_are_not_replaced_by_hand():
+    """Their run would still be the one of the config that they were composed of."""
+    made = mlm_lightning.settings(["data.depth=3"])
+    fields = {name: value for name, value in vars(made).items() if not name.startswith("_") and name not in ("seed", "compose")}
+    for replaced in (lambda: replace(made, seed=3), lambda: Settings(seed=3, **fields)):
+        with pytest.raises(UserError, match=r"can't be replaced by hand: .*settings\.with_\(\"seed=3\"\)"):
+            replaced()
+    for copied in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert copied.composed == made.composed
+        assert copied.with_("seed=3").seed == 3
+
+
+def test_with_composes_again(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "deep.yaml").write_text("defaults: [tree]\ndepth: 5\n")
+    given = ["data=deep", "++seed=1", "trainer.max_steps=7", "model=transformer_4x256"]
+    changed = mlm_lightning.settings(given, config_dir=str(tmp_path)).with_("seed=3", "optim.lr=0.5", "model=transformer_2x64")
+    expected = mlm_lightning.settings(
+        ["data=deep", "seed=3", "trainer.max_steps=7", "model=transformer_2x64", "optim.lr=0.5"], config_dir=str(tmp_path)
+    )
+    assert changed.composed == expected.composed
+    assert (changed.seed, changed.trainer.max_steps, changed.data.arguments["depth"]) == (3, 7, 5)
+    with pytest.raises(ConfigError, match="sede: unknown key"):
+        changed.with_("sede=3")
+
+
+def test_settings_of_a_runs_folder_are_not_composed_again():
+    with pytest.raises(UserError, match=r"read from a run's folder can't be composed again; .*mlm_lightning\.settings"):
+        settings_of(composed()).with_("seed=3")

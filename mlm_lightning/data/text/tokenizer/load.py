@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mlm_lightning.batch import UNNAMED, Vocab
-from mlm_lightning.data.text.tokenizer.encoder import template_of
 from mlm_lightning.errors import ConfigError, one_line
 from mlm_lightning.packages import need
 
@@ -56,47 +55,6 @@ def tokenizer_files(tokenizer: str) -> list[Path]:
     if file is not None:
         return [file]
     return sorted(path for path in folder.glob("*") if path.suffix in (".json", ".txt", ".model")) if folder.is_dir() else []
-
-
-def was_misread(tokenizer: str) -> bool:
-    """Whether an earlier version put the special tokens of documents at their end: it asked the tokenizer where it has the
-    letter a, for which some (of DNA, of other alphabets) have no token. Of a hub name it is known once that was downloaded."""
-    file = _tokenizer_json(tokenizer)
-    if tokenizer == TRAIN or file is None or not file.is_file():
-        return False
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_file(str(file))
-        backend.no_truncation()
-        backend.no_padding()
-        bare, framed = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-    except Exception:  # it is damaged, or has no answer: that version could not use it
-        return False
-    prefix, _ = template_of(backend)
-    return any(framed[start : start + len(bare)] == bare for start in range(len(prefix)))
-
-
-def _tokenizer_json(tokenizer: str) -> Path | None:
-    """That of a folder, or of a hub name as far as it was downloaded."""
-    folder = Path(tokenizer).expanduser()
-    if tokenizer == TRAIN or folder.exists():
-        return folder / "tokenizer.json"
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(tokenizer, "tokenizer.json")
-    except ValueError:  # no name that the hub could have
-        return None
-    return Path(found) if isinstance(found, str) else None
-
-
-def own_vocab(name: str, revision: str | None) -> Vocab | None:
-    """Of the tokenizer that a pretrained model comes with; None where it comes with none that could be used."""
-    try:
-        return read_vocab(open_tokenizer(name, revision))
-    except ConfigError:
-        return None
 
 
 def open_tokenizer(tokenizer: str, revision: str | None = None) -> Any:

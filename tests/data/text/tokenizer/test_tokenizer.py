@@ -108,6 +108,12 @@ class TestBadTokenizers:
         with pytest.raises(ValueError, match=r"data\.tokenizer=.*: it has no mask token; choose"):
             open_tokenizer(str(tmp_path))
 
+    def test_a_model_without_a_tokenizer(self, tmp_path):
+        """transformers makes one of special tokens alone."""
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(ValueError, match=r"data\.tokenizer=.*: cannot be opened .*special tokens alone.*; give a hub name"):
+            open_tokenizer(str(tmp_path))
+
     def test_not_to_be_had(self, tmp_path):
         with pytest.raises(ValueError, match=r"data\.tokenizer=.*: cannot be opened .*; give a hub name"):
             open_tokenizer(str(tmp_path))
