@@ -5,9 +5,9 @@ from pathlib import Path
 from textwrap import shorten, wrap
 from typing import Any
 
-from mlm_lightning.commands.arguments import see_own_packages
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.messages import print_table, waiting
+from mlm_lightning.processes import see_own_packages
 
 HELP = """\
 mlm train [OVERRIDE…] [-m] [--config-dir DIR] [--debug]

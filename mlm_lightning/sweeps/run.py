@@ -20,7 +20,7 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
 from mlm_lightning.messages import speak
 from mlm_lightning.packages import missing
-from mlm_lightning.processes import num_cores
+from mlm_lightning.processes import num_cores, see_own_packages
 from mlm_lightning.report.answer import answer
 from mlm_lightning.report.learned import leaks, shortfalls
 from mlm_lightning.report.page import show_runs
@@ -32,6 +32,7 @@ from mlm_lightning.sweeps.board import Board
 from mlm_lightning.sweeps.conditions import asked_of, evaluate_all
 from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, search_space, swept_overrides
 from mlm_lightning.training.train import check_start
+from mlm_lightning.values import expanded
 
 log = logging.getLogger(__name__)
 
@@ -183,9 +184,10 @@ def _task(config: DictConfig) -> float | None:
 
     job_config = HydraConfig.get()
     os.chdir(job_config.runtime.cwd)  # relative paths are the command's, wherever the launcher's worker started
+    see_own_packages()
     config_dir = next((path.removeprefix("file://") for path in job_config.searchpath), None)
     settings = parse(Composed(to_plain(config), tuple(job_config.overrides.task), config_dir))
-    expected = json.loads((Path(settings.output_dir) / settings.name / "sweep.json").read_text())
+    expected = json.loads((expanded(settings.output_dir) / settings.name / "sweep.json").read_text())
     job = Job.of(settings, expected["swept"])
     try:
         pool.attempt(job)
