@@ -54,6 +54,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if not sys.flags.safe_path:
-        sys.path.append(sys.path.pop(0))  # the current folder: a `random.py` there is none of ours
     sys.exit(main())

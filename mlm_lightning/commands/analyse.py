@@ -29,7 +29,7 @@ analysis into RUN/analysis, which `mlm report` shows, and says in words what the
 
   mlm analyse outputs/default/default-1a2b3c4d            all that the run's data and model allow
   mlm analyse RUN analysis=attention --heads              maps of each head
-  mlm analyse RUN analysis=[probe,posterior] --rows 4000
+  mlm analyse RUN 'analysis=[probe,posterior]' --rows 4000
   mlm analyse outputs/filter_levels analysis=attention    every run in a folder, and their attention side by side
 
 --rows N looks at N rows of validation (1024). --output DIR is where several runs side by side go: without it, to the folder of

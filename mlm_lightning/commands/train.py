@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
+from shlex import quote
 from textwrap import shorten, wrap
 from typing import Any
 
@@ -113,4 +114,4 @@ def show(folder: Path, summary: dict[str, Any], per: str = "token") -> None:
     print_table(rows)
     if told := [*leaks([summary]), *left(summary), *shortfalls([summary])]:
         print("", *told, sep="\n")
-    print(f"\nrun          {folder}\ncurves       tensorboard --logdir {folder.parent}")
+    print(f"\nrun          {folder}\ncurves       tensorboard --logdir {quote(str(folder.parent))}")

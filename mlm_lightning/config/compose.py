@@ -205,13 +205,13 @@ _A_RUN = re.compile(r"^[^'\"]*-[0-9a-f]{8}(/|$)")
 
 def _with_path_in_quotes(override: str) -> str:
     """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there stands for itself,
-    though '=' and ',' mean something to Hydra: so a run's name can be typed, completed and pasted. So does the name of a run
-    that is there no more, and either beside a null, in a sweep."""
+    though '=' and ',' mean something to Hydra: so a run's name can be typed, completed and pasted. So does what begins with
+    `~/`, the name of a run that is there no more, and either beside a null, in a sweep."""
     key, _, value = override.partition("=")
     before, value = ("null,", value[5:]) if value.startswith("null,") else ("", value)
-    if re.search(r"[=,:(){}\[\] ]", value):
+    if re.search(r"[=,:(){}\[\] ~]", value):
         with suppress(OSError, ValueError):  # too long for a path
-            if expanded(value).exists() or (key == "init.from_run" and _A_RUN.search(value)):
+            if value.startswith("~/") or expanded(value).exists() or (key == "init.from_run" and _A_RUN.search(value)):
                 escaped = value.replace("'", "\\'")
                 return f"{key}={before}'{escaped}'"
     return override

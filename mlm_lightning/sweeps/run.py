@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -76,7 +77,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
         if not chosen and len(asked_of(jobs)) > 1:
             log.warning(
                 "the search changes the task, and so looks for the easiest one: val/loss is each run's own. A fair objective "
-                "is the same for all runs: eval.mask_rates=[0.15] sweep.objective=val/loss_rate_0.15"
+                "is the same for all runs: 'eval.mask_rates=[0.15]' sweep.objective=val/loss_rate_0.15"
             )
     sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings, objective_chosen=chosen)
     sweep.write(source.jobs)
@@ -210,4 +211,5 @@ def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
         print(answer(found)[0], *leaks(summaries), *shortfalls(summaries), sep="\n")
     if found.best is not None:
         print(f"best     {found.best.folder}")
-    print(f"report   mlm report {sweep.folder}\ncurves   tensorboard --logdir {sweep.folder}")
+    typed = shlex.quote(str(sweep.folder))
+    print(f"report   mlm report {typed}\ncurves   tensorboard --logdir {typed}")
