@@ -44,7 +44,7 @@ def _open_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and stream.name == f"<{name}>":
+        elif isinstance(stream, io.TextIOWrapper) and getattr(stream, "name", "") == f"<{name}>":
             raw = _Lenient(stream.fileno(), "w", closefd=False)
             buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
             as_before = None, stream.line_buffering, stream.write_through
