@@ -171,6 +171,20 @@ def test_a_stopped_sweep_goes_on_where_its_runs_were(tmp_path: Path, signum: sig
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["sweep.jobs=2", "launcher=joblib"])
+def test_runs_and_their_ranks_import_the_user_s_own_class_and_no_module_in_place_of_another(
+    tmp_path: Path, shadows: Path, how: str
+) -> None:
+    code = "from mlm_lightning.models.transformer import TransformerClassifier\n\nclass Mine(TransformerClassifier): pass\n"
+    (shadows / "own_model.py").write_text(code)
+    ranks = ("trainer.devices=2", "trainer.strategy=ddp", "model._target_=own_model.Mine")
+    process = start_sweep(tmp_path / "outputs", "seed=0,1", how, *ranks)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert [run.status for run in runs_in(tmp_path / "outputs").values()] == ["complete"] * 2
+
+
+@pytest.mark.slow
 def test_two_commands_share_the_work_of_one_sweep(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     arguments = (SEEDS, *LONG, *failing(marker, []))
