@@ -28,7 +28,6 @@ from mlm_lightning.config.shipped import GROUPS, config_folder
 from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
 from mlm_lightning.files import damaged
 from mlm_lightning.packages import need, requirements
-from mlm_lightning.processes import safe_path
 from mlm_lightning.values import UnknownKeyError, expanded, suggestion
 
 CONFIG_NAME = "train"
@@ -127,8 +126,7 @@ class Composer:
         except (ImportError, HydraException) as error:
             problem = f"cannot be used: {one_line(error)}"
             raise ConfigError("hydra.launcher._target_", master.hydra.launcher._target_, problem) from error
-        with safe_path():
-            launcher.launch(jobs, initial_job_idx=0)
+        launcher.launch(jobs, initial_job_idx=0)
 
     def choices(self, overrides: Sequence[str]) -> list[Any]:
         """The parsed overrides, in their order; `is_sweep_override()` tells those with several values."""
@@ -204,9 +202,8 @@ _A_RUN = re.compile(r"^[^'\"]*-[0-9a-f]{8}(/|$)")
 
 
 def _with_path_in_quotes(override: str) -> str:
-    """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there stands for itself,
-    though '=' and ',' mean something to Hydra: so a run's name can be typed, completed and pasted. So does what begins with
-    `~/`, the name of a run that is there no more, and either beside a null, in a sweep."""
+    """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there or begins with `~/`
+    stands for itself, though '=' means something to Hydra; so does the name of a run that is gone, and either after a null."""
     key, _, value = override.partition("=")
     before, value = ("null,", value[5:]) if value.startswith("null,") else ("", value)
     if re.search(r"[=,:(){}\[\] ~]", value):
@@ -296,8 +293,8 @@ def answer_by_hydra(arguments: list[str], flags: argparse.Namespace, overrides: 
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    typed, opened = (str(flags.config_dir), str(expanded(flags.config_dir))) if flags.config_dir else ("", "")
-    flags_only = [each.replace(typed, opened) for each in arguments if each not in flags.overrides]
+    flags_only = [argument for argument in arguments if argument not in flags.overrides]
+    flags_only += ["--config-dir", str(expanded(flags.config_dir))] if flags.config_dir else []  # the last one counts
     GlobalHydra.instance().clear()
     sys.argv = ["mlm train", *flags_only, *overrides]
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)(lambda config: None)()

@@ -21,7 +21,7 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
 from mlm_lightning.messages import speak
 from mlm_lightning.packages import missing
-from mlm_lightning.processes import num_cores, see_own_packages
+from mlm_lightning.processes import num_cores, safe_path, see_own_packages
 from mlm_lightning.report.answer import answer
 from mlm_lightning.report.learned import leaks, shortfalls
 from mlm_lightning.report.page import show_runs
@@ -171,7 +171,8 @@ def _run_by_plugin(hydra: Composer, master: DictConfig, source: JobSource, sweep
     while batch := list(islice(iter(source.next, None), at_most)):
         for job in batch:
             started(job)
-        hydra.launch(_task, master, [list(job.settings.composed.overrides or ()) for job in batch])
+        with safe_path():
+            hydra.launch(_task, master, [list(job.settings.composed.overrides or ()) for job in batch])
         for job in batch:
             if job.run.status == "missing":
                 job.run.fail(RuntimeError("its worker exited without an error message; the launcher's log may say why"))
