@@ -1,6 +1,11 @@
 """Masked-language-model experiments: rows of tokens → a mask → a model → a masked cross-entropy, and everything random on the
 way is a pure function of (seed, step, row)."""
 
+import sys
+
+if sys.argv[:1] == ["-m"] and "mlm_lightning" in sys.orig_argv and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))  # the current folder, of `python -m mlm_lightning`: a `random.py` there is none of ours
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     if "--debug" in arguments:
         arguments.remove("--debug")
         os.environ["MLM_DEBUG"] = "1"
+    from mlm_lightning.messages import report, speak
+
+    speak()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -36,7 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(version("mlm-lightning"))
         return 0
     from mlm_lightning.errors import Interrupted, UserError, interruptible
-    from mlm_lightning.messages import report, speak
 
     command, *rest = arguments
     if command not in COMMANDS:
@@ -44,13 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         hint = suggestion(command, COMMANDS)
         return report(UserError(f"mlm {command}: no such command{hint} There are: {', '.join(COMMANDS)}"))
-    speak()
     try:
         with interruptible():
             return import_module(f"mlm_lightning.commands.{command}").main(rest)
-    except BrokenPipeError:  # `mlm … | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         return report(error, arguments)
 

@@ -15,6 +15,9 @@ from types import FrameType
 from typing import Any
 
 FAILURE, MISTAKE, STOPPED, CTRL_C = 1, 2, 75, 130
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+"""What stops a command, with everything saved; some systems lack one of them."""
 
 
 class NoValue(Enum):
@@ -144,24 +147,35 @@ class Interrupted(BaseException):
         return CTRL_C if self.signum == signal.SIGINT else STOPPED
 
 
+def handle(handler: Any, signals: Iterable[signal.Signals] = SIGNALS) -> dict[signal.Signals, Any]:
+    """Sets the handler of signals, and returns those before it, for `restore`. An ignored SIGHUP stays so (nohup). Outside the
+    main thread, which alone may handle signals, it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heard = [each for each in signals if each.name != "SIGHUP" or signal.getsignal(each) != signal.SIG_IGN]
+    return {each: signal.signal(each, handler) for each in heard}
+
+
+def restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 raise `Interrupted` inside, as SIGINT raises KeyboardInterrupt; by default they end the process
-    without a message. Outside the main thread, which alone may handle signals, it does nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """The signals raise `Interrupted` inside, as SIGINT raises KeyboardInterrupt; by default they end the process without a
+    message."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
+        if signal.Signals(signum).name == "SIGHUP":  # a closed window sends it twice: by the shell, and by the system
+            signal.signal(signum, signal.SIG_IGN)
         raise Interrupted(signum)
 
-    signals = [getattr(signal, name, None) for name in ("SIGTERM", "SIGUSR1")]
-    handlers = {number: signal.signal(number, interrupt) for number in signals if number}
+    handlers = handle(interrupt, [each for each in SIGNALS if each != signal.SIGINT])
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        restore(handlers)
 
 
 @contextmanager

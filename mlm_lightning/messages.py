@@ -4,6 +4,8 @@ logging.getLogger(__name__).info(…)     notes and progress, by the one handler
 report(error) -> exit status            what ended the command, and whether the same command continues
 """
 
+import errno
+import io
 import logging
 import os
 import shlex
@@ -13,9 +15,41 @@ import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError, asks_for_trust, one_line
+
+
+class _Lenient(io.FileIO):
+    """Standard output or error. What nobody reads any more is dropped: the reader of a pipe has ended (EPIPE), a terminal was
+    closed (EIO)."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if self.fileno() == 1 and error.errno not in (errno.EPIPE, errno.EIO):
+                raise  # a result that a full disk refuses is a failure; a message is not
+            return len(content)
+
+
+def _open_streams() -> None:
+    """Standard output and error that end no run, also where they are closed (`>&-`). Those of a notebook stay as they are."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file to be opened, a checkpoint perhaps, would take its place
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and getattr(stream, "name", "") == f"<{name}>":
+            raw = _Lenient(stream.fileno(), "w", closefd=False)
+            buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
+            as_before = None, stream.line_buffering, stream.write_through
+            # characters that the encoding lacks are escaped
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", *as_before))
 
 
 class _StandardError(logging.Handler):
@@ -65,6 +99,7 @@ _warned: set[str] = set()
 def speak() -> None:
     """Makes notes and progress reach the user, and of the libraries nothing but a warning that matters, once and in our form;
     called by whatever starts a command, also more than once."""
+    _open_streams()
     for name, value in _LIBRARIES.items():
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():  # on a terminal, a download is worth a bar

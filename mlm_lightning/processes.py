@@ -6,6 +6,7 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,32 @@ def memory() -> int:
     except OSError:  # no Linux, or an older one
         return total
     return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def python(code: str) -> list[str]:
+    """A command line of Python that runs `code` and imports from where this process does. By itself, `python -c` looks into the
+    current folder first, and would execute a `random.py` there."""
+    path = [str(each) or os.getcwd() for each in sys.path]
+    return [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {path!r}; {code}"]
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """The same for Python that others start: it does not look into the current folder."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+def see_own_packages() -> None:
+    """A `_target_` may name a package in the current folder."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def die_with_parent(parent: int) -> None:

@@ -13,6 +13,7 @@ import difflib
 import functools
 import inspect
 import operator
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -32,6 +33,18 @@ class Located:
 
     or_name: bool = False
     word: str | None = None
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as it is opened, with `~` for the home folder. A config keeps what was typed."""
+    found = Path(os.path.expanduser(path))
+    return found.absolute() if str(found).startswith("~") else found  # "./~", which Path shortens to "~"
+
+
+def expanded_name(name: str) -> str:
+    """The same for what may be a name on the hub: that it is, unless it leads somewhere."""
+    found = expanded(name)
+    return str(found) if found.exists() else name
 
 
 _BOUNDS = {Ge: (operator.ge, "at least"), Gt: (operator.gt, "above"), Le: (operator.le, "at most"), Lt: (operator.lt, "below")}

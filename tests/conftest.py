@@ -36,6 +36,17 @@ def toy(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return lambda *overrides: composed(f"output_dir={tmp_path / 'outputs'}", *overrides)
 
 
+@pytest.fixture
+def shadows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with modules that have the names of others and raise when they are imported."""
+    folder = tmp_path / "shadows"
+    folder.mkdir()
+    for name in ("calendar", "numpy", "random"):
+        (folder / f"{name}.py").write_text("raise RuntimeError('not mine')")
+    monkeypatch.chdir(folder)
+    return folder
+
+
 def composed(*overrides: str) -> dict[str, Any]:
     from mlm_lightning.config.compose import composer, to_plain
 

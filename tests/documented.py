@@ -44,6 +44,12 @@ def commands(block: Block) -> Iterator[list[str]]:
             yield words[1:]
 
 
+def is_for_any_shell(command: str) -> bool:
+    """Whether its brackets, braces and globs are quoted: zsh refuses a pattern that matches no file."""
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", command.partition(" #")[0])
+    return not re.search(r"[\[\]{}*?]|(^|\s)[=~]", bare)
+
+
 def follow(page: str, folder: Path, run: Callable[[list[str]], None], stand_ins: dict[str, str]) -> None:
     """Does in `folder` what a page says: writes its files, and hands its commands to `run`, toy-sized, with the newest run in
     place of RUN, and `stand_ins` for what comes from the hub."""

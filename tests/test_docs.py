@@ -1,14 +1,16 @@
 """README and docs: what they tell a user to type works, and the pages can be built without a network."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from documented import PAGES, REPOSITORY, blocks, commands, follow
+from documented import PAGES, REPOSITORY, blocks, commands, follow, is_for_any_shell
 
 from mlm_lightning.__main__ import COMMANDS, main
 from mlm_lightning.analysis import probe
@@ -84,6 +86,27 @@ def test_a_command_that_is_not_run_needs_what_a_test_has_not() -> None:
             if block.language == "text":
                 for words in commands(block):
                     assert any(need in word for word in words for need in needs), f"{page}: mlm {' '.join(words)}"
+
+
+def test_what_is_told_to_type_is_quoted_for_any_shell() -> None:
+    lines = [line for page in PAGES for block in blocks(page) if block.language == "sh" for line in block.content.splitlines()]
+    helps = [import_module(f"mlm_lightning.commands.{command}").HELP for command in COMMANDS]
+    examples = [line.split("  ")[1] for text in helps for line in text.splitlines() if line.startswith("  mlm ")]
+    assert len(lines) > 100
+    assert len(examples) > 30
+    assert [each for each in lines + examples if not is_for_any_shell(each)] == []
+
+
+def test_brackets_are_quoted_wherever_a_setting_is_shown() -> None:
+    """In the text of pages, the comments of configs and the messages of the package."""
+    texts = {path: re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S) for path in PAGES.values()}
+    texts |= {path: path.read_text() for path in REPOSITORY.glob("conf/**/*.yaml")}
+    for path in REPOSITORY.glob("mlm_lightning/**/*.py"):
+        strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        texts[path] = "\n".join(each for each in strings if isinstance(each, str))
+    bare = re.compile(r"(?<!['\"\w.])[a-z_][\w.]*=[\[{]\S*")
+    found = {(path.name, each) for path, text in texts.items() for each in bare.findall(text)}
+    assert found == {("compose.py", "hydra.searchpath=[file://")}
 
 
 def test_every_command_is_in_the_docs() -> None:

@@ -1,8 +1,67 @@
 """What reaches the user, and what does not."""
 
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+TALK = """
+import sys
+from pathlib import Path
+from mlm_lightning.messages import speak
+speak()
+file = Path("result").open("w")
+for stream in (sys.stdout, sys.stderr):
+    print("± …", file=stream, flush=True)
+    print("again", file=stream)
+file.write(str(file.fileno()))
+"""
+"""Speaks, and then writes a file as a run does."""
+
+
+def status_of(folder: Path, *, redirected: str = "", **options: object) -> int:
+    """The exit status of TALK, started by a shell with its output `redirected`."""
+    command = ["sh", "-c", f'exec "$0" -c "$1" {redirected}', sys.executable, TALK]
+    process = subprocess.Popen(command, cwd=folder, **options)  # type: ignore[call-overload]
+    return process.wait(timeout=60)
+
+
+def test_output_that_nobody_reads_is_dropped(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for unbuffered in ("", "1"):
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        assert status_of(tmp_path, stdout=writer, stderr=writer, env=environment) == 0
+        assert (tmp_path / "result").read_text()
+    os.close(writer)
+
+
+def test_a_terminal_that_is_closed_ends_nothing(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    os.close(ours)  # from here on, writing is an EIO
+    assert status_of(tmp_path, stdin=theirs, stdout=theirs, stderr=theirs) == 0
+    os.close(theirs)
+    assert (tmp_path / "result").read_text()
+
+
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_place_for_a_file(tmp_path: Path, redirected: str) -> None:
+    assert status_of(tmp_path, redirected=redirected, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+    assert int((tmp_path / "result").read_text()) > 2
+
+
+def test_a_full_disk_is_a_failure_of_results_and_not_of_messages(tmp_path: Path) -> None:
+    assert status_of(tmp_path, redirected="2>/dev/full", stdout=subprocess.DEVNULL) == 0
+    assert status_of(tmp_path, redirected=">/dev/full", stderr=subprocess.DEVNULL) != 0
+
+
+def test_characters_that_an_encoding_lacks_are_escaped(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlm_lightning", "--help"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=60)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, b"mlm COMMAND \\u2026")
 
 
 def said(code: str, folder: Path) -> tuple[str, str]:

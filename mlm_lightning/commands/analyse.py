@@ -10,7 +10,7 @@ from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import ConfigError, UserError, refuse
 from mlm_lightning.messages import print_table, waiting
 from mlm_lightning.packages import need
-from mlm_lightning.values import not_one_of
+from mlm_lightning.values import expanded, not_one_of
 
 if TYPE_CHECKING:
     from mlm_lightning.analysis.attention import Maps
@@ -29,7 +29,7 @@ analysis into RUN/analysis, which `mlm report` shows, and says in words what the
 
   mlm analyse outputs/default/default-1a2b3c4d            all that the run's data and model allow
   mlm analyse RUN analysis=attention --heads              maps of each head
-  mlm analyse RUN analysis=[probe,posterior] --rows 4000
+  mlm analyse RUN 'analysis=[probe,posterior]' --rows 4000
   mlm analyse outputs/filter_levels analysis=attention    every run in a folder, and their attention side by side
 
 --rows N looks at N rows of validation (1024). --output DIR is where several runs side by side go: without it, to the folder of
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _is_choice(word: str) -> bool:
-    return word.startswith("analysis=") and not Path(word).exists()
+    return word.startswith("analysis=") and not expanded(word).exists()
 
 
 def _names(text: str) -> list[str] | None:
@@ -108,7 +108,7 @@ def analyse(
             all_maps += [maps] if maps is not None else []
     if len(all_maps) > 1:
         parents = {folder.parent for folder in found}
-        home = Path(output) if output else parents.pop() if len(parents) == 1 else Path()
+        home = expanded(output) if output else parents.pop() if len(parents) == 1 else Path()
         together = attention.finding(sorted(all_maps, key=lambda maps: list(titles.values()).index(maps.title)), heads)
         found.setdefault(home, {})["attention"] = _written(together, home)
     if not any(found.values()):
@@ -124,7 +124,7 @@ def _mistakes(runs: Sequence[str], analyses: Sequence[str] | None, rows: int) ->
         wrong.append(ConfigError("--rows", rows, "give a number of rows, such as 1024"))
     for word in runs:
         key, equals, value = word.partition("=")
-        if equals and not Path(word).exists() and "/" not in key:
+        if equals and not expanded(word).exists() and "/" not in key:
             wrong.append(
                 ConfigError(key, value, "no such run, and mlm analyse changes no settings", "give runs, and analysis=NAME")
             )
@@ -135,7 +135,7 @@ def _mistakes(runs: Sequence[str], analyses: Sequence[str] | None, rows: int) ->
 
 def _runs_of(path: str) -> list[str]:
     """A folder of runs is all that have a checkpoint."""
-    folder = Path(path)
+    folder = expanded(path)
     if not folder.is_dir() or (folder / "config.yaml").is_file():
         return [path]
     inside = sorted(each.parent for each in folder.glob("*/config.yaml") if any(each.parent.glob("checkpoints/*.ckpt")))

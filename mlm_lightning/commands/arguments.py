@@ -1,11 +1,11 @@
 """What commands share: flags by argparse."""
 
 import argparse
-import os
 import sys
 from typing import NoReturn
 
 from mlm_lightning.errors import UserError
+from mlm_lightning.processes import see_own_packages
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,9 +27,3 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         usage = self.help_text.partition("\n")[0]
         raise UserError(f"{message.replace(', OVERRIDE', '')}\n{usage}")
-
-
-def see_own_packages() -> None:
-    """A trusted `_target_` may name a package in this folder, as in `mlm train`."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())

@@ -20,7 +20,7 @@ The metrics of a run (its best checkpoint, else its last) or of one checkpoint, 
 
   mlm evaluate outputs/default/default-1a2b3c4d
   mlm evaluate RUN --split test --json
-  mlm evaluate RUN eval.mask_rates=[0.15,0.3,0.5]
+  mlm evaluate RUN 'eval.mask_rates=[0.15,0.3,0.5]'
   mlm evaluate RUN data.filter_level=2              the same model on other data
   mlm evaluate RUN 'eval.data={k2: {filter_level: 2}}'  on further data beside the run's own
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
+from mlm_lightning.values import expanded
 
 HELP = """\
 mlm export RUN DIR [--onnx] [--push USER/NAME [--public]] [--trust]
@@ -45,7 +46,7 @@ def export(
     """Writes the folder, whole or not at all, and returns it; with `push` (USER/NAME), its address on the hub."""
     from mlm_lightning.sharing import hub
 
-    folder = Path(folder)
+    folder = expanded(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"DIR={folder}: is there already; give a new folder")
     api = None if push is None else hub.open_hub(push)

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from mlm_lightning.commands.arguments import Parser, see_own_packages
+from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError, mistakes
 from mlm_lightning.messages import print_table
+from mlm_lightning.processes import see_own_packages
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,6 +6,7 @@ from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
 from mlm_lightning.files import write_atomically
 from mlm_lightning.packages import need
+from mlm_lightning.values import expanded
 
 HELP = """\
 mlm report PATH… [--output DIR] [--metric val/loss]
@@ -44,7 +45,7 @@ def report(paths: list[str], output: str | None = None, metric: str | None = Non
 
     found = study(collect(paths), metric)
     recipe = recipe_of(found.best) if found.best else None
-    folder = Path(output) if output else (found.collection.home or Path()) / "report"
+    folder = expanded(output) if output else (found.collection.home or Path()) / "report"
     pictures = draw(found)
     texts = {"results.csv": results_csv(found.collection), "groups.csv": groups_csv(found), "groups.tex": groups_tex(found)}
     files = {name: text.encode() for name, text in texts.items()}

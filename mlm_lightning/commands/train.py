@@ -2,12 +2,13 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
+from shlex import quote
 from textwrap import shorten, wrap
 from typing import Any
 
-from mlm_lightning.commands.arguments import see_own_packages
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.messages import print_table, waiting
+from mlm_lightning.processes import see_own_packages
 
 HELP = """\
 mlm train [OVERRIDE…] [-m] [--config-dir DIR] [--debug]
@@ -113,4 +114,4 @@ def show(folder: Path, summary: dict[str, Any], per: str = "token") -> None:
     print_table(rows)
     if told := [*leaks([summary]), *left(summary), *shortfalls([summary])]:
         print("", *told, sep="\n")
-    print(f"\nrun          {folder}\ncurves       tensorboard --logdir {folder.parent}")
+    print(f"\nrun          {folder}\ncurves       tensorboard --logdir {quote(str(folder.parent))}")

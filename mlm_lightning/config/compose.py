@@ -28,13 +28,14 @@ from mlm_lightning.config.shipped import GROUPS, config_folder
 from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
 from mlm_lightning.files import damaged
 from mlm_lightning.packages import need, requirements
-from mlm_lightning.values import UnknownKeyError, suggestion
+from mlm_lightning.values import UnknownKeyError, expanded, suggestion
 
 CONFIG_NAME = "train"
 WRITTEN_AGAIN = "remove the run's summary.json, and the command that trained it writes this file again"
 MOST_JOBS = 100_000
 """Of a sweep: each is composed and checked before the first one starts."""
 OmegaConf.register_new_resolver("quotient", operator.floordiv, replace=True)
+OmegaConf.register_new_resolver("expanded", lambda path: str(expanded(path)), replace=True)
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def composer(config_dir: str | None = None, config_name: str | None = None) -> I
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    if config_dir is not None and not Path(config_dir).is_dir():
+    if config_dir is not None and not expanded(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="mlm"):
@@ -54,7 +55,7 @@ class Composer:
     def __init__(self, hydra: Any, config_dir: str | None, config_name: str) -> None:
         self.hydra, self.loader = hydra, hydra.config_loader
         self.config_dir, self.config_name = config_dir, config_name
-        self.search_path = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+        self.search_path = [] if config_dir is None else [f"hydra.searchpath=[file://{expanded(config_dir).resolve()}]"]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """One config, with Hydra's own part. Raises UserError for anything that Hydra or OmegaConf finds wrong."""
@@ -201,14 +202,13 @@ _A_RUN = re.compile(r"^[^'\"]*-[0-9a-f]{8}(/|$)")
 
 
 def _with_path_in_quotes(override: str) -> str:
-    """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there stands for itself,
-    though '=' and ',' mean something to Hydra: so a run's name can be typed, completed and pasted. So does the name of a run
-    that is there no more, and either beside a null, in a sweep."""
+    """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there or begins with `~/`
+    stands for itself, though '=' means something to Hydra; so does the name of a run that is gone, and either after a null."""
     key, _, value = override.partition("=")
     before, value = ("null,", value[5:]) if value.startswith("null,") else ("", value)
-    if re.search(r"[=,:(){}\[\] ]", value):
+    if re.search(r"[=,:(){}\[\] ~]", value):
         with suppress(OSError, ValueError):  # too long for a path
-            if Path(value).expanduser().exists() or (key == "init.from_run" and _A_RUN.search(value)):
+            if value.startswith("~/") or expanded(value).exists() or (key == "init.from_run" and _A_RUN.search(value)):
                 escaped = value.replace("'", "\\'")
                 return f"{key}={before}'{escaped}'"
     return override
@@ -294,6 +294,7 @@ def answer_by_hydra(arguments: list[str], flags: argparse.Namespace, overrides: 
     from hydra.core.global_hydra import GlobalHydra
 
     flags_only = [argument for argument in arguments if argument not in flags.overrides]
+    flags_only += ["--config-dir", str(expanded(flags.config_dir))] if flags.config_dir else []  # the last one counts
     GlobalHydra.instance().clear()
     sys.argv = ["mlm train", *flags_only, *overrides]
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)(lambda config: None)()

@@ -13,6 +13,7 @@ from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.files import checksum
+from mlm_lightning.values import expanded
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 CHECKPOINTS = (LAST, PREVIOUS)
@@ -20,7 +21,7 @@ CHECKPOINTS = (LAST, PREVIOUS)
 
 def locate(path: str | Path, argument: str = "RUN") -> tuple[Path, Path]:
     """The folder and the checkpoint that a RUN argument (or `resume`) names."""
-    path = Path(path)
+    path = expanded(path)
     hint = "give a run's folder (outputs/NAME/…) or a .ckpt file in it" + (", or auto or never" if argument == "resume" else "")
     if path.is_file() and path.suffix == ".ckpt":
         folder, checkpoint = path.parent.parent, path
@@ -42,7 +43,7 @@ def with_weights(composed: Composed) -> Composed:
     named = composed.get("init.from_run")
     if named is None or composed.get("init.weights"):  # which a run's own config has
         return composed
-    path = str(Path(str(named)).expanduser().absolute())  # a sweep's run, or a rank, may be in another folder
+    path = str(expanded(str(named)).absolute())  # a sweep's run, or a rank, may be in another folder
     try:
         _, checkpoint = locate(path, "init.from_run")
         digest = checksum(checkpoint)
@@ -58,7 +59,7 @@ def with_weights(composed: Composed) -> Composed:
 
 def _noted(composed: Composed, path: str) -> str | None:
     """The digest that runs of this name noted when they began with the run at `path`; the newest run's, of several."""
-    configs = (Path(str(composed.get("output_dir"))) / str(composed.get("name"))).glob("*/config.yaml")
+    configs = (expanded(str(composed.get("output_dir"))) / str(composed.get("name"))).glob("*/config.yaml")
     for file in sorted(configs, key=lambda each: each.stat().st_mtime, reverse=True):
         try:
             noted = read_config(file.parent)

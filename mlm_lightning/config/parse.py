@@ -65,7 +65,7 @@ from mlm_lightning.masking import Masking
 from mlm_lightning.models.protocol import HasOwnTokens, MayBeAnotherTask, MayClassify
 from mlm_lightning.processes import Workers
 from mlm_lightning.tasks import MLM, Classify, Task
-from mlm_lightning.values import check_arguments
+from mlm_lightning.values import check_arguments, expanded
 
 Sources = dict[tuple[str, ...], Node]
 Maskings = dict[tuple[str, ...], Masking]
@@ -104,7 +104,7 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
     parts = _parse_parts(findings, config)
     sources, maskings = _check_together(findings, parts, composed.overrides)
     if composed.overrides is not None:  # else it is of a run that was checked before it was trained
-        output = Path(str(config.get("output_dir")))
+        output = expanded(str(config.get("output_dir")))
         if any(each.exists() and not each.is_dir() for each in (output / place, output, *output.parents)):
             findings.errors.append(ConfigError("output_dir", str(output), "there is a file of that name", "give a folder"))
         findings.errors += too_large_training(parts["trainer"], parts["loader"])

@@ -16,7 +16,7 @@ from typing import Any
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.signatures import resolve_target
 from mlm_lightning.errors import ConfigError, refuse
-from mlm_lightning.values import Located, located
+from mlm_lightning.values import Located, expanded, located
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ def _resolve(key: str, value: Any, kind: Located, start: Path | None, errors: li
         return [_resolve(key, each, kind, start, errors) for each in value]
     if not isinstance(value, str) or value in ("", kind.word, "???"):
         return value
-    if start is not None and not Path(value).expanduser().is_absolute():
+    if start is not None and not expanded(value).is_absolute():
         there = f"{escape(str(start)) if has_magic(value) else start}/{value}"
         if _leads_somewhere(there):
             return there
     if _leads_somewhere(value):
-        if start is not None and not Path(value).expanduser().is_absolute() and start != Path.cwd():
+        if start is not None and not expanded(value).is_absolute() and start != Path.cwd():
             log.info(
                 "%s=%s: is not in %s any more, where the run was started; taking the one in this folder", key, value, start
             )
@@ -77,5 +77,5 @@ def _resolve(key: str, value: Any, kind: Located, start: Path | None, errors: li
 
 
 def _leads_somewhere(path: str) -> bool:
-    expanded = Path(path).expanduser()
-    return expanded.exists() or (has_magic(path) and bool(glob(str(expanded), recursive=True)))
+    there = expanded(path)
+    return there.exists() or (has_magic(path) and bool(glob(str(there), recursive=True)))

@@ -5,6 +5,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from mlm_lightning.values import expanded
+
 GROUPS = (
     "data",
     "task",
@@ -31,7 +33,7 @@ def config_folder() -> Path:
 def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
     """By group its options, each with what the first line of its file says of it; the user's own last."""
     found: dict[str, dict[str, str]] = {group: {} for group in GROUPS}
-    for folder in (config_folder(), *([Path(config_dir)] if config_dir else [])):
+    for folder in (config_folder(), *([expanded(config_dir)] if config_dir else [])):
         for file in sorted(folder.glob("*/*.yaml")):
             if file.parent.name != "hydra":
                 found.setdefault(file.parent.name, {})[file.stem] = _description(file)

@@ -28,7 +28,7 @@ OWNED_KEYS = {
     "enable_checkpointing": "callbacks.checkpoint=null switches checkpoints off",
     "fast_dev_run": "use trainer=smoke",
     "limit_predict_batches": "mlm predict takes single texts",
-    "logger": "choose them with logger=NAME or logger=[tensorboard,csv]",
+    "logger": "choose them with logger=NAME or 'logger=[tensorboard,csv]'",
     "min_epochs": "use trainer.max_epochs; nothing but callbacks=early_stopping ends a run before it",
     "min_steps": "use trainer.max_steps; nothing but callbacks=early_stopping ends a run before it",
     "model_registry": "use mlm export on a finished run",

@@ -14,7 +14,7 @@ from mlm_lightning.data.batches import BatchRange, EvalBatches, Plan, TrainBatch
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import SPLITS, EndlessRows, Source, Split
 from mlm_lightning.data.warmup import LengthSchedule
-from mlm_lightning.errors import refuse
+from mlm_lightning.errors import handle, refuse
 from mlm_lightning.masking import Masking
 from mlm_lightning.randomness import key
 from mlm_lightning.tasks import MLM, Batch, Task
@@ -116,9 +116,7 @@ def _loader(batches: Dataset[Batch], sampler: BatchRange, num_workers: int) -> D
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """Ctrl-C and a scheduler's signals reach the workers too, and the main process still wants the batches of its step."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if signum := getattr(signal, name, None):
-            signal.signal(signum, signal.SIG_IGN)
+    handle(signal.SIG_IGN)
 
 
 def _identity(batch: Any) -> Any:

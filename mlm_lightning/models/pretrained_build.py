@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.logging import disable_progress_bar
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, one_line, refuse
+from mlm_lightning.values import expanded, expanded_name
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _checkpoint_config(
     checkpoint: str, revision: str | None, architecture: str | None, settings: dict[str, Any], vocab_size: int
 ) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(expanded_name(checkpoint), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _no_checkpoint(checkpoint, revision, error) from error
     if config.model_type not in _architectures():
@@ -163,7 +163,7 @@ def read_model(checkpoint: str, revision: str | None, config: PreTrainedConfig, 
     """With the weights of a checkpoint; says which ones it lacks."""
     try:
         model, loading = _auto(classifies).from_pretrained(
-            checkpoint,
+            expanded_name(checkpoint),
             revision=revision,
             config=config,
             dtype=torch.float32,  # also where the file holds bf16: the optimizer's updates need the precision
@@ -235,7 +235,7 @@ def _invalid_config(architecture: str, error: Exception, key: str = "model.confi
 
 
 def _no_checkpoint(checkpoint: str, revision: str | None, error: Exception) -> ConfigError:
-    if Path(checkpoint).expanduser().is_dir():
+    if expanded(checkpoint).is_dir():
         problem, remedy = "the folder is no model of transformers that opens", "it needs config.json and model.safetensors"
     elif checkpoint.startswith(("/", "./", "../", "~")) or checkpoint.count("/") > 1:
         problem, remedy = "there is no such folder", ""

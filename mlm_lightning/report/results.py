@@ -27,6 +27,7 @@ from mlm_lightning.runs import evaluations
 from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.runs.folder import Run, processes_of, read_metrics
 from mlm_lightning.runs.identity import LATER_KEYS, deciding, identity
+from mlm_lightning.values import expanded
 
 STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
 """Those of `Run`, and `damaged`: a file of the run can't be read."""
@@ -120,7 +121,7 @@ class Collection:
 
 def collect(paths: Sequence[str]) -> Collection:
     """Reads sweeps' folders, folders of runs and runs. Raises UserError for a path that is none of them."""
-    parts = [_open(Path(path)) for path in paths]
+    parts = [_open(expanded(path)) for path in paths]
     _name_conditions([result for part in parts for result in part.results])
     if len(parts) == 1:
         return parts[0]

@@ -42,6 +42,7 @@ from mlm_lightning.files import read_json, write_atomically
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
 from mlm_lightning.runs.progress import RunProgress
+from mlm_lightning.values import expanded
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Run:
     def find(cls, settings: Settings, naming: Sequence[str] | None = None) -> "Run":
         """The folder of these settings: the one that is there, else a new name, of the overrides `naming` (None: of all, in
         their order); creates nothing."""
-        parent = Path(settings.output_dir) / settings.name
+        parent = expanded(settings.output_dir) / settings.name
         hash8 = identity(settings.composed.config, settings.trainer.world_size())
         there = sorted(parent.glob(f"*-{hash8}")) if parent.is_dir() else []
         words = (settings.composed.overrides or ()) if naming is None else naming

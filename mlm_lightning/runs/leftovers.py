@@ -20,6 +20,7 @@ from mlm_lightning.data.text.settings import shared_cache
 from mlm_lightning.errors import BusyError
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.listing import run_folders, size_of
+from mlm_lightning.values import expanded
 
 KINDS = {
     "old": "runs that were started again (resume=never)",
@@ -92,7 +93,7 @@ def _unused_caches(runs: list[Run]) -> list[Path]:
         used.update(each.partition(":")[0] for each in fingerprints)
         with contextlib.suppress(Exception):  # a damaged config names no cache
             if own := read_config(run.folder).get("data.cache_dir"):
-                homes.add(Path(own).expanduser())
+                homes.add(expanded(own))
     return [path for home in sorted(homes) for path in token_caches(home) if path.name not in used and not is_being_built(path)]
 
 

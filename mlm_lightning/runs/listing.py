@@ -15,6 +15,7 @@ from pathlib import Path
 from mlm_lightning.errors import UserError
 from mlm_lightning.runs.folder import Run, Status, read_note
 from mlm_lightning.runs.progress import RunProgress
+from mlm_lightning.values import expanded
 
 DEFAULT_OBJECTIVE = "val/loss"
 
@@ -57,9 +58,9 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 def existing(folder: str) -> Path:
     """The folder of an argument; UserError where there is none."""
-    if not Path(folder).is_dir():
+    if not (found := expanded(folder)).is_dir():
         raise UserError(f"FOLDER={folder}: no such folder; give one with runs in it (output_dir, outputs by default)")
-    return Path(folder)
+    return found
 
 
 def groups(folder: Path) -> list[Group]:

@@ -25,6 +25,7 @@ from mlm_lightning.models.protocol import Exportable, Loadable, Rebuildable
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, read_checkpoint
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.tasks import Classify
+from mlm_lightning.values import expanded
 
 WEIGHTS = "model.safetensors"
 CLASSES = "classes.json"
@@ -148,7 +149,7 @@ def tokenizer_folder(folder: Path) -> Path | None:
 
 def locate_weights(path: str | Path) -> tuple[Path, Path]:
     """The folder and the file of weights that a RUN argument names: as `locate`, or a folder that `mlm export` wrote."""
-    folder = Path(path)
+    folder = expanded(path)
     if not (folder / WEIGHTS).is_file():
         return locate(path)
     if missing := [name for name in ("config.yaml", "model.json", "manifest.json") if not (folder / name).is_file()]:

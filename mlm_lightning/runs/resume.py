@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.config.build import eval_data_key
@@ -24,6 +23,7 @@ from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, flat, record_of
 from mlm_lightning.runs.folder import Run, processes_of
 from mlm_lightning.runs.load import stored_vocab
+from mlm_lightning.values import expanded
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def parent_of(settings: Settings) -> Position | None:
     if settings.resume in ("auto", "never"):
         return None
     folder, checkpoint = locate(settings.resume, "resume")
-    if Path(settings.resume).is_dir():
+    if expanded(settings.resume).is_dir():
         return Run(folder).last_checkpoint()
     try:
         return Position.read(checkpoint)

@@ -87,6 +87,8 @@ def write_model(loaded: LoadedRun, folder: Path) -> None:
         _write_json(folder / CLASSES, {"classes": loaded.classes})
     (folder / "config.yaml").write_bytes(config_yaml(shared_config(loaded, description)))
     _write_json(folder / "manifest.json", manifest_of(loaded))
+    for file in filter(Path.is_file, folder.rglob("*")):  # safetensors writes what its owner alone may read
+        shutil.copymode(folder / "manifest.json", file)
 
 
 def shared_config(loaded: LoadedRun, description: Mapping[str, Any]) -> Composed:

@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,9 +27,9 @@ from typing import Any
 import torch
 
 from mlm_lightning.config.trainer import TrainerSettings
-from mlm_lightning.errors import BusyError, Interrupted, PrunedError, interruptible
+from mlm_lightning.errors import SIGNALS, BusyError, Interrupted, PrunedError, interruptible
 from mlm_lightning.messages import report
-from mlm_lightning.processes import num_cores
+from mlm_lightning.processes import num_cores, safe_path
 from mlm_lightning.sweeps.jobs import Job, JobSource
 from mlm_lightning.training.train import train
 
@@ -67,8 +68,7 @@ def run_all(
 ) -> None:
     """Runs what `source` hands out until nothing is left, and calls `tick` once a second. On a signal all runs save and end,
     and Interrupted is raised; a second Ctrl-C ends them at once."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(list(_PRELOADED))
+    server = _started_server()
     alone, running = len(free) == 1, dict[Any, tuple[BaseProcess, Job, Slot]]()
     try:
         while True:
@@ -102,6 +102,20 @@ def run_all(
             left.kill()
 
 
+def _started_server() -> Any:
+    """The fork server. A signal to the whole group, such as that of a window that is closed, doesn't end it."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(_PRELOADED))
+    try:
+        with safe_path():
+            for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+                signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which the first one lifts
+                start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return server
+
+
 def _stop(processes: list[BaseProcess], signum: int) -> None:
     for process in processes:
         if process.is_alive() and process.pid is not None:
@@ -115,6 +129,7 @@ def _stop(processes: list[BaseProcess], signum: int) -> None:
 def _work(job: Job, slot: Slot, output: Path | None) -> None:
     """In the child process."""
     Thread(target=_die_with_sweep, daemon=True).start()
+    os.environ.pop("PYTHONSAFEPATH", None)  # the server's
     os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the sweep, which hands it on once
     if slot.visible_devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
@@ -128,6 +143,7 @@ def _work(job: Job, slot: Slot, output: Path | None) -> None:
         os.environ["OMP_NUM_THREADS"] = str(slot.threads)  # of its ranks and workers
     with interruptible():
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the server has them blocked
             status = attempt(job)
         except (Interrupted, KeyboardInterrupt) as error:
             status = report(error)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
 from mlm_lightning.messages import speak
 from mlm_lightning.packages import missing
-from mlm_lightning.processes import num_cores
+from mlm_lightning.processes import num_cores, safe_path, see_own_packages
 from mlm_lightning.report.answer import answer
 from mlm_lightning.report.learned import leaks, shortfalls
 from mlm_lightning.report.page import show_runs
@@ -32,6 +33,7 @@ from mlm_lightning.sweeps.board import Board
 from mlm_lightning.sweeps.conditions import asked_of, evaluate_all
 from mlm_lightning.sweeps.jobs import Grid, Job, JobSource, Search, Sweep, search_space, swept_overrides
 from mlm_lightning.training.train import check_start
+from mlm_lightning.values import expanded
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
         if not chosen and len(asked_of(jobs)) > 1:
             log.warning(
                 "the search changes the task, and so looks for the easiest one: val/loss is each run's own. A fair objective "
-                "is the same for all runs: eval.mask_rates=[0.15] sweep.objective=val/loss_rate_0.15"
+                "is the same for all runs: 'eval.mask_rates=[0.15]' sweep.objective=val/loss_rate_0.15"
             )
     sweep = Sweep(folder, ["mlm", "train", *sys.argv[2:]], swept, settings, objective_chosen=chosen)
     sweep.write(source.jobs)
@@ -169,7 +171,8 @@ def _run_by_plugin(hydra: Composer, master: DictConfig, source: JobSource, sweep
     while batch := list(islice(iter(source.next, None), at_most)):
         for job in batch:
             started(job)
-        hydra.launch(_task, master, [list(job.settings.composed.overrides or ()) for job in batch])
+        with safe_path():
+            hydra.launch(_task, master, [list(job.settings.composed.overrides or ()) for job in batch])
         for job in batch:
             if job.run.status == "missing":
                 job.run.fail(RuntimeError("its worker exited without an error message; the launcher's log may say why"))
@@ -183,9 +186,10 @@ def _task(config: DictConfig) -> float | None:
 
     job_config = HydraConfig.get()
     os.chdir(job_config.runtime.cwd)  # relative paths are the command's, wherever the launcher's worker started
+    see_own_packages()
     config_dir = next((path.removeprefix("file://") for path in job_config.searchpath), None)
     settings = parse(Composed(to_plain(config), tuple(job_config.overrides.task), config_dir))
-    expected = json.loads((Path(settings.output_dir) / settings.name / "sweep.json").read_text())
+    expected = json.loads((expanded(settings.output_dir) / settings.name / "sweep.json").read_text())
     job = Job.of(settings, expected["swept"])
     try:
         pool.attempt(job)
@@ -208,4 +212,5 @@ def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
         print(answer(found)[0], *leaks(summaries), *shortfalls(summaries), sep="\n")
     if found.best is not None:
         print(f"best     {found.best.folder}")
-    print(f"report   mlm report {sweep.folder}\ncurves   tensorboard --logdir {sweep.folder}")
+    typed = shlex.quote(str(sweep.folder))
+    print(f"report   mlm report {typed}\ncurves   tensorboard --logdir {typed}")

@@ -27,7 +27,7 @@ from mlm_lightning.config.build import model_for
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.source import Source
-from mlm_lightning.errors import Interrupted
+from mlm_lightning.errors import Interrupted, handle, restore
 from mlm_lightning.runs.checkpoint import Position
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.training.parameters import hidden_matrices
@@ -135,7 +135,7 @@ class Clock(Callback):
         self._times: list[float] = []
         self._mark, self._steps = 0.0, 0
         self._signum = 0
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         alone = trainer.world_size == 1
@@ -145,9 +145,7 @@ class Clock(Callback):
             if alone:  # other ranks would wait for one that has gone
                 raise Interrupted(signum, None)
 
-        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-            if signum := getattr(signal, name, None):
-                self._handlers[signum] = signal.signal(signum, stop)
+        self._handlers = handle(stop)
         self._mark = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -169,8 +167,7 @@ class Clock(Callback):
         self.step_seconds = float(trainer.strategy.reduce(median, reduce_op="max"))
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
+        restore(self._handlers)
         self._handlers = {}
         if self._signum:
             raise Interrupted(self._signum, None)

@@ -10,6 +10,7 @@ Lightning's CSVLogger deletes its file on a restart and holds lines back; this o
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,6 +119,11 @@ class TensorBoardLogger(LightningTensorBoardLogger):
     ) -> None:
         super().__init__(save_dir, name, version, purge_step=purge_step, max_queue=max_queue, flush_secs=flush_secs)
         self._has_chart = False
+
+    @property
+    def log_dir(self) -> str:
+        """Lightning's would expand a `~` or a `$NAME` of the run's folder once more."""
+        return os.path.join(self.root_dir, str(self.version))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

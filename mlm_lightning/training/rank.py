@@ -1,4 +1,4 @@
-"""One rank of several: `python -m mlm_lightning.training.rank PARENT FOLDER [CHECKPOINT]`, started by `ranks`."""
+"""One rank of several: a process with the arguments PARENT FOLDER [CHECKPOINT], started by `ranks`."""
 
 import os
 import sys
@@ -29,9 +29,11 @@ def main(folder: Path, checkpoint: Path | None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def start() -> None:
     die_with_parent(int(sys.argv[1]))  # a rank without its `mlm train` would go on alone, without its lock
     from mlm_lightning.errors import interruptible
+    from mlm_lightning.messages import speak
 
+    speak()
     with interruptible():
         sys.exit(main(Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None))

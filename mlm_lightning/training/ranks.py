@@ -23,7 +23,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -34,7 +33,8 @@ from typing import Any
 
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.trainer import TrainerSettings
-from mlm_lightning.errors import CTRL_C, MISTAKE, STOPPED, ConfigError, Interrupted, UserError
+from mlm_lightning.errors import CTRL_C, MISTAKE, STOPPED, ConfigError, Interrupted, UserError, handle, restore
+from mlm_lightning.processes import python
 from mlm_lightning.runs.checkpoint import Position
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import identity
@@ -164,7 +164,7 @@ def _train_ranks(settings: TrainerSettings, message: dict[str, Any]) -> None:
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     shared = {"MASTER_ADDR": message["address"], "MASTER_PORT": str(message["port"]), "OMP_NUM_THREADS": threads}
     shared["NODE_RANK"] = str(node_rank() if settings.num_nodes > 1 else 0)
-    command = [sys.executable, "-m", "mlm_lightning.training.rank", str(os.getpid()), message["folder"]]
+    command = [*python("from mlm_lightning.training.rank import start; start()"), str(os.getpid()), message["folder"]]
     command += [message["checkpoint"]] if message["checkpoint"] else []
     ranks: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
@@ -173,7 +173,7 @@ def _train_ranks(settings: TrainerSettings, message: dict[str, Any]) -> None:
         received.append(signum)
         _send(ranks, signum)
 
-    handlers = {each: signal.signal(each, forward) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    handlers = handle(forward)
     try:
         for rank in range(count):
             # out of the terminal's group: of one Ctrl-C they would hear twice, which means "at once"
@@ -181,8 +181,7 @@ def _train_ranks(settings: TrainerSettings, message: dict[str, Any]) -> None:
             ranks.append(subprocess.Popen(command, env=environment, process_group=0))
         statuses = _wait(ranks)
     finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
+        restore(handlers)
         for process in ranks:
             process.kill()
     _raise_what_ended(statuses, received, Path(message["folder"]))

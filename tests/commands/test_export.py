@@ -60,6 +60,9 @@ def test_an_empty_folder_is_filled(distilbert: TextRun, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     export(distilbert.folder, tmp_path / "there")
     assert (tmp_path / "there" / "model.safetensors").is_file()
+    (tmp_path / "any").touch()
+    modes = {file.stat().st_mode for file in (tmp_path / "there").rglob("*") if file.is_file()}
+    assert modes == {(tmp_path / "any").stat().st_mode}  # safetensors' own is 0600
 
 
 def test_the_present_folder_is_filled(distilbert: TextRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,16 +143,19 @@ def test_a_mistake_in_any_job_is_found_before_the_first_one_starts(tmp_path: Pat
 LONG = ("trainer.max_steps=300", "trainer.val_check_interval=100", "callbacks.checkpoint.every_n_train_steps=25")
 
 
-@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signum", [*(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP)), signal.SIGKILL]
+)
 def test_a_stopped_sweep_goes_on_where_its_runs_were(tmp_path: Path, signum: signal.Signals) -> None:
     marker = tmp_path / "marker"
     arguments = ("seed=0,1,2", *LONG, "sweep.jobs=2", *failing(marker, []))
     process = start_sweep(tmp_path / "cut", *arguments)
     wait_for(tmp_path / "cut", "metrics.csv", lines=60)
-    os.killpg(process.pid, signum) if signum == signal.SIGINT else process.kill()
+    stopped = signum != signal.SIGKILL
+    os.killpg(process.pid, signum) if stopped else process.kill()  # as a terminal does: Ctrl-C, or its window is closed
     _, stderr = process.communicate(timeout=60)
-    if signum == signal.SIGINT:
-        assert process.returncode == 130, stderr
+    if stopped:
+        assert process.returncode == (130 if signum == signal.SIGINT else 75), stderr
         assert "Traceback" not in stderr
     before, statuses = steps_of(marker), [run.status for run in runs_in(tmp_path / "cut").values()]
     assert "complete" not in statuses
@@ -160,11 +163,25 @@ def test_a_stopped_sweep_goes_on_where_its_runs_were(tmp_path: Path, signum: sig
     assert sweep(tmp_path / "cut", *arguments) == 0
     again = steps_of(marker).total() - 900
     # what was killed repeats the steps after its last checkpoint; what was stopped repeats none
-    assert again == 0 if signum == signal.SIGINT else 0 <= again <= 2 * 25
+    assert again == 0 if stopped else 0 <= again <= 2 * 25
     assert sweep(tmp_path / "whole", "seed=0,1,2", *LONG, *failing(marker, [])) == 0
     cut, whole = runs_in(tmp_path / "cut"), runs_in(tmp_path / "whole")
     for seed in range(3):
         assert_equal_results(cut[seed], whole[seed])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["sweep.jobs=2", "launcher=joblib"])
+def test_runs_and_their_ranks_import_the_user_s_own_class_and_no_module_in_place_of_another(
+    tmp_path: Path, shadows: Path, how: str
+) -> None:
+    code = "from mlm_lightning.models.transformer import TransformerClassifier\n\nclass Mine(TransformerClassifier): pass\n"
+    (shadows / "own_model.py").write_text(code)
+    ranks = ("trainer.devices=2", "trainer.strategy=ddp", "model._target_=own_model.Mine")
+    process = start_sweep(tmp_path / "outputs", "seed=0,1", how, *ranks)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert [run.status for run in runs_in(tmp_path / "outputs").values()] == ["complete"] * 2
 
 
 @pytest.mark.slow

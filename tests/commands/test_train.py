@@ -1,11 +1,15 @@
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import TOY
 from helpers import assert_equal_checkpoints, lines_without_times, run_of, start, timeless, train, wait_for
 
 from mlm_lightning.errors import UserError
@@ -107,11 +111,10 @@ def test_identity_ignores_what_does_not_decide_the_result(toy: Toy) -> None:
         signal.SIGINT,
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_continues_to_the_same_result(toy: Toy, tmp_path: Path, signum: signal.Signals) -> None:
-    from conftest import TOY
-
     steps = ("trainer.max_steps=400", "trainer.val_check_interval=150", "model.dropout=0.1")
     whole = toy(f"output_dir={tmp_path / 'whole'}", *steps)
     expected = train(whole)
@@ -130,6 +133,18 @@ def test_an_interrupted_run_continues_to_the_same_result(toy: Toy, tmp_path: Pat
     assert timeless(train(cut)) == timeless(expected)
     assert lines_without_times(run_of(cut)) == lines_without_times(run_of(whole))
     assert_equal_checkpoints(*(run_of(each).checkpoints / "last.ckpt" for each in (cut, whole)))
+
+
+def test_a_run_whose_output_nobody_reads_any_more_is_complete(tmp_path: Path) -> None:
+    """`mlm train … 2>&1 | head -1`, without UTF-8."""
+    command = [sys.executable, "-m", "mlm_lightning", "train", *TOY, f"output_dir={tmp_path}"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"run ")
+        process.stdout.close()
+        assert process.wait(timeout=90) == 0
+    assert len(list(tmp_path.glob("*/*/summary.json"))) == 1
 
 
 def test_load_run_gives_the_model_of_the_best_step(toy: Toy) -> None:

@@ -33,8 +33,10 @@ DROPOUT = "model.dropout=0.1"
 
 @pytest.fixture(autouse=True)
 def _nothing_left_set() -> Any:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests are started by nohup
     yield
     At.place = None
+    signal.signal(signal.SIGHUP, before)
 
 
 def send(signum: signal.Signals) -> Callable[[], None]:
@@ -44,7 +46,7 @@ def send(signum: signal.Signals) -> Callable[[], None]:
 # its own checkpoint
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize(("step", "batch"), [(4, 0), (4, 3), (8, 2)])
 def test_a_signal_during_a_validation_stops_it_and_a_resumed_run_validates_first(
     toy: Toy, tmp_path: Path, step: int, batch: int, signum: signal.Signals

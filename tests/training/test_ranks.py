@@ -102,6 +102,12 @@ def press_ctrl_c(process: "subprocess.Popen[str]") -> None:
     assert_saved(process, status=130)
 
 
+def close_the_window(process: "subprocess.Popen[str]") -> None:
+    for _ in range(2):  # the shell does, and then the system
+        os.killpg(process.pid, signal.SIGHUP)
+    assert_saved(process, status=75)
+
+
 def assert_saved(process: "subprocess.Popen[str]", status: int) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status, stderr
@@ -110,7 +116,7 @@ def assert_saved(process: "subprocess.Popen[str]", status: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stops", [(kill, stop_one_rank), (press_ctrl_c,)])
+@pytest.mark.parametrize("stops", [(kill, stop_one_rank), (press_ctrl_c, close_the_window)])
 def test_two_ranks_that_are_stopped_go_on_to_the_same_result(
     toy: Toy, whole: Run, tmp_path: Path, stops: tuple[Callable[["subprocess.Popen[str]"], None], ...]
 ) -> None:
@@ -150,7 +156,7 @@ def test_two_machines_of_one_device_give_what_two_devices_of_one_machine_give(wh
 
 
 def test_another_number_of_ranks_is_refused_with_the_values_that_fit_and_these_continue_the_run(
-    toy: Toy, tmp_path: Path
+    toy: Toy, tmp_path: Path, shadows: Path
 ) -> None:
     options = (f"callbacks.at._target_={AT}", "data.batch_size=16", "schedule=constant")
     uninterrupted = toy(*options, f"output_dir={tmp_path / 'uninterrupted'}")

@@ -49,7 +49,7 @@ from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, Syntheti
 from mlm_lightning.data.source import Joint
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import uniform
-from mlm_lightning.values import checked
+from mlm_lightning.values import checked, expanded
 
 MAX_LENGTH = 256
 MAX_WORK = 2**36
@@ -238,7 +238,7 @@ class PCFGFileSource(GrammarSource):
         val_size: NumRows = 4096,
         test_size: NumRows = 4096,
     ) -> None:
-        grammar, self.words = read_grammar(Path(path))
+        grammar, self.words = read_grammar(expanded(path))
         if len(grammar.names) > MAX_NONTERMINALS:
             problem = f"has {len(grammar.names)} nonterminals in Chomsky normal form, for lack of time"
             raise ConfigError("data.path", str(path), problem, f"use a grammar of at most {MAX_NONTERMINALS}")

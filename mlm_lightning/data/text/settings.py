@@ -24,7 +24,7 @@ from mlm_lightning.data.text.tokenizer.encoder import was_misread
 from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path, tokenizer_files
 from mlm_lightning.errors import NO_VALUE, ConfigError, as_typed, refuse
 from mlm_lightning.packages import missing, need
-from mlm_lightning.values import Located, check_fields
+from mlm_lightning.values import Located, check_fields, expanded
 
 FORMAT = 2
 """Of the cache; a change makes every older cache one that is not found."""
@@ -112,7 +112,7 @@ class TextSettings:
     @property
     def cache_path(self) -> Path:
         """The folder of all token caches."""
-        return shared_cache() if self.cache_dir is None else Path(self.cache_dir).expanduser()
+        return shared_cache() if self.cache_dir is None else expanded(self.cache_dir)
 
     @property
     def num_held_out(self) -> int:
@@ -229,7 +229,7 @@ class TextSettings:
                 f"with data.test_split={as_typed(self.test_split)}: train, validation and test may not share documents",
                 "name other splits, or set data.val_split=null to set documents aside from train",
             )
-        if is_path(self.dataset) and not Path(self.dataset).expanduser().exists():
+        if is_path(self.dataset) and not expanded(self.dataset).exists():
             raise ConfigError("data.dataset", self.dataset, "there is no such folder", "give a folder or a hub name")
 
     # -- what the tokens depend on ---------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class TextSettings:
                 ]
                 for split, files in self.files().items()
             }
-        folder = Path(self.dataset).expanduser()
+        folder = expanded(self.dataset)
         content: Any = self.dataset
         if folder.is_dir():
             files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
@@ -289,4 +289,4 @@ def path_key(split: str) -> str:
 def shared_cache() -> Path:
     """Where token caches are unless a config says otherwise."""
     home = os.environ.get("MLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mlm_lightning")
-    return Path(home).expanduser()
+    return expanded(home)

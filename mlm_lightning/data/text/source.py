@@ -42,6 +42,7 @@ from mlm_lightning.data.text.tokenizer.load import DEFAULT_MAX_LENGTH, TRAIN, ke
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.files import UNWRITABLE, write_atomically
 from mlm_lightning.processes import Workers
+from mlm_lightning.values import expanded
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class TextSource(TextSettings, Source):
         """The name of its cache folder. A name on the hub, without a revision, may stand for other documents tomorrow: then
         their numbers belong to it."""
         cache = self._opened()
-        if self.dataset is None or self.revision is not None or Path(self.dataset).expanduser().is_dir():
+        if self.dataset is None or self.revision is not None or expanded(self.dataset).is_dir():
             return cache.folder.name
         return f"{cache.folder.name}:{fingerprint_of(cache.splits)[:8]}"
 

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -24,7 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from mlm_lightning.config.located import BEST, LAST, PREVIOUS
 from mlm_lightning.config.settings import SweepSettings
-from mlm_lightning.errors import Interrupted, PrunedError
+from mlm_lightning.errors import Interrupted, PrunedError, handle, restore
 from mlm_lightning.files import sync_folder
 from mlm_lightning.runs.checkpoint import write_checkpoint
 from mlm_lightning.runs.study import open_study
@@ -63,8 +62,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 class Checkpoint(LightningCheckpoint):
     """Writes `last.ckpt` (the one before it stays as `previous.ckpt`) every `every_n_train_steps` optimizer steps, every
-    `every_minutes` minutes, after a validation, at the end, and on SIGTERM, SIGUSR1 and Ctrl-C; `best.ckpt` where `monitor` is
-    lowest; `epoch-N.ckpt` every `every_n_epochs` epochs, all of which are kept.
+    `every_minutes` minutes, after a validation, at the end, and on SIGTERM, SIGUSR1, SIGHUP and Ctrl-C; `best.ckpt` where
+    `monitor` is lowest; `epoch-N.ckpt` every `every_n_epochs` epochs, all of which are kept.
 
     A validation that was not the best is followed by a checkpoint only if that costs less than 2 % of the time since the last.
     On a signal the optimizer step is finished, everything is saved, and `Interrupted` is raised; a validation is broken off,
@@ -90,7 +89,7 @@ class Checkpoint(LightningCheckpoint):
         self._signum = 0
         # the step that a run begins at, until its first batch is there: reading it may take long, and there is nothing to save
         self._before_first_batch: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
         self._group: Any = None
 
     # signals
@@ -103,14 +102,10 @@ class Checkpoint(LightningCheckpoint):
         else:  # other ranks would wait for one that has gone
             self._before_first_batch = trainer.global_step
         # Lightning sets its own handlers between on_fit_start and here
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-                if signum := getattr(signal, name, None):
-                    self._handlers[signum] = signal.signal(signum, self._remember)
+        self._handlers = handle(self._remember)
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
+        restore(self._handlers)
         self._handlers = {}
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:

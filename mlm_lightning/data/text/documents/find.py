@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, one_line
 from mlm_lightning.files import write_atomically
+from mlm_lightning.values import expanded
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
@@ -28,7 +29,7 @@ def find_files(patterns: Sequence[str], key: str) -> list[Path]:
     """
     files: dict[Path, Path] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = expanded(pattern)
         if path.is_dir():
             visible = (file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts))
             found = sorted(filter(_is_readable, visible))

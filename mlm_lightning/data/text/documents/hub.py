@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
 from mlm_lightning.data.text.documents.base import Documents, Labelled, Problems, missing_column
 from mlm_lightning.errors import ConfigError, one_line
+from mlm_lightning.values import expanded, expanded_name
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ def open_hub(name: str, config: str | None, revision: str | None, streaming: boo
     """
     from datasets import load_dataset
 
-    local = Path(name).expanduser().exists()
+    local = expanded(name).exists()
     try:
         try:
-            return load_dataset(str(Path(name).expanduser()) if local else name, config, revision=revision, streaming=streaming)
+            return load_dataset(expanded_name(name), config, revision=revision, streaming=streaming)
         except RuntimeError as error:
             if local or "scripts are no longer supported" not in str(error):
                 raise

@@ -22,7 +22,7 @@ from annotated_types import Ge
 
 from mlm_lightning.data.text.prepare.shards import Function, Task, Work
 from mlm_lightning.packages import need
-from mlm_lightning.processes import Workers, num_cores
+from mlm_lightning.processes import Workers, num_cores, python
 from mlm_lightning.values import checked
 
 NumWorkers = Annotated[int, Ge(1), "null is one a core"] | None
@@ -133,10 +133,10 @@ class _Worker:
     def __init__(self, shared: bytes) -> None:
         self._unsent = shared
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import _serve; _serve()"],
+            python(f"from {__name__} import _serve; _serve()"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, **_ONE_THREAD},
             process_group=0,  # Ctrl-C is for the caller, which stops its workers
         )
 

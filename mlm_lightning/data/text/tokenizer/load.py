@@ -14,6 +14,7 @@ from typing import Any
 from mlm_lightning.batch import UNNAMED, Vocab
 from mlm_lightning.errors import ConfigError, one_line
 from mlm_lightning.packages import need
+from mlm_lightning.values import expanded, expanded_name
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEFAULT_MAX_LENGTH = 512
@@ -33,7 +34,7 @@ def keys_of(folder: Path) -> dict[str, Any]:
 
 def check_tokenizer(tokenizer: str) -> None:
     """Raises where the value of `data.tokenizer` cannot be a hub name, is a path and leads nowhere; reads nothing."""
-    path = Path(tokenizer).expanduser()
+    path = expanded(tokenizer)
     if tokenizer == TRAIN or path.exists():
         return
     if is_path(tokenizer) or path.suffix in (".txt", ".json"):
@@ -42,7 +43,7 @@ def check_tokenizer(tokenizer: str) -> None:
 
 def vocabulary_file(tokenizer: str) -> Path | None:
     """The bare vocab.txt that the value of `data.tokenizer` names, itself or as the only thing in a folder; else None."""
-    path = Path(tokenizer).expanduser()
+    path = expanded(tokenizer)
     if path.is_file():
         return path
     alone = path.is_dir() and not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -51,7 +52,7 @@ def vocabulary_file(tokenizer: str) -> Path | None:
 
 def tokenizer_files(tokenizer: str) -> list[Path]:
     """The local files that decide what the tokenizer does; none for a hub name."""
-    file, folder = vocabulary_file(tokenizer), Path(tokenizer).expanduser()
+    file, folder = vocabulary_file(tokenizer), expanded(tokenizer)
     if file is not None:
         return [file]
     return sorted(path for path in folder.glob("*") if path.suffix in (".json", ".txt", ".model")) if folder.is_dir() else []
@@ -79,10 +80,8 @@ def load_tokenizer(folder: str | Path, revision: str | None = None) -> Any:
     need("a tokenizer", "transformers", "tokenizers")
     from transformers import AutoTokenizer
 
-    path = Path(folder).expanduser()
-    name = str(path) if path.exists() else str(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(expanded_name(str(folder)), revision=revision, trust_remote_code=False)
         if not set(tokenizer.get_vocab()).difference(tokenizer.all_special_tokens):  # made up for a model without a tokenizer
             raise ValueError("it has special tokens alone")
         return tokenizer

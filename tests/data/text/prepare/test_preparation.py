@@ -93,7 +93,7 @@ def expected(corpus) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_shards_and_workers_change_nothing(corpus, expected, small_shards, num_workers):
+def test_shards_and_workers_change_nothing(corpus, expected, small_shards, num_workers, shadows):
     source = source_of(corpus)
     source.prepare(workers=Local(num_workers))
     assert content(source) == expected
