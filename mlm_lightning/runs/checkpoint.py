@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mlm_lightning.config.settings import Settings
+from mlm_lightning.data.text.prepare.cache import as_first_read
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.files import SEAL, SEAL_SIZE, write_atomically
 from mlm_lightning.runs.identity import deciding
@@ -152,8 +153,11 @@ class Position:
         there, data = self.record, record["data"]
         if data and ":" not in (there["data"] or ""):  # an earlier version's, which did not count what a hub sent
             data = re.sub(r":\w+", "", data)
-        before = deciding(there["config"], there["world_size"]) | {"data files": there["data"]}
-        now = deciding(record["config"], record["world_size"]) | {"data files": data}
+        files = "data files"
+        if data != there["data"] == as_first_read(data or ""):
+            files += ", the same, but their reading was mended since"
+        before = deciding(there["config"], there["world_size"]) | {files: there["data"]}
+        now = deciding(record["config"], record["world_size"]) | {files: data}
         if "precision" in there and before["trainer"]["precision"] == now["trainer"]["precision"] == "auto":
             before["trainer.precision=auto"], now["trainer.precision=auto"] = there["precision"], record["precision"]
         return differences(before, now)

@@ -18,6 +18,7 @@ from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.located import locate
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
+from mlm_lightning.data.text.prepare.cache import as_first_read
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, flat, record_of
 from mlm_lightning.runs.folder import Run, processes_of
@@ -100,7 +101,12 @@ def check_complete(run: Run, settings: Settings) -> None:
             continue
         if now is not None and trained_on != {""} and now not in trained_on:
             key = "data" if node is settings.data else eval_data_key(names)
-            raise UserError(f"{run.folder}: is complete, but the files of {key} have changed since; {again}")
+            what = "have changed since, or more of them are found now"
+            if as_first_read(now) in trained_on:
+                what = (
+                    "are the same, but their reading was mended since (quotes, labels, carriage returns): it gives another text"
+                )
+            raise UserError(f"{run.folder}: is complete, but the files of {key} {what}; {again}")
 
 
 def _check_ranks(position: Position, settings: Settings) -> None:

@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -27,12 +28,13 @@ from torch import Tensor
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.source import Source, Split
-from mlm_lightning.data.text.documents.base import Documents
+from mlm_lightning.data.text.documents.base import Documents, Problems
 from mlm_lightning.data.text.documents.files import FileDocuments
 from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
 from mlm_lightning.data.text.labels import LabelRows, label_names
-from mlm_lightning.data.text.prepare.cache import TokenCache, building, publish
+from mlm_lightning.data.text.prepare.cache import CHECKED, TokenCache, building, mended, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
+from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, is_mended
 from mlm_lightning.data.text.prepare.workers import Local
 from mlm_lightning.data.text.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.text.settings import FORMAT, TextSettings, fingerprint_of, path_key
@@ -45,6 +47,7 @@ from mlm_lightning.processes import Workers
 
 log = logging.getLogger(__name__)
 
+_SHORT, _MANY = 32, 1_000_000  # tokens of a document; documents
 CachedRows = ChunkRows | DocumentRows | PackedRows
 
 
@@ -129,9 +132,9 @@ class TextSource(TextSettings, Source):
                 self.cache_path.mkdir(parents=True, exist_ok=True)
             except FileNotFoundError as error:  # where nobody may make one, such as /proc
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
-            if TokenCache.open(folder) is None:
+            if self._found(folder) is None:
                 with building(folder) as work:
-                    if TokenCache.open(folder) is None:
+                    if self._found(folder) is None:
                         self._build(request, work, folder, workers or Local())
                     else:  # by the process that this one has waited for
                         work.rmdir()
@@ -140,12 +143,15 @@ class TextSource(TextSettings, Source):
                 raise
             problem = f"the token cache cannot be written there ({error.strerror})"
             raise ConfigError("data.cache_dir", self.cache_path, problem, "make room or choose another folder") from error
-        cache = self._cache = TokenCache.open(folder)
+        cache = self._cache = self._found(folder)
         assert cache is not None, f"the cache {folder} vanished"
         for split in cache.splits:
             self.rows(cast(Split, split))  # raises where there are too few tokens for one
-        if cache.meta["warnings"]:
-            log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in cache.meta["warnings"]))
+        if request["txt_documents"]:
+            log.info("documents: %ss (data.txt_documents=%s)", request["txt_documents"], self.txt_documents)
+        self.files(says=True)
+        if warnings := [*cache.meta["warnings"], *self._short_documents(cache)]:
+            log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in warnings))
 
     def fingerprint(self) -> str:
         """The name of its cache folder. A name on the hub, without a revision, may stand for other documents tomorrow: then
@@ -156,7 +162,11 @@ class TextSource(TextSettings, Source):
         return f"{cache.folder.name}:{fingerprint_of(cache.splits)[:8]}"
 
     def expected_fingerprint(self) -> str:
-        return fingerprint_of(self.request())
+        folder = self.cache_path / fingerprint_of(self.request())
+        cache = self._found(folder)
+        if cache is not None:
+            return cache.folder.name
+        return (mended(folder) if self._is_mended() else folder).name
 
     def ngrams(self, fingerprint: str | None = None) -> NGramCounts | None:
         """Of the tokens for training in this source's cache, or in that of another fingerprint; counted once, and kept there.
@@ -178,7 +188,8 @@ class TextSource(TextSettings, Source):
         return label_names(self._opened(), self.class_names)
 
     def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
-        return LabelRows(self._opened().labels(split), self.classes(label, node)).__getitem__
+        cache = self._opened()
+        return LabelRows(cache.labels(split), cache.meta["labels"][split], self.classes(label, node)).__getitem__
 
     # -- what `mlm prepare` and a run need besides -----------------------------------------------------------------------
 
@@ -234,7 +245,7 @@ class TextSource(TextSettings, Source):
         """Those for training, and for validation and test where they have files or splits of their own; of a stream those that
         are set aside."""
         if self.dataset is None:
-            column, txt, label = self.text_column, self.txt_documents, self.label_column
+            column, txt, label = self.text_column, self.chosen_txt_documents, self.label_column
             return {
                 split: FileDocuments(files, column, txt, f"data.{path_key(split)}", label)
                 for split, files in self.files().items()
@@ -269,10 +280,42 @@ class TextSource(TextSettings, Source):
 
     def _opened(self) -> TokenCache:
         if self._cache is None:
-            self._cache = TokenCache.open(self.cache_path / fingerprint_of(self.request()))
+            self._cache = self._found(self.cache_path / fingerprint_of(self.request()))
         if self._cache is None:
             raise RuntimeError(f"no token cache for this data in {self.cache_path}: call prepare() first")
         return self._cache
+
+    def _found(self, folder: Path) -> TokenCache | None:
+        """The cache of this text, unless an earlier version made it of what it read otherwise."""
+        cache = TokenCache.open(mended(folder)) or TokenCache.open(folder)
+        if cache is not None and not (cache.folder / CHECKED).exists():
+            if self._is_mended():
+                return None
+            with suppress(OSError):
+                (cache.folder / CHECKED).touch()
+        return cache
+
+    def _is_mended(self) -> bool:
+        """Whether an earlier version read documents or labels otherwise. Files are read for that, a hub's dataset is not."""
+        problems, labels = Problems(), set[str]()
+        try:
+            for documents in self._documents().values() if self.dataset is None else ():
+                for shard in documents.shards():
+                    labels.update(getattr(document, "label", "") for document in documents.read(shard, problems))
+        except ConfigError:
+            return True
+        return is_mended(problems, labels)
+
+    def _short_documents(self, cache: TokenCache) -> Iterator[str]:
+        """A warning where rows have parts of many documents."""
+        if self.packing == "chunk" and "train" in cache.splits:
+            ends_N = np.fromfile(cache.files("train")[1], ENDS_DTYPE, count=_MANY)
+            median = np.median(np.diff(ends_N, prepend=0))
+            remedy = "data.packing=sentence_pack keeps them apart"
+            if cache.meta["request"]["txt_documents"] == "line":
+                remedy = "data.txt_documents=paragraph, file or auto makes longer ones"
+            if median < _SHORT:
+                yield f"the median document has {median:.0f} tokens, so that a row has parts of many; {remedy}"
 
     def _build(self, request: dict, work: Path, folder: Path, workers: Workers) -> None:
         meta_file = work / "meta.json"
@@ -286,5 +329,7 @@ class TextSource(TextSettings, Source):
         except ValueError:  # the same again would fail again
             shutil.rmtree(work)
             raise
+        (work / CHECKED).touch()
         delete_scratch(work)
-        publish(work, folder)
+        meta = json.loads(meta_file.read_text(encoding="utf-8"))
+        publish(work, mended(folder) if meta["mended"] else folder)

@@ -5,6 +5,7 @@
       vocab.json  tokenizer/  all that a run needs of the tokenizer; `tokenizer/` opens with AutoTokenizer
       train.tokens  val.tokens  test.tokens            the tokens, nothing else: uint16 or uint32, to be memory-mapped
       train.ends    val.ends    test.ends              where each document ends (exclusive): int64
+      reading-2               empty: no documents or labels are read otherwise today
       train.ngrams            how often its tokens and pairs of them occur (ngrams.py); made when it is first asked for
     <cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
 
@@ -30,6 +31,11 @@ from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, LABEL_DTYPE
 from mlm_lightning.files import sync_folder
 
 log = logging.getLogger(__name__)
+
+CHECKED = "reading-2"
+"""A file in each cache whose files are read today as they were when it was made."""
+
+_MENDED = "-2"
 
 _STALE_DAYS = 14
 """After so long, the unfinished work of a command that nobody repeated is deleted."""
@@ -78,6 +84,16 @@ class TokenCache:
         """The counts of the tokens for training, made unless they lie there."""
         token_T = np.asarray(np.memmap(self.files("train")[0], self.dtype, "r"))
         return NGramCounts.of_file(self.folder / "train.ngrams", token_T, self.vocab)
+
+
+def mended(folder: Path) -> Path:
+    """The cache of what an earlier version read otherwise, and kept in this folder."""
+    return folder.with_name(folder.name + _MENDED)
+
+
+def as_first_read(fingerprint: str) -> str:
+    """Without what `mended` adds to the names of caches."""
+    return fingerprint.replace(_MENDED, "")
 
 
 @contextmanager
