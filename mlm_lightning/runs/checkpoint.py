@@ -155,7 +155,7 @@ class Position:
             data = re.sub(r":\w+", "", data)
         files = "data files"
         if data != there["data"] == as_first_read(data or ""):
-            files += ", the same, but their reading was mended since"
+            files += " (the same; the reading of quotes, columns, labels and carriage returns was mended)"
         before = deciding(there["config"], there["world_size"]) | {files: there["data"]}
         now = deciding(record["config"], record["world_size"]) | {files: data}
         if "precision" in there and before["trainer"]["precision"] == now["trainer"]["precision"] == "auto":

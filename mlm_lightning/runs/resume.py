@@ -103,9 +103,7 @@ def check_complete(run: Run, settings: Settings) -> None:
             key = "data" if node is settings.data else eval_data_key(names)
             what = "have changed since, or more of them are found now"
             if as_first_read(now) in trained_on:
-                what = (
-                    "are the same, but their reading was mended since (quotes, labels, carriage returns): it gives another text"
-                )
+                what = "are read otherwise now: the reading of quotes, columns, labels and carriage returns was mended"
             raise UserError(f"{run.folder}: is complete, but the files of {key} {what}; {again}")
 
 

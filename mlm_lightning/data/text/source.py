@@ -166,7 +166,7 @@ class TextSource(TextSettings, Source):
         cache = self._found(folder)
         if cache is not None:
             return cache.folder.name
-        return (mended(folder) if self._is_mended() else folder).name
+        return (mended(folder) if self._is_mended else folder).name
 
     def ngrams(self, fingerprint: str | None = None) -> NGramCounts | None:
         """Of the tokens for training in this source's cache, or in that of another fingerprint; counted once, and kept there.
@@ -289,12 +289,13 @@ class TextSource(TextSettings, Source):
         """The cache of this text, unless an earlier version made it of what it read otherwise."""
         cache = TokenCache.open(mended(folder)) or TokenCache.open(folder)
         if cache is not None and not (cache.folder / CHECKED).exists():
-            if self._is_mended():
+            if self._is_mended:
                 return None
             with suppress(OSError):
                 (cache.folder / CHECKED).touch()
         return cache
 
+    @cached_property
     def _is_mended(self) -> bool:
         """Whether an earlier version read documents or labels otherwise. Files are read for that, a hub's dataset is not."""
         problems, labels = Problems(), set[str]()
