@@ -20,8 +20,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from mlm_lightning.data.splits import SPLITS, Split
-from mlm_lightning.data.text.documents.files import choose_txt_documents
-from mlm_lightning.data.text.documents.find import digests, find_files, suffixes
+from mlm_lightning.data.text.documents.find import choose_txt_documents, digests, find_files, suffixes
 from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path, tokenizer_files
 from mlm_lightning.errors import NO_VALUE, ConfigError, as_typed, refuse
 from mlm_lightning.packages import missing, need

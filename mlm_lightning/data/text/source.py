@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocument
 from mlm_lightning.data.text.labels import LabelRows, label_names
 from mlm_lightning.data.text.prepare.cache import CHECKED, TokenCache, building, mended, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
-from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, is_mended
+from mlm_lightning.data.text.prepare.shards import is_mended
 from mlm_lightning.data.text.prepare.workers import Local
 from mlm_lightning.data.text.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.text.settings import FORMAT, TextSettings, fingerprint_of, path_key
@@ -47,7 +47,6 @@ from mlm_lightning.processes import Workers
 
 log = logging.getLogger(__name__)
 
-_SHORT, _MANY = 32, 1_000_000  # tokens of a document; documents
 CachedRows = ChunkRows | DocumentRows | PackedRows
 
 
@@ -150,7 +149,7 @@ class TextSource(TextSettings, Source):
         if request["txt_documents"]:
             log.info("documents: %ss (data.txt_documents=%s)", request["txt_documents"], self.txt_documents)
         self.files(says=True)
-        if warnings := [*cache.meta["warnings"], *self._short_documents(cache)]:
+        if warnings := [*cache.meta["warnings"], *(cache.short_documents() if self.packing == "chunk" else ())]:
             log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in warnings))
 
     def fingerprint(self) -> str:
@@ -306,17 +305,6 @@ class TextSource(TextSettings, Source):
         except ConfigError:
             return True
         return is_mended(problems, labels)
-
-    def _short_documents(self, cache: TokenCache) -> Iterator[str]:
-        """A warning where rows have parts of many documents."""
-        if self.packing == "chunk" and "train" in cache.splits:
-            ends_N = np.fromfile(cache.files("train")[1], ENDS_DTYPE, count=_MANY)
-            median = np.median(np.diff(ends_N, prepend=0))
-            remedy = "data.packing=sentence_pack keeps them apart"
-            if cache.meta["request"]["txt_documents"] == "line":
-                remedy = "data.txt_documents=paragraph, file or auto makes longer ones"
-            if median < _SHORT:
-                yield f"the median document has {median:.0f} tokens, so that a row has parts of many; {remedy}"
 
     def _build(self, request: dict, work: Path, folder: Path, workers: Workers) -> None:
         meta_file = work / "meta.json"

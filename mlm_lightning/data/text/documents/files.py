@@ -14,8 +14,6 @@ documents, that start in a segment belong to it.
 """
 
 import csv
-import gzip
-import io
 import json
 import math
 import re
@@ -23,7 +21,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -39,7 +37,7 @@ from mlm_lightning.data.text.documents.base import (
     label_problem,
     missing_column,
 )
-from mlm_lightning.data.text.documents.find import file_errors, suffixes
+from mlm_lightning.data.text.documents.find import file_errors, open_file, suffixes
 from mlm_lightning.errors import NO_VALUE, ConfigError
 
 # what may be wrong with a line or row, besides an EMPTY document
@@ -51,9 +49,6 @@ NOT_CSV = "row(s) skipped that are not valid CSV"
 
 _FIELDS = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^",\n][^,\n]*+)?+[,\n])*+')
 """The fields of a .csv that end as they should."""
-
-_BLANK_LINE = re.compile(rb"\n\s*\n|\r\s*\r")
-_MANY_FILES, _LARGE_FILE = 20, 1_000_000
 
 
 class Segment(NamedTuple):
@@ -129,7 +124,7 @@ class FileDocuments(Documents):
         readers = {".txt": self._read_txt, ".jsonl": self._read_jsonl, ".csv": self._read_csv, ".parquet": self._read_parquet}
         for segment in shard:
             found = Problems()
-            with file_errors(segment.file, self.key), _open(segment.file) as stream:
+            with file_errors(segment.file, self.key), open_file(segment.file) as stream:
                 yield from readers[suffixes(segment.file)[0]](stream, segment, found)
             problems.extend(found)
 
@@ -205,7 +200,7 @@ class FileDocuments(Documents):
 
     def _open_quote(self, segment: Segment, begin: int) -> ConfigError:
         """Of the row that begins after so many lines: names the line where its field begins."""
-        with _open(segment.file) as stream:
+        with open_file(segment.file) as stream:
             rest = "\n".join(islice(self._decoded(stream, segment, Problems()), begin, None))
         line = begin + 1 + rest.count("\n") - _FIELDS.sub("", rest, count=1).count("\n")
         problem = (
@@ -274,32 +269,7 @@ class FileDocuments(Documents):
                 yield re.sub("[\udc80-\udcff]", "\ufffd", line.decode("utf-8", "surrogateescape"))
 
 
-def choose_txt_documents(files: Sequence[Path]) -> str:
-    """What `txt_documents=auto` stands for with the .txt files among these."""
-    files = [file for file in files if suffixes(file)[0] == ".txt"]
-    num_with_paragraphs = 0
-    for file in files:
-        with _open(file) as stream:
-            start = stream.read(_LARGE_FILE).strip()
-        num_with_paragraphs += _BLANK_LINE.search(start) is not None
-    if 2 * num_with_paragraphs >= len(files):
-        return "paragraph"
-    is_small = all(file.stat().st_size <= _LARGE_FILE for file in files)
-    return "file" if len(files) >= _MANY_FILES and is_small else "line"
-
-
 # -- the lines of a segment ------------------------------------------------------------------------------------------------
-
-
-def _open(file: Path) -> BinaryIO:
-    _, compression = suffixes(file)
-    if compression == ".gz":
-        return cast(BinaryIO, gzip.open(file, "rb"))
-    if compression == ".zst":
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 20)
-    return file.open("rb", buffering=1 << 20)
 
 
 def _split_at_cr(first: bytes) -> list[bytes]:

@@ -1,9 +1,12 @@
 """Files by their names and their content: which a pattern stands for, in which format, and a digest of each one's bytes."""
 
+import gzip
 import hashlib
+import io
 import json
 import logging
 import os
+import re
 import time
 import zlib
 from collections import Counter
@@ -12,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from glob import glob, has_magic
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from mlm_lightning.errors import NO_VALUE, ConfigError, one_line
 from mlm_lightning.files import write_atomically
@@ -21,6 +25,9 @@ COMPRESSIONS = (".gz", ".zst")
 _ENDINGS = f"{', '.join(FORMATS)} ({', '.join(COMPRESSIONS)} after all but the last)"
 
 log = logging.getLogger(__name__)
+
+_BLANK_LINE = re.compile(rb"\n\s*\n|\r\s*\r")
+_MANY_FILES, _LARGE_FILE = 20, 1_000_000
 
 _LARGE = 64_000_000
 _SAME_CLOCK_TICK = 2.0  # seconds: file systems' times are coarse
@@ -91,6 +98,32 @@ def suffixes(file: Path) -> tuple[str, str]:
 def _is_readable(file: Path) -> bool:
     format_, compression = suffixes(file)
     return format_ in FORMATS and not (format_ == ".parquet" and compression) and file.is_file()
+
+
+def open_file(file: Path) -> BinaryIO:
+    """Its bytes, decompressed."""
+    _, compression = suffixes(file)
+    if compression == ".gz":
+        return cast(BinaryIO, gzip.open(file, "rb"))
+    if compression == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 20)
+    return file.open("rb", buffering=1 << 20)
+
+
+def choose_txt_documents(files: Sequence[Path]) -> str:
+    """What `txt_documents=auto` stands for with the .txt files among these."""
+    files = [file for file in files if suffixes(file)[0] == ".txt"]
+    num_with_paragraphs = 0
+    for file in files:
+        with open_file(file) as stream:
+            start = stream.read(_LARGE_FILE).strip()
+        num_with_paragraphs += _BLANK_LINE.search(start) is not None
+    if 2 * num_with_paragraphs >= len(files):
+        return "paragraph"
+    is_small = all(file.stat().st_size <= _LARGE_FILE for file in files)
+    return "file" if len(files) >= _MANY_FILES and is_small else "line"
 
 
 @contextmanager

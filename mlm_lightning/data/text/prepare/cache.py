@@ -37,6 +37,8 @@ CHECKED = "reading-2"
 
 _MENDED = "-2"
 
+_SHORT, _MANY = 32, 1_000_000  # tokens of a document; documents
+
 _STALE_DAYS = 14
 """After so long, the unfinished work of a command that nobody repeated is deleted."""
 
@@ -79,6 +81,17 @@ class TokenCache:
     def labels(self, split: str) -> np.ndarray:
         """The hash of each document's label."""
         return np.fromfile(self.folder / f"{split}.labels", LABEL_DTYPE)
+
+    def short_documents(self) -> Iterator[str]:
+        """A warning where chunks have parts of many documents."""
+        if "train" in self.splits:
+            ends_N = np.fromfile(self.files("train")[1], ENDS_DTYPE, count=_MANY)
+            median = np.median(np.diff(ends_N, prepend=0))
+            remedy = "data.packing=sentence_pack keeps them apart"
+            if self.meta["request"]["txt_documents"] == "line":
+                remedy = "data.txt_documents=paragraph, file or auto makes longer ones"
+            if median < _SHORT:
+                yield f"the median document has {median:.0f} tokens, so that a row has parts of many; {remedy}"
 
     def ngrams(self) -> NGramCounts:
         """The counts of the tokens for training, made unless they lie there."""

@@ -113,7 +113,7 @@ class Preparation:
         encoder = Encoder(tokenizer, dtype)
         labelled = self.settings.label_column is not None
         joined = self._tokenise(tasks, Work(self.documents, encoder, tokenizer.unk_token_id, labelled), dtype)
-        splits, labels = joined.counts, joined.labels
+        splits = joined.counts
         return {
             "dtype": dtype.name,
             "own_tokenizer": is_bare or self.settings.tokenizer == TRAIN,
@@ -122,8 +122,8 @@ class Preparation:
             "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
             "warnings": self.warnings,
             # whether an earlier version made something else of these documents or labels
-            "mended": self.settings.dataset is None and is_mended(self._all_problems, set().union(*labels.values())),
-            **({"labels": labels} if labelled else {}),
+            "mended": self.settings.dataset is None and is_mended(self._all_problems, set().union(*joined.labels.values())),
+            **({"labels": joined.labels} if labelled else {}),
         }
 
     def _begin(self) -> None:

@@ -14,8 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from mlm_lightning.data.text.documents import base as documents_module
 from mlm_lightning.data.text.documents.base import UNUSED, Problems
-from mlm_lightning.data.text.documents.files import FileDocuments, choose_txt_documents
-from mlm_lightning.data.text.documents.find import find_files
+from mlm_lightning.data.text.documents.files import FileDocuments
+from mlm_lightning.data.text.documents.find import choose_txt_documents, find_files
 from mlm_lightning.errors import ConfigError
 
 
