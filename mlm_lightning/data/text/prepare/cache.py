@@ -5,6 +5,7 @@
       vocab.json  tokenizer/  all that a run needs of the tokenizer; `tokenizer/` opens with AutoTokenizer
       train.tokens  val.tokens  test.tokens            the tokens, nothing else: uint16 or uint32, to be memory-mapped
       train.ends    val.ends    test.ends              where each document ends (exclusive): int64
+      reading-2               empty: no documents or labels are read otherwise today
       train.ngrams            how often its tokens and pairs of them occur (ngrams.py); made when it is first asked for
     <cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
 
@@ -30,6 +31,13 @@ from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, LABEL_DTYPE
 from mlm_lightning.files import sync_folder
 
 log = logging.getLogger(__name__)
+
+CHECKED = "reading-2"
+"""A file in each cache whose files are read today as they were when it was made."""
+
+_MENDED = "-2"
+
+_SHORT, _MANY = 32, 1_000_000  # tokens of a document; documents
 
 _STALE_DAYS = 14
 """After so long, the unfinished work of a command that nobody repeated is deleted."""
@@ -75,10 +83,26 @@ class TokenCache:
         """The hash of each document's label."""
         return np.fromfile(self.folder / f"{split}.labels", LABEL_DTYPE)
 
+    def short_documents(self) -> Iterator[str]:
+        """A warning where chunks have parts of many documents."""
+        if "train" in self.splits:
+            ends_N = np.fromfile(self.files("train")[1], ENDS_DTYPE, count=_MANY)
+            median = np.median(np.diff(ends_N, prepend=0))
+            remedy = "data.packing=sentence_pack keeps them apart"
+            if self.meta["request"]["txt_documents"] == "line":
+                remedy = "data.txt_documents=paragraph, file or auto makes longer ones"
+            if median < _SHORT:
+                yield f"the median document has {median:.0f} tokens, so that a row has parts of many; {remedy}"
+
     def ngrams(self) -> NGramCounts:
         """The counts of the tokens for training, made unless they lie there."""
         token_T = np.asarray(np.memmap(self.files("train")[0], self.dtype, "r"))
         return NGramCounts.of_file(self.folder / "train.ngrams", token_T, self.vocab)
+
+
+def mended(folder: Path) -> Path:
+    """The cache of what an earlier version read otherwise, and kept in this folder."""
+    return folder.with_name(folder.name + _MENDED)
 
 
 @contextmanager

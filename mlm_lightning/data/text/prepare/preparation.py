@@ -26,15 +26,24 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import EMPTY, NO_LABEL, Documents, Problems
+from mlm_lightning.data.text.documents.base import (
+    EMPTY,
+    NAN_LABEL,
+    NO_LABEL,
+    NOT_LABEL,
+    Documents,
+    Problems,
+)
 from mlm_lightning.data.text.prepare.choice import Hashes, choose_documents, choose_held_out
 from mlm_lightning.data.text.prepare.shards import (
+    NOTICED,
     Function,
     Joined,
     Task,
     Work,
     count,
     count_characters,
+    is_mended,
     tokenise,
     wanted_documents,
 )
@@ -56,6 +65,7 @@ class Preparation:
     def __init__(self, settings: TextSettings, documents: dict[Split, Documents], work: Path, workers: Workers) -> None:
         self.settings, self.documents, self.work, self.workers = settings, documents, work, workers
         self.warnings: list[str] = []
+        self._all_problems = Problems()
         # held out first: of equal documents the first is kept
         self.origins: list[Split] = sorted(documents, key=("val", "test", "train").index)
 
@@ -111,6 +121,8 @@ class Preparation:
             "suffix": encoder.suffix,
             "splits": {s: {**splits[s], "duplicates": copies.get(s, 0)} for s in SPLITS if s in splits},
             "warnings": self.warnings,
+            # whether an earlier version made something else of these documents or labels
+            "mended": self.settings.dataset is None and is_mended(self._all_problems, set().union(*joined.labels.values())),
             **({"labels": joined.labels} if labelled else {}),
         }
 
@@ -119,7 +131,7 @@ class Preparation:
         note = self.work / "plan.json"
         packages = {name: version(name) for name in ("mlm-lightning", "numpy", "tokenizers")}
         contents = {origin: documents.content() for origin, documents in self.documents.items()}
-        plan = json.dumps({"packages": packages, "format": 2, "shard_bytes": base.SHARD_BYTES, "contents": contents}).encode()
+        plan = json.dumps({"packages": packages, "format": 3, "shard_bytes": base.SHARD_BYTES, "contents": contents}).encode()
         if not note.exists() or note.read_bytes() != plan:
             for path in self.work.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -142,9 +154,13 @@ class Preparation:
                 counts[origin].append(result["documents"])
                 problems.extend(Problems(**result["problems"]))
             self.documents[origin].check(problems)
+            self._all_problems.extend(problems)
+            if NOT_LABEL in problems.counts:
+                found = "; ".join(problems.messages())
+                raise ConfigError("task.label_column", self.settings.label_column, found, "give words or numbers as labels")
             if sum(counts[origin]) == 0:
                 found = "; ".join(problems.messages()) or "it is empty"
-                if NO_LABEL in problems.counts:
+                if {NO_LABEL, NAN_LABEL} & problems.counts.keys():
                     where = "task.label_column", self.settings.label_column
                     raise ConfigError(*where, f"no document for {origin} has a label there ({found})", "name another column")
                 remedy = "give text, or, where it is in a column, check data.text_column"
@@ -237,6 +253,9 @@ class Preparation:
                 raise ConfigError(*origin, f"all {found['empty']:,} documents of the {split} split are empty", "give text")
             if found["empty"]:
                 self.warnings.append(f"{found['empty']:,} {EMPTY} of the {split} split")
+            for name, what in NOTICED.items():
+                if number := found.pop(name):  # said, and no part of what a hub's documents are known by
+                    self.warnings.append(f"in the {split} split {number:,} {what}")
         return joined
 
     def _run(

@@ -14,11 +14,13 @@ Shapes: N documents, T tokens, of a shard or of the part of it that is encoded a
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from hashlib import blake2b
 from itertools import zip_longest
 from pathlib import Path
@@ -27,7 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
-from mlm_lightning.data.text.documents.base import Documents, Labelled, Problems
+from mlm_lightning.data.text.documents.base import READ_OTHERWISE, Documents, Labelled, Problems
 from mlm_lightning.data.text.tokenizer.encoder import Encoder
 from mlm_lightning.errors import NO_VALUE, ConfigError
 from mlm_lightning.files import write_atomically
@@ -41,7 +43,15 @@ HASH_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
 NO_HASH = b"\0" * HASH_DTYPE.itemsize
 """In place of the hash of an empty document, which equals no other."""
 
-_NOTHING = {"documents": 0, "tokens": 0, "unknown": 0, "empty": 0}
+NOTICED = {
+    "special": "document(s) spell a special token, such as [MASK], and have that token there",
+    "bare": "document(s) have no token but special ones",
+    "dropped": "character(s) have no token and are left out: the tokenizer has none for what is unknown",
+}
+"""What is said of a split's documents, which stay as they are."""
+
+_NOTHING = dict.fromkeys(("documents", "tokens", "unknown", "empty", *NOTICED), 0)
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")  # as JSON has them
 
 _COMMIT_BYTES = 64_000_000
 """Of tokens joined between two waits for the disk."""
@@ -106,7 +116,8 @@ def count_characters(work: Work, task: Task) -> None:
 
 def tokenise(work: Work, task: Task) -> None:
     """Writes each split's tokens and the documents' ends, ENDS_DTYPE, counted from the shard's first token of that split."""
-    assert work.encoder is not None
+    encoder = work.encoder
+    assert encoder is not None
     assert task.split_N is not None
     kept: list[int] = []  # the splits of the documents handed to the encoder and not yet seen to end
     labels: list[str] = []  # theirs, where documents are labelled
@@ -115,6 +126,8 @@ def tokenise(work: Work, task: Task) -> None:
         for text, split in wanted_documents(work, task):
             if text.strip():
                 kept.append(split)
+                parts[split].counts["special"] += encoder.find_special(text) is not None
+                parts[split].counts["dropped"] += encoder.num_dropped(text)
                 if isinstance(text, Labelled):
                     labels.append(text.label)
                 yield text
@@ -123,11 +136,11 @@ def tokenise(work: Work, task: Task) -> None:
 
     with _Output(task) as output:
         parts = {
-            int(split): _Part(output, SPLITS[split], work.unk_id, work.labelled)
+            int(split): _Part(output, SPLITS[split], work.unk_id, work.labelled, len(encoder.prefix + encoder.suffix))
             for split in np.unique(task.split_N)
             if split < len(SPLITS)
         }
-        for tokens, ends in work.encoder.encode(filled()):
+        for tokens, ends in encoder.encode(filled()):
             lengths_N = np.diff(ends, prepend=0, append=len(tokens))  # the last document may go on in the next batch
             split_T = np.repeat(kept[: len(lengths_N)], lengths_N[: len(kept)])
             for split, part in parts.items():
@@ -152,11 +165,11 @@ def wanted_documents(work: Work, task: Task) -> Iterator[tuple[str, int]]:
 class _Part:
     """The tokens of one split in a shard."""
 
-    def __init__(self, output: "_Output", split: Split, unk_id: int | None, labelled: bool) -> None:
+    def __init__(self, output: "_Output", split: Split, unk_id: int | None, labelled: bool, num_framing: int) -> None:
         self._tokens, self._ends = output.open(f".{split}.tokens"), output.open(f".{split}.ends")
         self._labels = output.open(f".{split}.labels") if labelled else None
         self.labels: Counter[str] = Counter()
-        self._unk_id, self._last_end = unk_id, 0
+        self._unk_id, self._num_framing, self._last_end = unk_id, num_framing, 0
         self.counts = dict(_NOTHING)
 
     def write(
@@ -165,7 +178,8 @@ class _Part:
         """Of tokens, ends and labels those that are this split's."""
         ends_N = self.counts["tokens"] + np.concatenate([[0], np.cumsum(chosen_T)])[ends_N[chosen_N]]
         tokens_T = tokens_T[chosen_T]
-        has_tokens_N = np.diff(ends_N, prepend=self._last_end) > 0
+        lengths_N = np.diff(ends_N, prepend=self._last_end)
+        has_tokens_N = lengths_N > 0
         self._tokens.write(tokens_T.data)
         self._ends.write(ends_N[has_tokens_N].astype(ENDS_DTYPE).data)
         if self._labels is not None:
@@ -175,12 +189,23 @@ class _Part:
         self._last_end = int(ends_N[-1]) if len(ends_N) else self._last_end
         self.counts["documents"] += int(has_tokens_N.sum())
         self.counts["empty"] += int((~has_tokens_N).sum())
+        self.counts["bare"] += int((has_tokens_N & (lengths_N <= self._num_framing)).sum())
         self.counts["tokens"] += len(tokens_T)
         self.counts["unknown"] += 0 if self._unk_id is None else int(np.count_nonzero(tokens_T == self._unk_id))
 
 
 def label_hash(label: str) -> int:
     return int.from_bytes(blake2b(label.encode(), digest_size=LABEL_DTYPE.itemsize).digest(), "little")
+
+
+def label_value(label: str) -> str | Decimal:
+    """What makes two labels one class: 0, 0.0 and "0" do. A code such as 007 is no number."""
+    return Decimal(label) if _NUMBER.fullmatch(label) else label
+
+
+def is_mended(problems: Problems, labels: Collection[str]) -> bool:
+    """Whether an earlier version made something else of what was read."""
+    return len(set(map(label_value, labels))) < len(labels) or not READ_OTHERWISE.isdisjoint(problems.counts)
 
 
 class _Output:

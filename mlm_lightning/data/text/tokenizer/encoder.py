@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlm_lightning.data.text.tokenizer.words import RUN_CHARS, Words, kind_of
+from mlm_lightning.values import expanded
 
 _BATCH_CHARS = 1_000_000
 _PIECE_CHARS = 50_000
+_UNKNOWN = "\U0010ffff"
 _SIGNS = ",.;/+、。，"  # always tokens of their own for BERT
 
 
@@ -51,12 +53,25 @@ class Encoder:
         self.prefix, self.suffix = template_of(self._backend)
         kind = kind_of(self._backend)
         self._words = None if kind is None else Words(kind, self._backend, self._dtype)
-        added = "".join(token.content for token in self._backend.get_added_tokens_decoder().values())
+        tokens = self._backend.get_added_tokens_decoder().values()
+        added = "".join(token.content for token in tokens)
         self._signs = "".join(sign for sign in _SIGNS if sign not in added)
+        special = (re.escape(token.content) for token in tokens if token.special)
+        self.find_special = re.compile("|".join(special) or "(?!)").search
+        self._drops = self._words is None and getattr(self._backend.model, "unk_token", "") is None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker goes the tokenizer, not the words that were looked up so far."""
         return Encoder, (self._backend.to_str(), self._dtype)
+
+    def num_dropped(self, text: str) -> int:
+        """How many characters have no token; all have one, or are an error, where there is a token for what is unknown."""
+        return sum(map(self._is_dropped, text)) if self._drops else 0
+
+    @cache  # noqa: B019  (for the characters of a text)
+    def _is_dropped(self, character: str) -> bool:
+        alone, unknown = self._encode_texts([character, _UNKNOWN])
+        return alone == unknown and not character.isspace()
 
     def encode(self, documents: Iterable[str]) -> Iterator[Encoded]:
         """All documents' tokens, in batches of bounded size."""
@@ -135,7 +150,7 @@ def template_of(backend: Any) -> tuple[list[int], list[int]]:
 def was_misread(tokenizer: str) -> bool:
     """Whether an earlier version put all special tokens at a document's end: it asked the tokenizer (of a folder, or of a hub
     name that was downloaded) where it has the letter a, for which some, of DNA or another alphabet, have no token."""
-    folder = Path(tokenizer).expanduser()
+    folder = expanded(tokenizer)
     file = folder / "tokenizer.json"
     if not folder.exists():
         from huggingface_hub import try_to_load_from_cache

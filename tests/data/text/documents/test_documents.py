@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from mlm_lightning.data.text.documents import base as documents_module
 from mlm_lightning.data.text.documents.base import UNUSED, Problems
 from mlm_lightning.data.text.documents.files import FileDocuments
-from mlm_lightning.data.text.documents.find import find_files
+from mlm_lightning.data.text.documents.find import choose_txt_documents, find_files
 from mlm_lightning.errors import ConfigError
 
 
@@ -60,6 +60,21 @@ class TestTxt:
     def test_utf16_is_an_error_that_says_so(self, tmp_path):
         with pytest.raises(ValueError, match=r"data\.path: .*a\.txt is UTF-16; convert it to UTF-8"):
             read(write(tmp_path / "a.txt", "hello".encode("utf-16")))
+
+    @pytest.mark.parametrize(("name", "pack"), [("a.txt", bytes), ("a.TXT.GZ", gzip.compress)])
+    def test_a_file_without_a_newline_is_cut_at_carriage_returns(self, tmp_path, monkeypatch, name, pack):
+        file = write(tmp_path / name, pack(b"\xef\xbb\xbfone\rtwo\r\rthree\r"))
+        texts, [message] = read(file)
+        assert texts == ["one", "two", "three"]
+        assert message.startswith("1 file(s) without a newline, whose lines end at carriage returns")
+        assert read(file, txt_documents="paragraph")[0] == ["one\ntwo", "three"]
+        monkeypatch.setattr(documents_module, "SHARD_BYTES", 4)
+        assert read(file) == (texts, [message])
+
+    @pytest.mark.parametrize("text", ["one\rstill one", "one\rstill one\r\ntwo"])
+    def test_a_carriage_return_elsewhere_is_left_alone(self, tmp_path, text):
+        assert read(write(tmp_path / "a.txt", text + "\n"))[0] == text.split("\r\n")
+        assert read(write(tmp_path / "a.txt", "one\r")) == (["one"], [])
 
     @pytest.mark.parametrize("compression", ["gzip", "zstd"])
     def test_compressed(self, tmp_path, compression):
@@ -120,6 +135,26 @@ class TestCsv:
         assert any("lack the column" in message and "line 5" in message for message in messages)
         assert any("empty" in message and "line 6" in message for message in messages)
 
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+    @pytest.mark.parametrize(
+        ("lines", "begins"),
+        [
+            (["id,text", "1,fine", '2,"open', "3,text", '4,"closed"'], 3),
+            (["id,text", '1,"two', 'lines","open', "3,text"], 3),
+            (["id,text", '1,"closed"and more'], 2),
+            (["id,text", '1,"over', 'two lines" and more', "2,fine"], 2),
+            (['"id,text', "1,fine"], 1),
+        ],
+    )
+    def test_a_quote_that_closes_no_field_names_the_line_where_that_begins(self, tmp_path, end, lines, begins):
+        content = end.join(map(str.encode, lines)) + end
+        for file in (write(tmp_path / "a.csv", content), write(tmp_path / "b.csv.gz", gzip.compress(content))):
+            with pytest.raises(ConfigError, match=rf"data\.path: .*{file.name} line {begins}: a quote opens a field there"):
+                read(file)
+
+    def test_quotes_within_a_field_that_has_none_around_it_are_text(self, tmp_path):
+        assert read(write(tmp_path / "a.csv", 'text\n5" of "rain"\n'))[0] == ['5" of "rain"']
+
 
 class TestParquet:
     def test_reads_strings_and_counts_empty_rows(self, tmp_path):
@@ -151,6 +186,40 @@ def test_a_missing_column_names_the_file_and_the_columns_there_are(tmp_path, for
         ValueError, match=rf"data\.text_column=text: .*a\.{format_} has no such column; it has 'document', 'id'"
     ):
         read(file)
+
+
+@pytest.mark.parametrize("format_", ["csv", "parquet"])
+def test_two_columns_of_the_name_are_refused_and_of_another_name_are_not(tmp_path, format_):
+    def made(*names: str) -> Path:
+        file = tmp_path / f"a.{format_}"
+        if format_ == "parquet":
+            pq.write_table(pa.Table.from_arrays([pa.array(["one"])] * len(names), names=list(names)), file)
+            return file
+        return write(file, f"{','.join(names)}\n{','.join(['one'] * len(names))}\n")
+
+    with pytest.raises(ConfigError, match=rf"data\.text_column=text: .*a\.{format_} has 2 columns of that name"):
+        read(made("text", "id", "text"))
+    documents = FileDocuments([made("text", "label", "label")], "text", "line", "data.path", "label")
+    with pytest.raises(ConfigError, match=r"task\.label_column=label: .* has 2 columns of that name"):
+        list(documents.read(documents.shards()[0], Problems()))
+    assert read(made("text", "id", "id"))[0] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "chosen"),
+    [
+        (["a\n\nb"], "paragraph"),
+        (["a\n\nb", "a\nb", "\n\na\n\n"], "line"),
+        (["a\r\n \r\nb", "a\nb"], "paragraph"),
+        (["a\rb\r\rc"], "paragraph"),
+        (["a\nb"] * 20, "file"),
+        (["a\nb"] * 19, "line"),
+        (["a\nb"] * 20 + ["a" * 1_000_001], "line"),
+    ],
+)
+def test_what_txt_documents_are_by_themselves(tmp_path, texts, chosen):
+    files = [write(tmp_path / f"{number}.txt", text) for number, text in enumerate(texts)]
+    assert choose_txt_documents([*files, write(tmp_path / "a.jsonl", "{}\n\n{}")]) == chosen
 
 
 def test_documents_are_numbered_through_all_files_and_any_choice_has_its_split(tmp_path):
@@ -236,6 +305,37 @@ class TestFindFiles:
         assert self.names(folder, "b.txt", ".") == ["b.txt", "a.jsonl", "deep/c.csv", "deep/e.txt.gz"]
         monkeypatch.chdir(folder)
         assert len(find_files(["b.txt", str(folder / "b.txt"), "deep/../b.txt"], "data.path")) == 1
+
+    def test_folders_behind_links_and_endings_in_capitals(self, folder):
+        elsewhere = folder.with_name(folder.name + "-elsewhere")
+        for name in ("z.TXT", "y.Jsonl.GZ", "b.md", ".hidden.txt"):
+            elsewhere.mkdir(exist_ok=True)
+            write(elsewhere / name, "y")
+        real = self.names(folder, ".")
+        (folder / "again").symlink_to(folder / "deep")
+        (folder / "deep" / "loop").symlink_to(folder)
+        assert self.names(folder, ".") == real  # in the order that it had
+        (folder / "deep" / "a-link").symlink_to(elsewhere)
+        (elsewhere / "back").symlink_to(folder)
+        assert self.names(folder, ".") == [*real, "deep/a-link/y.Jsonl.GZ", "deep/a-link/z.TXT"]
+
+    @pytest.mark.parametrize(
+        ("pattern", "kinds"),
+        [
+            (".", "2 .md, 1 dangling link(s), 1 .tar.gz, 1 without an ending"),
+            ("*", "1 .md, 1 dangling link(s), 1 .tar.gz, 1 without an ending, 1 folder(s)"),
+            ("**/*", "2 .md, 1 dangling link(s), 1 .tar.gz, 1 without an ending"),
+            ("b.txt", None),
+        ],
+    )
+    def test_what_is_left_out_is_counted_by_its_kind(self, folder, pattern, kinds, caplog):
+        for name in ("deep/more.md", "README", "a.tar.gz"):
+            write(folder / name, "x")
+        (folder / "gone.txt").symlink_to(folder / "nowhere")
+        with caplog.at_level("INFO"):
+            find_files([str(folder / pattern)], "data.path", says=True)
+        found = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+        assert [sorted(each.split(", ")) for each in found] == ([] if kinds is None else [sorted(kinds.split(", "))])
 
     @pytest.mark.parametrize("pattern", ["none.txt", "*.parquet", "deep/*.jsonl"])
     def test_nothing_found(self, folder, pattern):
