@@ -16,7 +16,8 @@ from mlm_lightning.errors import NO_VALUE, ConfigError, one_line, refuse
 from mlm_lightning.training.optim import Schedule
 from mlm_lightning.values import not_one_of
 
-_ASKED = ("accelerator", "strategy", "devices", "num_nodes", "precision", "profiler", "sync_batchnorm")
+_PROFILERS = ("simple", "advanced", "pytorch")
+_ASKED = ("accelerator", "strategy", "devices", "num_nodes", "precision", "sync_batchnorm")
 """Keys whose values Lightning knows better than we do."""
 
 
@@ -31,6 +32,8 @@ def check_training(settings: Settings) -> None:
 
 def trainer_errors(settings: TrainerSettings) -> list[ConfigError]:
     """What Lightning finds wrong with a Trainer."""
+    if settings.profiler not in (None, *_PROFILERS):
+        return [not_one_of("trainer.profiler", settings.profiler, _PROFILERS)]
     defaults: dict[str, Any] = {field.name: field.default for field in fields(settings)}
     unusual = [name for name in _ASKED if getattr(settings, name) != defaults[name]]
     if unusual in ([], ["accelerator"]) and settings.accelerator in ("auto", "cpu"):

@@ -5,6 +5,7 @@
     Trainer._accelerator_connector             ranks that divide the rows themselves, under a plain Trainer
     checkpoint["loops"]["fit_loop"]            the counters, where Lightning would continue them wrongly
     Trainer.progress_bar_metrics               what a progress bar shows
+    Trainer._results                           what callbacks log by `pl_module.log`
     SummaryWriter._get_file_writer             a record that the writer has no method for
 
 An upgrade may move any of these; tests/test_lightning_internals.py names each, and fails with a sentence.
@@ -72,6 +73,12 @@ def mend_counters(checkpoint: dict[str, Any], validation_pending: bool) -> None:
     if validation_pending:  # it starts again from its first batch
         progress = loop["epoch_loop.val_loop.batch_progress"]
         progress["total"] = {name: value - progress["current"][name] for name, value in progress["total"].items()}
+
+
+def draw_at(module: L.LightningModule, step: int) -> None:
+    """What callbacks gave to `pl_module.log` goes to the loggers with this step; Lightning's own count is one behind."""
+    if module.trainer._results and module.trainer.loggers:
+        module.log("step", float(step), logger=True)
 
 
 def show_in_progress_bar(trainer: L.Trainer, name: str, value: float) -> None:
