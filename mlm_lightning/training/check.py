@@ -5,6 +5,7 @@ callbacks  ─► Lightning's own are built
 schedules  ─► their steps against those of the run; where rows and batches start, against their full size
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -26,7 +27,8 @@ def check_training(settings: Settings) -> None:
     source, trainer = settings.data.instance, settings.trainer
     total, starts = trainer.max_steps, _start_errors(settings)
     if type(source).prepare is Source.prepare and trainer.time_budget is None and not starts:
-        total = trainer.plan(source.num_rows(), settings.loader.batch_size).total_steps
+        with contextlib.suppress(Exception):  # rows that have no length are named once they are tried
+            total = trainer.plan(source.num_rows(), settings.loader.batch_size).total_steps
     refuse([*trainer_errors(trainer), *_callback_errors(settings), *starts, *schedule_errors(settings, total)])
 
 

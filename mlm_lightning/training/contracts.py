@@ -53,23 +53,24 @@ def try_own_parts(settings: Settings, conditions: Sequence[Condition]) -> None:
                     rows: Any = source.rows(split)
                     index_B = torch.arange(min(2, len(rows)))
                     check_read(rows[index_B], len(index_B), source)
-        with _keeps(TASK, "task", type(task)), _keeps(ORACLE, "data", type(condition.source)):
+        with _keeps(TASK, "task", type(task)):
             make = task.maker(condition.source, "val", condition.masking, 0)
             batch: Any = EvalBatches(condition.source.rows("val"), make, batch_size=2)[0]  # type: ignore[arg-type]
-            num_outputs = task.num_outputs(condition.source)
+            asked = (*batch.labels_BK.shape, task.num_outputs(condition.source))
+        with _keeps(ORACLE, "data", type(condition.source)):
             oracle_BKV = oracle_probs(batch, condition, task)
         if not _is_own(model) and not _is_own(type(task)):
             return
         built = build_model(settings.model, settings.seed, condition.source, packs_documents(conditions), task).eval()
         with _keeps(MODEL, "model", model):
             try:
-                logits_BKV = _logits(built, batch, num_outputs)
+                logits_BKV = _logits(built, batch, asked)
             except RuntimeError:
                 if settings.trainer.is_cpu:
                     raise
                 return  # it may need the accelerator
         with _keeps(TASK, "task", type(task)):
-            sums = task.sums(num_outputs, "cpu", condition.further_oracles)
+            sums = task.sums(asked[-1], "cpu", condition.further_oracles)
             sums.update(logits_BKV, batch, oracle_BKV)
             metrics = sums.compute(oracle_BKV is not None)
             if not all(isinstance(each, int | float) for each in (metrics["loss"], *metrics.values())):
@@ -93,13 +94,13 @@ def _keeps(contract: str, group: str, part: Any, where: str = "") -> Iterator[No
         raise ConfigError(f"{group}._target_", name, where + described(error), remedy) from error
 
 
-def _logits(model: Any, batch: Any, num_outputs: int) -> Any:
+def _logits(model: Any, batch: Any, asked: tuple[int, ...]) -> Any:
     """What the model gives for a batch. Raises where that is not what it has to be."""
     seed_torch(0)
     logits_BKV = batch.logits(model)
-    masked, asked = isinstance(batch, MLMBatch), (*batch.labels_BK.shape, num_outputs)
+    masked = isinstance(batch, MLMBatch)
     *shape, width = logits_BKV.shape
-    if (*shape, num_outputs) != asked or not 0 <= num_outputs - width <= masked:  # [MASK], at the end, needs no logit
+    if (*shape, asked[-1]) != asked or not 0 <= asked[-1] - width <= masked:  # [MASK], at the end, needs no logit
         raise ValueError(f"forward gives {(*shape, width)}, and {asked} is asked for")
     if not logits_BKV.is_floating_point() or not (logits_BKV < torch.inf).all():
         raise ValueError(f"forward gives {logits_BKV.dtype}, and not all are numbers")

@@ -2,10 +2,10 @@
 
     Trainer.val_check_batch                    a validation where we say, after any optimizer step
     Trainer.fit_loop.epoch_loop.val_loop       a validation before the first step of a resumed run
+    ….epoch_loop._batches_that_stepped         the step at which what callbacks log in a validation is drawn
     Trainer._accelerator_connector             ranks that divide the rows themselves, under a plain Trainer
     checkpoint["loops"]["fit_loop"]            the counters, where Lightning would continue them wrongly
     Trainer.progress_bar_metrics               what a progress bar shows
-    Trainer._results                           what callbacks log by `pl_module.log`
     SummaryWriter._get_file_writer             a record that the writer has no method for
 
 An upgrade may move any of these; tests/test_lightning_internals.py names each, and fails with a sentence.
@@ -75,10 +75,9 @@ def mend_counters(checkpoint: dict[str, Any], validation_pending: bool) -> None:
         progress["total"] = {name: value - progress["current"][name] for name, value in progress["total"].items()}
 
 
-def draw_at(module: L.LightningModule, step: int) -> None:
-    """What callbacks gave to `pl_module.log` goes to the loggers with this step; Lightning's own count is one behind."""
-    if module.trainer._results and module.trainer.loggers:
-        module.log("step", float(step), logger=True)
+def count_step(trainer: L.Trainer, by: int) -> None:
+    """Moves the step at which Lightning draws what callbacks log: in a validation it is one behind."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped += by
 
 
 def show_in_progress_bar(trainer: L.Trainer, name: str, value: float) -> None:

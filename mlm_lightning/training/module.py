@@ -33,7 +33,7 @@ from mlm_lightning.runs.checkpoint import AVERAGING, STATE
 from mlm_lightning.tasks import MLM, Batch, Task
 from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.lightning_internals import (
-    draw_at,
+    count_step,
     mend_counters,
     schedule_validation,
     show_in_progress_bar,
@@ -212,7 +212,6 @@ class MLMModule(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         due = self.at_step_boundary(batch_idx) and self.plan.validation_due(self.trainer.global_step)
         schedule_validation(self.trainer, due)
-        draw_at(self, self.trainer.global_step)
 
     def at_step_boundary(self, batch_idx: int) -> bool:
         """Whether micro-batch `batch_idx` completed an optimizer step."""
@@ -242,7 +241,6 @@ class MLMModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         stage, self.last_metrics = "test" if self.trainer.testing else "val", {}
-        draw_at(self, self.trainer.global_step)
         for sums, condition in zip(self._eval_sums, self.conditions, strict=True):
             reduced = self.trainer.strategy.reduce(sums.vector, reduce_op="sum")
             assert isinstance(reduced, Tensor)
@@ -256,12 +254,18 @@ class MLMModule(L.LightningModule):
             self.last_metrics |= condition.metrics(stage, sums.compute(has_oracle, has_ngrams))
         # in training, and for what `mlm evaluate` prints, they go their own way
         self.log_dict(self.last_metrics, logger=self._plain and self.trainer.state.fn != "fit")
+        ours, logged = self.last_metrics, self.trainer.callback_metrics  # ours, and what callbacks log
+        theirs = {name: float(value) for name, value in logged.items() if name.startswith(f"{stage}/")}
+        self.last_metrics = self.trainer.strategy.broadcast(theirs) | ours
         if self.trainer.state.fn == "fit":
-            self.log_scalars(self.last_metrics, self.trainer.global_step)
-        logged = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
-        self.last_metrics = self.trainer.strategy.broadcast(logged) | self.last_metrics  # by callbacks, on the first rank
-        there = {**self.trainer.callback_metrics, **self.last_metrics}
-        refuse(no_metric(key, name, list(there)) for key, name in self._asked.items() if name not in there)
+            self.log_scalars(ours, self.trainer.global_step)
+            count_step(self.trainer, 1)
+            there = {} if self.trainer.sanity_checking else {**logged, **self.last_metrics}
+            refuse(no_metric(key, name, list(there)) for key, name in self._asked.items() if there and name not in there)
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "fit":
+            count_step(self.trainer, -1)
 
     @property
     def confusion_CC(self) -> Tensor | None:
