@@ -62,6 +62,8 @@ def fit(
     module, datamodule = assemble(settings, conditions, from_parent=parent is not None, settled=settled)
     if parent:
         _check_weights(module, parent)
+    with mistakes():  # also of a user's callbacks, before there is anything in the folder
+        callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
     taken = take_weights(module.model, settings) if settings.init.from_run and position is None else None
     is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
     if settings.trainer.world_size() == 1 or is_first_rank:
@@ -73,7 +75,6 @@ def fit(
     for logger in loggers:
         if not isinstance(logger, TensorBoardLogger):  # whose table wants the results beside them
             logger.log_hyperparams(decided)
-    callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
     if settings.sweep and settings.sweep.trial is not None:
         callbacks.append(Pruning(run.folder.parent, settings.sweep))
     trainer: Any = build_trainer(settings.trainer, callbacks, loggers)

@@ -464,3 +464,14 @@ def test_a_profiler_reports(toy: Toy, profiler: str, caplog: pytest.LogCaptureFi
     folder = run_of(config).folder / "profile"
     assert "MLMModule" in (folder / f"fit-{profiler}.txt").read_text()
     assert f"{folder}" in caplog.text
+
+
+class Unfinished(L.Callback):
+    def __init__(self) -> None:
+        self.limit = {}["limit"]
+
+
+@refused
+def test_a_callback_that_cannot_be_built_leaves_no_folder(toy: Toy) -> None:
+    with pytest.raises(UserError, match=r"KeyError: 'limit' \(raised at .*test_contracts\.py:\d+\)"):
+        train(toy(f"callbacks.mine._target_={__name__}.Unfinished"))
