@@ -7,10 +7,13 @@ anything else   1    a failure
 
 import shlex
 import signal
+import sysconfig
 import threading
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -126,6 +129,22 @@ def one_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+_NOT_OWN = ("<", str(Path(__file__).parent / "_")[:-1], sysconfig.get_path("stdlib"))
+
+
+def raised_at(error: BaseException) -> str:
+    """`my_model.py:12`, the last line of a traceback that is neither ours nor a library's; empty where all are."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    own = (each for each in frames if not each.filename.startswith(_NOT_OWN) and "-packages" not in each.filename)
+    return next((f"{each.filename}:{each.lineno}" for each in own), "")
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line, with its kind and its place where the user's code has raised it."""
+    at = raised_at(error)
+    return f"{type(error).__name__}: {one_line(error)} (raised at {at})" if at else one_line(error)
+
+
 class BusyError(UserError):
     """Another process is working in the run's folder."""
 
@@ -180,10 +199,14 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def mistakes() -> Iterator[None]:
-    """What constructors and data refuse is a mistake that the user can fix."""
+    """What constructors and data refuse is a mistake that the user can fix, and so is what a class of their own raises."""
     try:
         yield
     except UserError:
         raise
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise UserError(str(error)) from error
+    except Exception as error:
+        if not raised_at(error):
+            raise
+        raise UserError(described(error)) from error

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError, asks_for_trust, one_line
+from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError, asks_for_trust, one_line, raised_at
 
 
 class _Lenient(io.FileIO):
@@ -165,5 +165,6 @@ def report(error: BaseException, command: Sequence[str] = ()) -> int:
         if command and asks_for_trust(error):
             _print(f"if you trust that code, run it: {shlex.join(['mlm', *command, '--trust'])}")
         return MISTAKE
-    _print(f"{type(error).__name__}: {error}\n(--debug shows where)")
+    at = raised_at(error)
+    _print(f"{type(error).__name__}: {error}" + f"\nraised at {at}" * bool(at) + "\n(--debug shows where)")
     return FAILURE

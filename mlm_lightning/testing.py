@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.source import EndlessRows, ExactOracle, LatentRows, Rows, Source, Split
+from mlm_lightning.data.source import EndlessRows, ExactOracle, LatentRows, Rows, Source, Split, check_read
 from mlm_lightning.randomness import key, row_keys
 
 MAX_SEQUENCES = 4096
@@ -77,7 +77,10 @@ def check_rows(source: Source) -> None:
         rows = _rows(source, split)
         index_B = torch.arange(min(8, len(rows)))
         tokens_BL = _tokens(rows[index_B])
-        _demand(tokens_BL.dtype == torch.int64 and tokens_BL.shape == (len(index_B), source.seq_len), "rows are int64, (B, L)")
+        try:
+            check_read(tokens_BL, len(index_B), source)
+        except ValueError as error:
+            raise AssertionError(f"the rows of {split}: {error}") from error
         symbols = (tokens_BL >= 0) & (tokens_BL < source.vocab.size - 1)
         _demand(bool(symbols.all()), "rows hold symbols, 0 … vocab.size - 2")
         alone = torch.cat([_tokens(rows[index_B[i : i + 1]]) for i in range(len(index_B))])

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlm_lightning.config.settings import Loader, Node
+from mlm_lightning.config.settings import Loader, Node, SweepSettings
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.source import Source
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.errors import ConfigError, mistakes
 from mlm_lightning.masking import Masking
 from mlm_lightning.processes import memory
 from mlm_lightning.tasks import MLM
@@ -101,25 +101,29 @@ def unknown_metrics(
     for ends in maskings:
         has_oracle = type(by_name.get(ends[0], data).instance).oracle is not Source.oracle
         task = parts["task"] or MLM()
-        sums = task.sums(2, further_oracles=parts["oracles"] if "" in ends else ())
-        metrics = sums.compute(has_oracle, has_ngrams and isinstance(task, MLM))
+        with mistakes():
+            sums = task.sums(2, further_oracles=parts["oracles"] if "" in ends else ())
+            metrics = sums.compute(has_oracle, has_ngrams and isinstance(task, MLM))
         names |= {f"val/{metric}{'_' * bool(end)}{end}": None for end in ends for metric in metrics}
-    foreign = any(not node.target.startswith(_KNOWN) for node in parts["callbacks"].values())
-    for name, node in parts["callbacks"].items():
-        monitor = node.arguments.get("monitor")
-        own = node.target.startswith(_KNOWN[0])  # which looks at the metrics of validations alone
-        if isinstance(monitor, str) and monitor not in names and (own or not foreign) and node.target.startswith(_KNOWN):
-            yield _no_metric(f"callbacks.{name}.monitor", monitor, names)
-    if sweep is None:
-        return
-    reported = sweep.trials is not None and sweep.prune
-    if sweep.objective not in names and (reported or sweep.objective not in _SUMMARY):
-        if sweep.objective in _SUMMARY:
+    others = [type(task).__module__, *(node.target for node in parts["callbacks"].values())]
+    known = all(each.startswith(_KNOWN) for each in others)  # else it shows in the first validation
+    for key, name in asked_metrics(parts["callbacks"], sweep).items():
+        if key == "sweep.objective" and name in _SUMMARY:
             problem = "is known at a run's end alone, so that a search can't give up runs by it"
-            yield ConfigError("sweep.objective", sweep.objective, problem, "set sweep.prune=false")
-        else:
-            yield _no_metric("sweep.objective", sweep.objective, names)
+            yield ConfigError(key, name, problem, "set sweep.prune=false")
+        elif known and name not in names:
+            yield no_metric(key, name, names)
 
 
-def _no_metric(key: str, value: str, names: Collection[str]) -> ConfigError:
+def asked_metrics(callbacks: Mapping[str, Node], sweep: SweepSettings | None) -> dict[str, str]:
+    """The metrics of validations that a search, and monitors of callbacks that are ours or Lightning's, ask for, by their
+    keys."""
+    ours = {f"callbacks.{name}.monitor": node for name, node in callbacks.items() if node.target.startswith(_KNOWN)}
+    asked = {key: node.arguments.get("monitor") for key, node in ours.items()}
+    if sweep is not None and (sweep.objective not in _SUMMARY or (sweep.trials is not None and sweep.prune)):
+        asked["sweep.objective"] = sweep.objective
+    return {key: name for key, name in asked.items() if isinstance(name, str)}
+
+
+def no_metric(key: str, value: str, names: Collection[str]) -> ConfigError:
     return ConfigError(key, value, f"is no metric of this run{suggestion(value, list(names))} There are: {', '.join(names)}")

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from mlm_lightning.config.settings import Node
 from mlm_lightning.config.signatures import check_node, mistyped_keys
-from mlm_lightning.errors import ConfigError, config_errors
+from mlm_lightning.errors import ConfigError, UserError, config_errors, mistakes
 from mlm_lightning.values import check, check_arguments
 
 T = TypeVar("T")
@@ -22,8 +22,9 @@ class Findings:
     def attempt(self, key: str, build: Callable[[], T]) -> T | None:
         """What `build` returns; None where it refuses, which is noted."""
         try:
-            return build()
-        except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+            with mistakes():
+                return build()
+        except (UserError, TypeError) as error:
             self.errors += config_errors(error, key)
             return None
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from mlm_lightning.config.unimported import parameters_of
-from mlm_lightning.errors import NO_VALUE, ConfigError, MissingPackagesError, UntrustedError, one_line
+from mlm_lightning.errors import NO_VALUE, ConfigError, MissingPackagesError, UntrustedError, described
 from mlm_lightning.packages import OF_CLASSES, missing, need
 from mlm_lightning.values import UnknownKeyError, check_arguments
 
@@ -82,7 +82,7 @@ def resolve_target(path: Any, trusted: bool = True) -> Any:
     try:
         target = getattr(import_module(module), name)
     except Exception as error:  # importing a user's module may raise anything
-        raise ConfigError("_target_", path, f"cannot be imported: {one_line(error)}") from error
+        raise ConfigError("_target_", path, f"cannot be imported: {described(error)}") from error
     if not callable(target):
         raise ConfigError("_target_", path, "is no class")
     if not trusted and (getattr(target, "__module__", "") not in TRUSTED_MODULES or not inspect.isclass(target)):

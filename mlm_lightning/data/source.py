@@ -33,6 +33,7 @@ __all__ = [
     "Rows",
     "Source",
     "Split",
+    "check_read",
 ]
 
 
@@ -64,6 +65,19 @@ class EndlessRows(Protocol):
     def read_ahead(self, stop: int) -> None:
         """Told with each batch that the rows before `stop` come next, to read them a few at a time."""
         ...
+
+
+def check_read(read: Any, num_rows: int, source: "Source") -> None:
+    """Raises ValueError where this is not what `Rows` give for so many indices."""
+    if not num_rows:
+        raise ValueError("there are none")
+    tokens_BL = read[0] if isinstance(read, tuple) else read
+    given = f"{tokens_BL.dtype} {tuple(tokens_BL.shape)}" if isinstance(tokens_BL, Tensor) else type(tokens_BL).__name__
+    if given != (right := f"torch.int64 {(num_rows, source.seq_len)}"):
+        raise ValueError(f"the tokens of {num_rows} are {given}, not {right}")
+    outside = (tokens_BL < 0) | (tokens_BL >= source.vocab.size)
+    if outside.any():
+        raise ValueError(f"token {int(tokens_BL[outside][0])} is outside of the vocabulary, 0 to {source.vocab.size - 1}")
 
 
 class Oracle(Protocol):

@@ -5,6 +5,7 @@ callbacks  ─► Lightning's own are built
 schedules  ─► their steps against those of the run; where rows and batches start, against their full size
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -16,7 +17,8 @@ from mlm_lightning.errors import NO_VALUE, ConfigError, one_line, refuse
 from mlm_lightning.training.optim import Schedule
 from mlm_lightning.values import not_one_of
 
-_ASKED = ("accelerator", "strategy", "devices", "num_nodes", "precision", "profiler", "sync_batchnorm")
+_PROFILERS = ("simple", "advanced", "pytorch")
+_ASKED = ("accelerator", "strategy", "devices", "num_nodes", "precision", "sync_batchnorm")
 """Keys whose values Lightning knows better than we do."""
 
 
@@ -25,12 +27,15 @@ def check_training(settings: Settings) -> None:
     source, trainer = settings.data.instance, settings.trainer
     total, starts = trainer.max_steps, _start_errors(settings)
     if type(source).prepare is Source.prepare and trainer.time_budget is None and not starts:
-        total = trainer.plan(source.num_rows(), settings.loader.batch_size).total_steps
+        with contextlib.suppress(Exception):  # rows that have no length are named once they are tried
+            total = trainer.plan(source.num_rows(), settings.loader.batch_size).total_steps
     refuse([*trainer_errors(trainer), *_callback_errors(settings), *starts, *schedule_errors(settings, total)])
 
 
 def trainer_errors(settings: TrainerSettings) -> list[ConfigError]:
     """What Lightning finds wrong with a Trainer."""
+    if settings.profiler not in (None, *_PROFILERS):
+        return [not_one_of("trainer.profiler", settings.profiler, _PROFILERS)]
     defaults: dict[str, Any] = {field.name: field.default for field in fields(settings)}
     unusual = [name for name in _ASKED if getattr(settings, name) != defaults[name]]
     if unusual in ([], ["accelerator"]) and settings.accelerator in ("auto", "cpu"):

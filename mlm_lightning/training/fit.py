@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from mlm_lightning.config.build import build_each, build_model, build_optimizer, prepare
+from mlm_lightning.config.feasible import asked_metrics
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.condition import Condition, fingerprint, packs_documents
@@ -61,6 +62,8 @@ def fit(
     module, datamodule = assemble(settings, conditions, from_parent=parent is not None, settled=settled)
     if parent:
         _check_weights(module, parent)
+    with mistakes():  # also of a user's callbacks, before there is anything in the folder
+        callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
     taken = take_weights(module.model, settings) if settings.init.from_run and position is None else None
     is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
     if settings.trainer.world_size() == 1 or is_first_rank:
@@ -72,10 +75,11 @@ def fit(
     for logger in loggers:
         if not isinstance(logger, TensorBoardLogger):  # whose table wants the results beside them
             logger.log_hyperparams(decided)
-    callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
     if settings.sweep and settings.sweep.trial is not None:
         callbacks.append(Pruning(run.folder.parent, settings.sweep))
-    trainer = build_trainer(settings.trainer, callbacks, loggers)
+    trainer: Any = build_trainer(settings.trainer, callbacks, loggers)
+    if settings.trainer.profiler:  # without a file it would speak by Lightning's logger
+        trainer.profiler.dirpath, trainer.profiler.filename = run.folder / "profile", settings.trainer.profiler
     if position and not parent and trainer.is_global_zero:
         log.info("continuing %s after step %s of %s", run.folder, f"{step:,}", f"{module.plan.total_steps:,}")
     with _disk_named(run):
@@ -92,6 +96,8 @@ def fit(
                     fill_hparams(logger, flat(decided), summary, compared=run.is_of_sweep)
                 logger.finalize("success")
             run.write_json("summary.json", summary)
+            if settings.trainer.profiler:
+                log.info("%-12s %s", "profile", trainer.profiler.dirpath)
     return summary
 
 
@@ -151,6 +157,7 @@ def assemble(
         z_loss=settings.optimization.z_loss,
         compiled=compiled,
         task=settings.task,
+        asked=asked_metrics(settings.callbacks, settings.sweep),
     )
     datamodule = MLMDataModule(
         source,

@@ -2,6 +2,7 @@
 
     Trainer.val_check_batch                    a validation where we say, after any optimizer step
     Trainer.fit_loop.epoch_loop.val_loop       a validation before the first step of a resumed run
+    ….epoch_loop._batches_that_stepped         the step at which what callbacks log in a validation is drawn
     Trainer._accelerator_connector             ranks that divide the rows themselves, under a plain Trainer
     checkpoint["loops"]["fit_loop"]            the counters, where Lightning would continue them wrongly
     Trainer.progress_bar_metrics               what a progress bar shows
@@ -72,6 +73,11 @@ def mend_counters(checkpoint: dict[str, Any], validation_pending: bool) -> None:
     if validation_pending:  # it starts again from its first batch
         progress = loop["epoch_loop.val_loop.batch_progress"]
         progress["total"] = {name: value - progress["current"][name] for name, value in progress["total"].items()}
+
+
+def count_step(trainer: L.Trainer, by: int) -> None:
+    """Moves the step at which Lightning draws what callbacks log: in a validation it is one behind."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped += by
 
 
 def show_in_progress_bar(trainer: L.Trainer, name: str, value: float) -> None:

@@ -35,7 +35,7 @@ class CSVLogger(Logger):
         self._columns: list[str] = []  # those of the file, once it is opened
         self._line: dict[str, Any] = {}
         self._purge_step = purge_step
-        self._last_step: int | None = None  # in the file when it was opened
+        self._last_step: int | None = None  # in the file
         self._read()  # what is wrong with it is found before anything is trained
 
     @property
@@ -68,8 +68,8 @@ class CSVLogger(Logger):
             self._last_step = int(lines[-1]["step"]) if lines else None
         if not self._line:
             return
-        begun = self._last_step == self._line["step"]  # by an interrupted run: this is the rest of its last line
-        self._last_step = None
+        # the last line is of this step: an interrupted run began it, or what callbacks log was written with it
+        begun, self._last_step = self._last_step == self._line["step"], self._line["step"]
         new = [name for name in self._line if name not in self._columns]
         if begun:
             *lines, last = read_metrics(self.path)

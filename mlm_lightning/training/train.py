@@ -21,6 +21,7 @@ from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.resume import begin, check_complete, check_tokens, parent_of
 from mlm_lightning.training import ranks
 from mlm_lightning.training.check import check_training, schedule_errors
+from mlm_lightning.training.contracts import try_own_parts
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
     if again or run.summary is None:
         with mistakes():  # downloads, builds caches, and finds what is wrong with the data, before there is a folder
             conditions = prepare(settings, evaluated="val")
+            try_own_parts(settings, conditions)
             if settings.trainer.time_budget is None:
                 total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
                 refuse(schedule_errors(settings, total))

@@ -21,6 +21,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
+from mlm_lightning.config.feasible import no_metric
 from mlm_lightning.config.located import BEST, LAST, PREVIOUS
 from mlm_lightning.config.settings import SweepSettings
 from mlm_lightning.errors import Interrupted, PrunedError, handle, restore
@@ -147,8 +148,7 @@ class Checkpoint(LightningCheckpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if self.monitor not in pl_module.last_metrics:
-            names = ", ".join(pl_module.last_metrics)
-            raise ValueError(f"callbacks.checkpoint.monitor={self.monitor}: is none of the metrics, which are {names}")
+            raise no_metric("callbacks.checkpoint.monitor", self.monitor, pl_module.last_metrics)
         step, score = trainer.global_step, pl_module.last_metrics[self.monitor]
         if best := score < self.best_score:
             self.best_score, self.best_step = score, step
