@@ -45,7 +45,7 @@ def own_code(settings: Settings) -> dict[str, Any]:
                 versions[installed.name] = installed.version
                 break
         else:
-            files |= _with_imports(root, file)
+            _add_with_imports(files, root, file)
             folders.add(str(root))
     noted = {"own_code": files, "code_folders": sorted(folders), "classes_of": versions}
     return {name: each for name, each in noted.items() if each}
@@ -75,9 +75,8 @@ def _written_in(settings: Settings) -> Iterator[tuple[str, Any]]:
                 yield module, each
 
 
-def _with_imports(root: Path, first: Path) -> dict[str, str]:
-    """The digests of a module's file, and of all that it imports of its package, or beside it."""
-    digests: dict[str, str] = {}
+def _add_with_imports(digests: dict[str, str], root: Path, first: Path) -> None:
+    """A module's file, and all that it imports of its package, or beside it."""
     waiting = [first, *(folder / "__init__.py" for folder in first.parents[:-1])]
     while waiting:
         file = waiting.pop()
@@ -87,7 +86,6 @@ def _with_imports(root: Path, first: Path) -> dict[str, str]:
             digests[str(file)] = _digest(content)
             with contextlib.suppress(SyntaxError, ValueError):  # importing it says what is wrong with it
                 waiting += _imports(file, ast.parse(content))
-    return digests
 
 
 def _imports(file: Path, tree: ast.AST) -> Iterator[Path]:

@@ -203,7 +203,7 @@ def _describe(
     if position and origin.from_parent:
         manifest |= {"parent": {"checkpoint": str(position.path), "step": position.step, "changes": changes}}
     elif position and changes:
-        log.warning("from here on, other code computes than before: %s", ", ".join(changes))
+        log.warning("from here on, it computes with code that was edited: %s", ", ".join(changes))
         edits |= {f"step {position.step}": changes}
     manifest |= {"own_code_edited": edits} if edits and position else {}
     run.open(settings)

@@ -146,7 +146,8 @@ def test_a_complete_run_of_edited_code_is_refused_and_said_by_whoever_opens_it(
         ["evaluate", folder],
         ["predict", folder, row],
         ["analyse", folder, "analysis=posterior"],
-        ["export", folder, "x"],
+        ["export", folder, "shared"],
+        ["predict", "shared", row],
     )
     for command in commands:
         capsys.readouterr()
@@ -193,7 +194,7 @@ def test_an_unfinished_run_goes_on_with_edited_code_where_it_is_told_to(
     assert "studio" not in str(refused.value)
     capsys.readouterr()
     assert train(config | {"resume": os.path.relpath(run.folder)})["steps"] == 2
-    (said,) = (line for line in capsys.readouterr().err.splitlines() if "other code" in line)
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "from here on" in line)
     assert "own_code.my_metric.py: " in said
     assert [each.partition(": ")[0] for each in run.manifest["own_code_edited"]["step 1"]] == ["own_code.my_metric.py"]
     assert run.manifest["own_code"] == note_of(config)["own_code"]
