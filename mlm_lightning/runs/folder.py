@@ -118,8 +118,7 @@ class Run:
     @property
     def edits(self) -> list[str]:
         """Which files of the user's code hold something else than when they trained it, of those that are found."""
-        noted = self.manifest.get("own_code", {})
-        return differences(noted, digests_now(noted, self.manifest.get("code_folders", [])))
+        return differences(self.manifest.get("own_code", {}), digests_now(self.manifest))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

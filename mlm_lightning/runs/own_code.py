@@ -14,7 +14,7 @@ import hashlib
 import inspect
 import linecache
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,15 @@ def own_code(settings: Settings) -> dict[str, Any]:
     return {name: each for name, each in noted.items() if each}
 
 
-def digests_now(noted: Mapping[str, str], folders: Sequence[str]) -> dict[str, str]:
-    """What the files of a note hold now, where they are found without an import; else what is noted."""
-    now = dict(noted)
-    for name in noted:
-        paths = [Path(folder, name) for folder in (*sys.path, *folders)]
-        found = [_digest(path.read_bytes()) for path in paths if path.is_file()]
-        in_notebook = getattr(sys.modules["__main__"], name.removeprefix("__main__."), None)
-        found += [_digest_of_source(in_notebook)] if in_notebook else []
-        now[name] = found[0] if found else noted[name]
+def digests_now(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What the files that a run notes hold now, where they are found without an import; else what is noted."""
+    now = dict(manifest.get("own_code", {}))
+    for name in now:
+        if made := getattr(sys.modules["__main__"], name.removeprefix("__main__."), None):  # of a notebook
+            now[name] = _digest_of_source(made)
+        for folder in [*manifest.get("code_folders", ()), *reversed(sys.path)]:
+            with contextlib.suppress(OSError):  # it is not there, or may not be read
+                now[name] = _digest(Path(folder, name).read_bytes())
     return now
 
 
@@ -81,10 +81,10 @@ def _add_with_imports(digests: dict[str, str], root: Path, first: Path) -> None:
     while waiting:
         file = waiting.pop()
         is_near = file.parts[0] == first.parts[0] if first.parts[1:] else file.parts[0] not in _NOTED_ELSEWHERE
-        if is_near and str(file) not in digests and (root / file).is_file():
-            content = (root / file).read_bytes()
-            digests[str(file)] = _digest(content)
-            with contextlib.suppress(SyntaxError, ValueError):  # importing it says what is wrong with it
+        if is_near and str(file) not in digests:
+            with contextlib.suppress(OSError, SyntaxError, ValueError):  # importing it says what is wrong with it
+                content = (root / file).read_bytes()
+                digests[str(file)] = _digest(content)
                 waiting += _imports(file, ast.parse(content))
 
 

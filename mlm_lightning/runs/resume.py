@@ -88,9 +88,11 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
 
 
 def check_complete(run: Run, settings: Settings) -> None:
-    """Raises UserError where a complete run is of other data or own code than the files that are there now, or of another
+    """Raises UserError where a run is complete, but of other data or own code than the files that are there now, or of another
     number of processes (an earlier version took no notice of it). Of files that can't be read it says nothing."""
-    searches = settings.sweep is not None and settings.sweep.trials is not None
+    searches = settings.sweep is not None and settings.sweep.trials is not None  # and trains no complete trial again
+    if run.summary is None or (settings.resume == "never" and not searches):
+        return
     again = "name=OTHER searches again" if searches else "resume=never trains it again, and moves this one aside"
     processes, there = settings.trainer.world_size(), processes_of(run.manifest, read_config(run.folder).config)
     if there != processes:

@@ -57,9 +57,7 @@ def check_start(settings: Settings) -> None:
     """Raises UserError where the environment or the run to resume from can't be, or a complete run is not this one; creates
     nothing."""
     ranks.check_environment(settings.trainer)
-    searches = settings.sweep is not None and settings.sweep.trials is not None  # and trains no complete trial again
-    if (searches or settings.resume != "never") and (run := Run.find(settings)).summary is not None:
-        check_complete(run, settings)
+    check_complete(Run.find(settings), settings)
     check_training(settings)
     if settings.resume not in ("auto", "never"):
         locate(settings.resume, "resume")
