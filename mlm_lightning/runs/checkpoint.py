@@ -22,6 +22,7 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.files import SEAL, SEAL_SIZE, write_atomically
 from mlm_lightning.runs.identity import deciding
+from mlm_lightning.runs.own_code import own_code
 
 FORMAT = 1
 """Of what we write in a checkpoint; raised where an older one can't be continued."""
@@ -148,7 +149,7 @@ class Position:
         return self.state["record"]
 
     def changes(self, record: dict[str, Any]) -> list[str]:
-        """What differs from a run with this record: `key: before → now`."""
+        """What differs from a run with this record: `key: before → now`; of own code that was edited, `own_code.FILE: …`."""
         there, data = self.record, record["data"]
         if data and ":" not in (there["data"] or ""):  # an earlier version's, which did not count what a hub sent
             data = re.sub(r":\w+", "", data)
@@ -156,6 +157,8 @@ class Position:
         now = deciding(record["config"], record["world_size"]) | {"data files": data}
         if "precision" in there and before["trainer"]["precision"] == now["trainer"]["precision"] == "auto":
             before["trainer.precision=auto"], now["trainer.precision=auto"] = there["precision"], record["precision"]
+        if "own_code" in there:
+            before["own_code"], now["own_code"] = there["own_code"], record.get("own_code")
         return differences(before, now)
 
 
@@ -169,6 +172,7 @@ def record_of(settings: Settings, fingerprint: str | None) -> dict[str, Any]:
         "data": fingerprint,
         "world_size": settings.trainer.world_size(),
         "rows_per_step": settings.rows_per_step,
+        **own_code(settings),
     }
 
 

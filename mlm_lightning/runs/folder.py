@@ -41,6 +41,7 @@ from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import read_json, write_atomically
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences
 from mlm_lightning.runs.identity import identity, sibling_hash, slug
+from mlm_lightning.runs.own_code import digests_now
 from mlm_lightning.runs.progress import RunProgress
 from mlm_lightning.values import expanded
 
@@ -115,6 +116,11 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         return read_note(self.folder / "manifest.json")
 
+    @property
+    def edits(self) -> list[str]:
+        """Which files of the user's code hold something else than when they trained it, of those that are found."""
+        return differences(self.manifest.get("own_code", {}), digests_now(self.manifest))
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Creates the folder and holds its lock; raises BusyError where another process holds it. Of a run that never started
@@ -181,7 +187,8 @@ class Run:
         environment, before = describe_environment(), read_note(self.folder / "manifest.json")
         command = {name: before.get(name) for name in _COMMAND}
         self.write_json("manifest.json", environment | command | more)
-        return differences(of_last_digits(before), of_last_digits(environment)) if "packages" in before else []
+        now = environment | (more if "classes_of" in before else {})
+        return differences(of_last_digits(before), of_last_digits(now)) if "packages" in before else []
 
     def fail(self, error: BaseException) -> None:
         """Writes why the run failed."""
@@ -282,6 +289,7 @@ def describe_environment() -> dict[str, Any]:
 def of_last_digits(environment: dict[str, Any]) -> dict[str, Any]:
     """What the last digits of a result depend on."""
     versions = {name: environment.get("packages", {}).get(name) for name in ("torch", "transformers")}
+    versions |= environment.get("classes_of", {})
     return {"device": environment.get("device"), "threads": environment.get("threads")} | versions
 
 

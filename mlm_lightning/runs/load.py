@@ -4,6 +4,7 @@ config.yaml  model.json  vocab.json  tokenizer/      the model's class and all i
 checkpoints/  or, exported, model.safetensors        its weights; neither executes anything when it is read
 """
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from mlm_lightning.runs.checkpoint import DamagedCheckpointError, read_checkpoin
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.tasks import Classify
 from mlm_lightning.values import expanded
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 CLASSES = "classes.json"
@@ -101,6 +104,8 @@ def load_run(path: str | Path, trust: bool = False, separate_documents: bool = F
     if vocab is None:
         raise UserError(f"{folder}: has neither vocab.json nor a tokenizer; export the run again")
     classes = tuple(read_json(folder / CLASSES, remedy)["classes"]) if (folder / CLASSES).is_file() else None
+    if edits := Run(folder).edits:
+        log.warning("%s: its code has been edited since it was trained: %s", folder, ", ".join(edits))
     return LoadedRun(folder, checkpoint, step, composed, model, vocab, seq_len, tokenizer, classes)
 
 

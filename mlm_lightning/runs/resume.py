@@ -1,6 +1,7 @@
 """Where a run begins: at its own last checkpoint, at that of a parent, or at its first step.
 
 own checkpoint?  ─ yes ─► does it compute what this command computes? ─► go on, as if nothing had happened
+      │                   (by code that was edited: only where resume=FOLDER names this very run)
       │ no
 resume=FOLDER?   ─ yes ─► weights, optimizer state and position of that run; what differs is listed
       │ no
@@ -20,7 +21,7 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
 from mlm_lightning.data.text.tokenizer.load import TRAIN, open_tokenizer, read_vocab
 from mlm_lightning.errors import ConfigError, UserError
-from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, flat, record_of
+from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences, flat, record_of
 from mlm_lightning.runs.folder import Run, processes_of
 from mlm_lightning.runs.load import stored_vocab
 from mlm_lightning.values import expanded
@@ -47,13 +48,16 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
     """Where the run begins: its own last checkpoint, that of its parent, or None. Raises UserError where that can't be."""
     record = record_of(settings, fingerprint(conditions))
     if position := run.last_checkpoint():
-        if changes := position.changes(record):
+        changes = position.changes(record)
+        is_edit = all(each.startswith("own_code") for each in changes)
+        if changes and not (is_edit and Path(settings.resume).resolve() == run.folder.resolve()):
             kept = f"trainer.precision={position.record.get('precision')} resume={run.folder} goes on in another folder; "
             raise UserError(
                 f"{position.path}: is a checkpoint of something else than this command computes (there → here):\n"
                 + "".join(f"  {each}\n" for each in changes)
                 + f"{_MENDED}\n" * any(each.source.mended_since(_names(position.record["data"])) for each in conditions)
                 + kept * any(each.startswith("trainer.precision=auto") for each in changes)
+                + f"resume={run.folder} goes on with the code that is here now; " * is_edit
                 + f"resume=never starts the run again and moves {run.folder} aside"
             )
         return position
@@ -117,12 +121,18 @@ def check_tokens(settings: Settings, parent: Position | None, vocab: Vocab) -> N
 
 
 def check_complete(run: Run, settings: Settings) -> None:
-    """Raises UserError where a complete run is of other data than the files that are there now, or of another number of
-    processes (an earlier version took no notice of it). Of files that can't be read it says nothing."""
-    again = "resume=never trains it again, and moves this one aside"
+    """Raises UserError where a run is complete, but of other data or own code than the files that are there now, or of another
+    number of processes (an earlier version took no notice of it). Of files that can't be read it says nothing."""
+    searches = settings.sweep is not None and settings.sweep.trials is not None  # and trains no complete trial again
+    if run.summary is None or (settings.resume == "never" and not searches):
+        return
+    again = "name=OTHER searches again" if searches else "resume=never trains it again, and moves this one aside"
     processes, there = settings.trainer.world_size(), processes_of(run.manifest, read_config(run.folder).config)
     if there != processes:
         raise UserError(f"{run.folder}: is complete, but it was trained on {there} process(es), not on {processes}; {again}")
+    code = run.manifest.get("own_code")
+    if code and (edits := differences(code, record_of(settings, None).get("own_code", {}))):
+        raise UserError(f"{run.folder}: is complete, but its code has been edited since ({', '.join(edits)}); {again}")
     trained_on = _names(run.manifest.get("data"))
     for names, node in settings.sources.items():
         try:

@@ -39,7 +39,7 @@ ONNX = "model.onnx"
 
 _NOT_SHARED = ("prepare", "callbacks", "logger", "sweep", "launcher", "hydra")
 _PATHS = re.compile(r"(path|dir|folder|file)$")
-_KEPT = ("python", "packages", "device", "threads", "data", "splits", "num_parameters", "settled")
+_KEPT = ("python", "packages", "device", "threads", "data", "splits", "num_parameters", "settled", "own_code")
 """What a run's manifest knows of its result. Its command is left out, for it may name files."""
 
 

@@ -28,12 +28,10 @@ def evaluate(
     """The metrics of a run, or of one of its checkpoints, under prepared conditions; precision, batch size and masks' seed are
     those of `settings`. Raises ConfigError where the model can't read the rows."""
     quiet()
-    loaded = load_run(path, trust)
     source = conditions[0].source
+    with mistakes():  # rows that it was trained on may not pack documents
+        loaded = load_run(path, trust, separate_documents=packs_documents(conditions))
     _check_readable(loaded, source, settings.data.arguments.get("tokenizer") == TRAIN)
-    if packs_documents(conditions):  # the rows that it was trained on may not
-        with mistakes():
-            loaded = load_run(path, trust, separate_documents=True)
     trainer = build_trainer(replace(settings.trainer, devices=1, num_nodes=1, strategy="auto"), [], [])
     # whose metrics are returned, not logged
     module = MLMModule(loaded.model, conditions, plan=Plan(total_steps=0), task=settings.task)

@@ -201,12 +201,18 @@ def _describe(
     manifest |= {"on_one_process": identity(settings.composed.config), "processes": settings.trainer.world_size()}
     manifest |= {"precision": settings.trainer.resolved_precision()} | ({"compiled": True} if module.compiled else {})
     manifest |= {"settled": origin.record["settled"]} if "settled" in origin.record else {}
+    manifest |= {name: origin.record[name] for name in ("own_code", "code_folders", "classes_of") if name in origin.record}
     manifest |= {"splits": conditions[0].source.summary()}
     manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
     manifest |= {"init": taken or run.manifest.get("init")} if settings.init.from_run else {}
+    changes = position.changes(origin.record) if position else []
+    edits = run.manifest.get("own_code_edited", {})
     if position and origin.from_parent:
-        changes = position.changes(origin.record)
         manifest |= {"parent": {"checkpoint": str(position.path), "step": position.step, "changes": changes}}
+    elif position and changes:
+        log.warning("from here on, it computes with code that was edited: %s", ", ".join(changes))
+        edits |= {f"step {position.step}": changes}
+    manifest |= {"own_code_edited": edits} if edits and position else {}
     run.open(settings)
     changed = run.describe(**manifest)
     if position and not origin.from_parent and changed:

@@ -58,8 +58,7 @@ def check_start(settings: Settings) -> None:
     """Raises UserError where the environment or the run to resume from can't be, or a complete run is not this one; creates
     nothing."""
     ranks.check_environment(settings.trainer)
-    if settings.resume != "never" and (run := Run.find(settings)).summary is not None:
-        check_complete(run, settings)
+    check_complete(Run.find(settings), settings)
     check_training(settings)
     if settings.resume not in ("auto", "never"):
         locate(settings.resume, "resume")
