@@ -13,7 +13,7 @@ class _Once(argparse.Namespace):
     """Flags of which a second one would hide the first are refused."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("config_") and getattr(self, name, None) is not None:
+        if name.startswith("config_") and getattr(self, name, None):
             raise UserError(f"--{name.replace('_', '-')} {value}: is given a second time; give one")
         super().__setattr__(name, value)
 
@@ -63,10 +63,11 @@ def hydra_flags(arguments: list[str]) -> argparse.Namespace:
     for name, remedy in _REFUSED.items():
         if getattr(flags, name) and not (flags.cfg and remedy == "goes with --cfg"):
             raise UserError(f"--{name.replace('_', '-')}: {remedy}")
-    flags.multirun |= any(map(_PARAMS.match, flags.overrides))
-    flags.overrides = [_PARAMS.sub("", each) for each in flags.overrides]
-    if flags.multirun and (flags.info or flags.package or flags.cfg in ("hydra", "all")):
-        raise UserError("-m: of a sweep, --cfg job alone shows what would run; leave out -m to see a config")
+    overrides = [_PARAMS.sub("", each) for each in flags.overrides]
+    flags.multirun |= overrides != flags.overrides  # many runs are meant
+    flags.overrides = overrides
+    if flags.multirun and (flags.package or flags.cfg in ("hydra", "all")):
+        raise UserError("-m: --cfg job alone shows the runs of a sweep; leave out -m to see a config")
     return flags
 
 
