@@ -12,11 +12,13 @@ config, whose keys are a constructor's parameters, and the constructor itself wh
 import difflib
 import functools
 import inspect
+import json
 import operator
 import os
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -85,8 +87,12 @@ def check(key: str, value: Any, hint: Any) -> list[ConfigError]:
     if isinstance(value, dict) and (node := next(filter(is_dataclass, _members(hint)), None)):
         return check_arguments(key, value, node)
     if not matches(value, hint):
-        typed = repr(value) if isinstance(value, str) else value
-        return [ConfigError(key, typed, f"should be {describe(hint)}", _remedy(hint))]
+        kind = WholeNumberError if matches(whole(value), hint) else ConfigError
+        typed, remedy = (repr(value) if isinstance(value, str) else value), _remedy(hint)
+        with suppress(ValueError):
+            if isinstance(value, str) and matches(json.loads(value), hint):
+                remedy = "leave out its quotes; a variable of the environment is '${oc.decode:${oc.env:NAME}}'"
+        return [kind(key, typed, f"should be {describe(hint)}", remedy)]
     return list(_outside(key, value, hint, value))
 
 
@@ -112,6 +118,15 @@ def check_arguments(
             remedy = f"{owner} needs it" if owner == target.__name__ else ""
             found.append(ConfigError(f"{prefix}{name}", NO_VALUE, "no value given", remedy))
     return found
+
+
+class WholeNumberError(ConfigError):
+    """A whole number written as a float (1e3), where its type asks for an int; in a config it counts as one."""
+
+
+def whole(value: Any) -> Any:
+    """A value; an int where it is a float that is whole."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class UnknownKeyError(ConfigError):

@@ -6,6 +6,7 @@ from shlex import quote
 from textwrap import shorten, wrap
 from typing import Any
 
+from mlm_lightning.commands.arguments import hydra_flags
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.messages import print_table, waiting
 from mlm_lightning.processes import see_own_packages
@@ -23,6 +24,7 @@ Trains one run, or a sweep with -m. The same command continues an unfinished run
   mlm train -m sweep.trials=30 'optim.lr=tag(log, interval(1e-4, 1e-2))'      a search
   mlm train data=text data.path='texts/*.txt' data.tokenizer=train
   mlm train --cfg job                             shows the composed config
+  mlm train -m seed=0,1 --cfg job                 shows the runs of the sweep, their folders and their status
 
 Hydra's own flags work: --cfg job, --info, -m, --config-dir, --config-name, --resolve, --package.
 """
@@ -32,22 +34,23 @@ def main(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(HELP + _choices(arguments), end="")
         return 0
-    from mlm_lightning.config.compose import answer_by_hydra, composer, hydra_flags, is_for_hydra
+    from mlm_lightning.config.compose import check_hydra_keys, composer, is_sweep
 
     see_own_packages()
     flags = hydra_flags(arguments)
     with composer(flags.config_dir, flags.config_name) as hydra:
         overrides = hydra.plain(flags.overrides)
-        if is_for_hydra(flags):
-            answer_by_hydra(arguments, flags, overrides)
+        if flags.info or (flags.cfg and not flags.multirun):
+            hydra.answer(flags, overrides)
             return 0
         several = any(override.is_sweep_override() for override in hydra.choices(overrides))
         config = hydra.master(overrides) if several else hydra.compose(overrides)
-        if flags.multirun or str(config.hydra.mode) == "RunMode.MULTIRUN":
+        check_hydra_keys(overrides, config)
+        if flags.multirun or is_sweep(config):
             with waiting(f"{config.output_dir}/{config.name}: checking the runs of the sweep"):
                 from mlm_lightning.sweeps.run import run_sweep
 
-                return run_sweep(hydra, overrides, hydra.master(overrides))
+                return run_sweep(hydra, overrides, hydra.master(overrides), only_show=flags.cfg is not None)
         if several:
             raise UserError("several values for one key: add -m to run a sweep, or quote a value that contains commas")
         composed = hydra.with_origin(config, overrides)

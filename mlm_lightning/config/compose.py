@@ -9,38 +9,43 @@ check that follows (`parse`) finds all of them, whichever way they came in.
 
 import argparse
 import itertools
+import logging
 import math
 import operator
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.hints import PACKAGE_REMEDY, WITHOUT_PACKAGE, homes
-from mlm_lightning.config.shipped import GROUPS, config_folder
+from mlm_lightning.config.shipped import GROUPS, config_folder, replaced
 from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
 from mlm_lightning.files import damaged
 from mlm_lightning.packages import need, requirements
 from mlm_lightning.values import UnknownKeyError, expanded, suggestion
 
+log = logging.getLogger(__name__)
+
 CONFIG_NAME = "train"
+OWN = "--config-dir"
+"""The provider of the user's own folder in Hydra's search path."""
 WRITTEN_AGAIN = "remove the run's summary.json, and the command that trained it writes this file again"
 MOST_JOBS = 100_000
 """Of a sweep: each is composed and checked before the first one starts."""
+_IGNORED = re.compile(r"[+~]*hydra\.(?!mode|run\.dir|sweep\.dir|sweeper|searchpath)")
 OmegaConf.register_new_resolver("quotient", operator.floordiv, replace=True)
 OmegaConf.register_new_resolver("expanded", lambda path: str(expanded(path)), replace=True)
 
 
 @contextmanager
-def composer(config_dir: str | None = None, config_name: str | None = None) -> Iterator["Composer"]:
-    """Opens the shipped configs, and the user's own folder behind them."""
+def composer(config_dir: str | None = None, config_name: str | None = None, quiet: bool = False) -> Iterator["Composer"]:
+    """Opens the shipped configs, and before them the user's own folder; says what that replaces unless `quiet`."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -48,14 +53,20 @@ def composer(config_dir: str | None = None, config_name: str | None = None) -> I
         raise UserError(f"--config-dir {config_dir}: no such folder")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="mlm"):
-        yield Composer(GlobalHydra.instance().hydra, config_dir, config_name or CONFIG_NAME)
+        hydra: Any = GlobalHydra.instance().hydra
+        search_path = hydra.config_loader.config_search_path
+        if config_dir is not None:
+            search_path.prepend(OWN, f"file://{expanded(config_dir).resolve()}")
+            hydra.config_loader.repository.initialize_sources(search_path)
+            if not quiet and (own := replaced(expanded(config_dir))):
+                log.info("%-12s %s, in place of what is shipped", "own config", ", ".join(map(str, own)))
+        yield Composer(hydra, config_dir, config_name or CONFIG_NAME)
 
 
 class Composer:
     def __init__(self, hydra: Any, config_dir: str | None, config_name: str) -> None:
         self.hydra, self.loader = hydra, hydra.config_loader
         self.config_dir, self.config_name = config_dir, config_name
-        self.search_path = [] if config_dir is None else [f"hydra.searchpath=[file://{expanded(config_dir).resolve()}]"]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """One config, with Hydra's own part. Raises UserError for anything that Hydra or OmegaConf finds wrong."""
@@ -63,7 +74,7 @@ class Composer:
         from hydra.core.hydra_config import HydraConfig
 
         with self._explaining(overrides):
-            config = compose(self.config_name, overrides=[*self.search_path, *overrides], return_hydra_config=True)
+            config = compose(self.config_name, overrides=list(overrides), return_hydra_config=True)
             with open_dict(config.hydra):
                 config.hydra.runtime.output_dir = os.getcwd()
             HydraConfig.instance().set_config(config)  # for ${hydra:…} in a config
@@ -88,6 +99,8 @@ class Composer:
             if isinstance(error, MissingConfigException):
                 _need_launcher(error.missing_cfg_file or "", overrides)
             raise UserError(self._explain(error)) from error
+        except RecursionError as error:
+            raise UserError("a config's defaults name itself; give it another name than that of a shipped one") from error
         except YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
@@ -102,7 +115,7 @@ class Composer:
         from hydra.types import RunMode
 
         with self._explaining(overrides):
-            return self.hydra.compose_config(self.config_name, [*self.search_path, *overrides], run_mode=RunMode.MULTIRUN)
+            return self.hydra.compose_config(self.config_name, overrides, run_mode=RunMode.MULTIRUN)
 
     def with_params(self, overrides: Sequence[str], master: DictConfig) -> list[str]:
         """The overrides, and before them those that the config itself sweeps over (`hydra.sweeper.params`)."""
@@ -131,23 +144,29 @@ class Composer:
     def choices(self, overrides: Sequence[str]) -> list[Any]:
         """The parsed overrides, in their order; `is_sweep_override()` tells those with several values."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.core.override_parser.types import Glob
 
         with self._explaining():
-            return OverridesParser.create(self.loader).parse_overrides(list(overrides))
+            parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
+        for override in parsed:
+            key, value, typed = override.key_or_group, override.value(), str(override.input_line).lstrip("+")
+            if override.is_range_sweep() and not 0 < _length(value) <= MOST_JOBS:
+                problem = f"has {max(0, _length(value)):,.0f} values; give from 1 to {MOST_JOBS:,}"
+                raise UserError(f"{typed}: {problem}, e.g. {key}='range(0,5)', which ends before 5")
+            if isinstance(value, Glob) and not value.filter(options := self.options(key)):
+                raise UserError(f"{typed}: is none of {key}'s options, which are: {', '.join(options) or 'none'}")
+        return parsed
 
     def jobs(self, overrides: Sequence[str]) -> list[list[str]]:
         """The overrides of each job of a sweep, as Hydra's basic sweeper would run them: the product of all choices."""
         choices: list[list[str]] = []
         for override in self.choices(overrides):
-            key = override.get_key_element()
-            typed = (override.input_line or "").lstrip("+")
+            key, typed = override.get_key_element(), override.input_line or ""
             if override.is_interval_sweep():
+                typed = typed.lstrip("+")
                 raise UserError(f"{typed}: an interval has no end of values; give sweep.trials=N to search in it")
             swept = override.is_sweep_override()
-            if override.is_range_sweep() and not 0 < _length(override.value()) <= MOST_JOBS:
-                problem = f"has {max(0, _length(override.value())):,.0f} values; give from 1 to {MOST_JOBS:,}"
-                raise UserError(f"{typed}: {problem}, e.g. {key.lstrip('+')}='range(0,5)', which ends before 5")
-            values = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [override.input_line or ""]
+            values = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [typed]
             choices.append(values)
         if (number := math.prod(map(len, choices))) > MOST_JOBS:
             raise UserError(
@@ -159,6 +178,8 @@ class Composer:
         key, equals, value = override.partition("=")
         if not key:
             raise UserError(self._no_key_value(override))
+        if found := re.match(r"\+*(callbacks|logger)=\[\s*\{", override):
+            raise UserError(f"{override}: a list has names; a class of your own is '{found[1]}.NAME={{_target_: …}}'")
         if not equals or key[0] in "+~" or "@" in key or key.startswith("hydra."):
             return override
         if not key.startswith("hydra/") and key not in GROUPS and ("." in key or not self.options(key)):
@@ -169,6 +190,14 @@ class Composer:
             return override
         # no option is for Hydra an empty list of them, and none of the callbacks that are in every run is an option
         return "callbacks=none" if key == "callbacks" else f"{key}=[]"
+
+    def answer(self, flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+        """What Hydra itself says to --info or --cfg."""
+        with self._explaining(overrides):
+            if flags.info:
+                self.hydra.show_info(flags.info, self.config_name, overrides)
+            else:
+                self.hydra.show_cfg(self.config_name, overrides, flags.cfg, flags.package, flags.resolve)
 
     def options(self, group: str) -> list[str]:
         """What may be chosen for a group."""
@@ -187,6 +216,10 @@ class Composer:
             return self._no_key_value(error.override)
         if found := re.search(r"In '(\w+/[^']+)': Could not override '\w+@", str(error)):
             return f"{found[1].replace('/', '=', 1)}: {WITHOUT_PACKAGE}; {PACKAGE_REMEDY}"
+        if found := _CHOSEN_ALREADY.search(str(error)):
+            group, choice = found.groups()
+            remedy = f"{group}={choice} replaces it (in a YAML: override /{group}: {choice})"
+            return f"+{group}={choice}: {group} has a choice; {remedy}"
         return _with_key(error)
 
     @staticmethod
@@ -197,6 +230,9 @@ class Composer:
         )
 
 
+_FOREIGN = re.compile(r"[^,()\[\]{}:=]*[^\w\s,()\[\]{}:=/+.$%*@?|-][^,()\[\]{}:=]*", re.ASCII)
+"""Text of a value that Hydra reads in quotes alone, such as über."""
+_CHOSEN_ALREADY = re.compile(r"(?:'override |is not supported: '\++)([^:=]+)(?:: |=)(.+)'")
 _A_RUN = re.compile(r"^[^'\"]*-[0-9a-f]{8}(/|$)")
 """A path that ends as a run's folder does, or leads into one."""
 
@@ -204,14 +240,18 @@ _A_RUN = re.compile(r"^[^'\"]*-[0-9a-f]{8}(/|$)")
 def _with_path_in_quotes(override: str) -> str:
     """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there or begins with `~/`
     stands for itself, though '=' means something to Hydra; so does the name of a run that is gone, and either after a null."""
-    key, _, value = override.partition("=")
-    before, value = ("null,", value[5:]) if value.startswith("null,") else ("", value)
+    key, equals, text = override.partition("=")
+    before, value = ("null,", text[5:]) if text.startswith("null,") else ("", text)
     if re.search(r"[=,:(){}\[\] ~]", value):
         with suppress(OSError, ValueError):  # too long for a path
             if value.startswith("~/") or expanded(value).exists() or (key == "init.from_run" and _A_RUN.search(value)):
                 escaped = value.replace("'", "\\'")
                 return f"{key}={before}'{escaped}'"
-    return override
+    if re.search(r"['\"\\]", text):  # quoted by the user
+        return override
+    if re.search(r"\$\{[^}]*(\$\{|[^ -~])", text):  # one interpolation in another
+        return f"{key}='{text}'"
+    return key + equals + _FOREIGN.sub(lambda words: f"'{words[0].strip()}'", text)
 
 
 def _need_launcher(option: str, overrides: Sequence[str]) -> None:
@@ -268,36 +308,21 @@ def read_config(folder: Path) -> Composed:
     return Composed({str(key): value for key, value in config.items()})
 
 
-# what `mlm` does not answer itself, and configs of runs that are changed
+def is_sweep(config: DictConfig) -> bool:
+    """Whether a config with Hydra's own part means many runs: by its mode, or else by what it sweeps over."""
+    mode = str(config.hydra.mode)
+    return mode == "RunMode.MULTIRUN" or (mode == "None" and bool(config.hydra.sweeper.get("params")))
 
 
-def hydra_flags(arguments: list[str]) -> argparse.Namespace:
-    """Hydra's flags, with the overrides as `overrides`."""
-    from hydra._internal.utils import get_args_parser
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"mlm train: {message}; mlm train --help shows how to call it")
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_intermixed_args(arguments)
-
-
-def is_for_hydra(flags: argparse.Namespace) -> bool:
-    """Whether Hydra itself answers: --cfg, --info, shell completion."""
-    return any(getattr(flags, name, None) for name in ("cfg", "info", "hydra_help", "shell_completion", "version"))
-
-
-def answer_by_hydra(arguments: list[str], flags: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Hydra's answer to a command line whose overrides are replaced by `overrides`."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    flags_only = [argument for argument in arguments if argument not in flags.overrides]
-    flags_only += ["--config-dir", str(expanded(flags.config_dir))] if flags.config_dir else []  # the last one counts
-    GlobalHydra.instance().clear()
-    sys.argv = ["mlm train", *flags_only, *overrides]
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)(lambda config: None)()
+def check_hydra_keys(overrides: Sequence[str], config: DictConfig) -> None:
+    """Raises UserError for keys of Hydra's that would have no effect."""
+    run, sweep = config.hydra.run.dir, config.hydra.sweep.dir
+    if (run, sweep) != (".", f"{config.get('output_dir')}/{config.get('name')}"):
+        where = "runs lie in output_dir/name; set these in their place"
+        raise UserError(f"hydra.run.dir={run}, hydra.sweep.dir={sweep}: {where}")
+    if "BasicLauncher" in config.hydra.launcher._target_:  # others take what they know
+        for ignored in filter(_IGNORED.match, overrides):
+            raise UserError(f"{ignored.lstrip('+~')}: has no effect in mlm train")
 
 
 def changed(composed: Composed, overrides: Sequence[str]) -> Composed:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
@@ -32,7 +33,7 @@ from mlm_lightning.config.build import (
     moved_errors,
     with_labels,
 )
-from mlm_lightning.config.compose import composer
+from mlm_lightning.config.compose import composer, to_plain
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.feasible import (
     growing_and_compiled,
@@ -65,7 +66,7 @@ from mlm_lightning.masking import Masking
 from mlm_lightning.models.protocol import HasOwnTokens, MayBeAnotherTask, MayClassify
 from mlm_lightning.processes import Workers
 from mlm_lightning.tasks import MLM, Classify, Task
-from mlm_lightning.values import check_arguments, expanded
+from mlm_lightning.values import WholeNumberError, check_arguments, expanded, whole
 
 Sources = dict[tuple[str, ...], Node]
 Maskings = dict[tuple[str, ...], Masking]
@@ -111,6 +112,8 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
         findings.errors += growing_and_compiled(parts["trainer"], parts["loader"])
         if maskings:
             findings.errors += unknown_metrics(parts, sources, maskings)
+    if (mended := _with_whole_numbers(composed, findings)) is not None:
+        return parse(mended, trusted, announce)
     refuse(hinted(findings.errors, composed))
     if not trusted:  # refused if it is ever built
         parts |= {name: Node(str(composed.get(f"{name}._target_")), {}, trusted=False) for name in ("optim", "schedule")}
@@ -119,8 +122,21 @@ def parse(composed: Composed, trusted: bool = True, announce: Callable[[Settings
     if announce is not None:
         announce(parsed)
     _check_slowly(findings, parsed)
+    if (mended := _with_whole_numbers(composed, findings)) is not None:
+        return parse(mended, trusted, announce)
     refuse(hinted(findings.errors, composed))
     return parsed
+
+
+def _with_whole_numbers(composed: Composed, findings: Findings) -> Composed | None:
+    """The config with 10 for 1e1 where that was found to be wrong; None where it wasn't."""
+    wrong = [each for each in findings.errors if isinstance(each, WholeNumberError) and composed.get(each.key) == each.value]
+    if not wrong:
+        return None
+    config = OmegaConf.create(dict(composed.config))
+    for each in wrong:
+        OmegaConf.update(config, each.key, whole(each.value))
+    return replace(composed, config=to_plain(config))
 
 
 def _check_slowly(findings: Findings, settings: Settings) -> None:

@@ -30,6 +30,13 @@ def config_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+def replaced(config_dir: Path) -> list[Path]:
+    """The user's own configs that stand for other shipped ones of their names."""
+    shipped = config_folder()
+    pairs = [(file, config_dir / file.relative_to(shipped)) for file in sorted(shipped.rglob("*.yaml"))]
+    return [own for file, own in pairs if own.is_file() and own.read_bytes() != file.read_bytes()]
+
+
 def options(config_dir: str | None = None) -> dict[str, dict[str, str]]:
     """By group its options, each with what the first line of its file says of it; the user's own last."""
     found: dict[str, dict[str, str]] = {group: {} for group in GROUPS}

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlm_lightning.config.compose import composer, read_config, to_plain
+from mlm_lightning.config.compose import composer, is_sweep, read_config, to_plain
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.located import with_weights
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs import evaluations
 from mlm_lightning.runs.checkpoint import flat
 from mlm_lightning.runs.folder import Run, processes_of, read_metrics
-from mlm_lightning.runs.identity import LATER_KEYS, deciding, identity
+from mlm_lightning.runs.identity import LATER_KEYS, deciding
 from mlm_lightning.values import expanded
 
 STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
@@ -278,12 +278,12 @@ def recipe_of(result: Result) -> Recipe | None:
     config_dir, config_name = result.manifest.get("config_dir"), result.manifest.get("config_name")
     is_checked = False
     # it can't be composed where another version made it, or its folder of configs is gone
-    with contextlib.suppress(UserError), composer(config_dir, config_name) as hydra:
+    with contextlib.suppress(UserError), composer(config_dir, config_name, quiet=True) as hydra:
         config = hydra.compose(hydra.plain(overrides))
-        if str(config.hydra.mode) == "RunMode.MULTIRUN":  # sweep=NAME would start all runs of the sweep
+        if is_sweep(config):  # sweep=NAME would start all runs of the sweep
             overrides.append("hydra.mode=RUN")
         plain = with_weights(Composed(to_plain(config))).config
-        is_checked = identity(plain) == identity(result.config)
+        is_checked = deciding(plain) == deciding(result.config)  # of which 1e3 is 1000
     flags = [("--config-dir", config_dir), ("--config-name", config_name)]
     words = [word for name, value in flags if value is not None for word in (name, value)]
     return Recipe(shlex.join(["mlm", "train", *words, *overrides]), is_checked)

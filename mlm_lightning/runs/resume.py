@@ -50,7 +50,7 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
     if position := run.last_checkpoint():
         changes = position.changes(record)
         is_edit = all(each.startswith("own_code") for each in changes)
-        if changes and not (is_edit and Path(settings.resume).resolve() == run.folder.resolve()):
+        if changes and not (is_edit and expanded(settings.resume).resolve() == run.folder.resolve()):
             kept = f"trainer.precision={position.record.get('precision')} resume={run.folder} goes on in another folder; "
             raise UserError(
                 f"{position.path}: is a checkpoint of something else than this command computes (there → here):\n"

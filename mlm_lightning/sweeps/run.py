@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -14,12 +15,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from mlm_lightning.config.compose import Composer, to_plain
+from mlm_lightning.config.compose import CONFIG_NAME, OWN, Composer, to_plain
 from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.parse import parse
-from mlm_lightning.config.settings import Settings
+from mlm_lightning.config.settings import Settings, SweepSettings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
-from mlm_lightning.messages import speak
+from mlm_lightning.messages import print_table, speak
 from mlm_lightning.packages import missing
 from mlm_lightning.processes import num_cores, safe_path, see_own_packages
 from mlm_lightning.report.answer import answer
@@ -27,6 +28,7 @@ from mlm_lightning.report.learned import leaks, shortfalls
 from mlm_lightning.report.page import show_runs
 from mlm_lightning.report.results import DEFAULT, collect
 from mlm_lightning.report.study import study
+from mlm_lightning.runs.folder import Run, read_note
 from mlm_lightning.runs.study import open_study
 from mlm_lightning.sweeps import pool
 from mlm_lightning.sweeps.board import Board
@@ -40,8 +42,9 @@ log = logging.getLogger(__name__)
 _MOST_ROWS = 40  # of the table
 
 
-def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> int:
-    """Runs all jobs of a command line that have no result yet. Returns the exit status: 1 if a job has none afterwards."""
+def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig, only_show: bool = False) -> int:
+    """Runs all jobs of a command line that have no result yet. Returns the exit status: 1 if a job has none afterwards. With
+    `only_show` it prints what it would run, and writes nothing."""
     speak()
     if "BasicSweeper" not in master.hydra.sweeper._target_:
         raise ConfigError("hydra/sweeper", NO_VALUE, "mlm searches by itself", "give sweep.trials=N, and hydra/sweeper=basic")
@@ -64,6 +67,10 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     if "BasicLauncher" not in master.hydra.launcher._target_ and str(devices) in ("auto", "-1"):
         problem = "its machines may have another number of devices than this one, and the number decides which run it is"
         raise ConfigError("trainer.devices", devices, problem, "give a number")
+
+    if only_show:
+        _show_plan(folder, jobs, choices, settings)
+        return 0
 
     def make(values: list[str], trial: int) -> Job:
         return _job(hydra, [*_fixed(hydra, overrides), *values, f"++sweep.trial={trial}"], swept)
@@ -89,6 +96,18 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     finally:
         _show(sweep, source.jobs, time.monotonic() - began)
     return 0 if all(job.is_done or job.run.status == "running" for job in source.jobs) else 1
+
+
+def _show_plan(folder: Path, jobs: Sequence[Job], choices: list[Any], settings: SweepSettings) -> None:
+    """The runs of a grid; of a search its space, and the trials so far."""
+    folders = [job.run.folder for job in jobs]
+    if settings.trials is not None:
+        search_space(choices)  # refuses what can't be
+        print_table([("searched", str(each.input_line).lstrip("+")) for each in choices])
+        made = read_note(folder / "sweep.json")
+        folders = [folder / each["folder"] for each in made["jobs"]] if made.get("trials") else []
+    log.info("%-12s %s, %d of %d runs", "sweep", folder, len(folders), settings.trials or len(jobs))
+    print_table([(str(each), Run(each).status) for each in folders], ("run", "status"))
 
 
 def _grid(hydra: Composer, jobs: list[list[str]], swept: list[str], lacking: Sequence[UserError] = ()) -> list[Job]:
@@ -123,11 +142,13 @@ def _fixed(hydra: Composer, overrides: Sequence[str]) -> list[str]:
 
 
 def _ends(hydra: Composer, choices: list[Any], overrides: Sequence[str]) -> list[list[str]]:
-    """Jobs that try, one key after the other, all its choices, or the two ends of its interval."""
+    """Jobs that try, one key after the other, all its choices, or the two ends of its interval and a number in it."""
     values = {}
     for override in choices:
         sweep = override.value()
         ends = [sweep.start, sweep.end] if override.is_interval_sweep() else list(override.sweep_string_iterator())
+        if isinstance(ends[0], float) and "int" not in sweep.tags:  # ends alone may be whole
+            ends.append(sweep.start + (sweep.end - sweep.start) / math.pi)
         values[override.get_key_element()] = ends
     first = {key: ends[0] for key, ends in values.items()}
     tried = [first | {key: end} for key, ends in values.items() for end in ends]
@@ -187,8 +208,10 @@ def _task(config: DictConfig) -> float | None:
     job_config = HydraConfig.get()
     os.chdir(job_config.runtime.cwd)  # relative paths are the command's, wherever the launcher's worker started
     see_own_packages()
-    config_dir = next((path.removeprefix("file://") for path in job_config.searchpath), None)
-    settings = parse(Composed(to_plain(config), tuple(job_config.overrides.task), config_dir))
+    config_dir = next((each.path for each in job_config.runtime.config_sources if each.provider == OWN), None)
+    name = job_config.job.config_name
+    overrides = tuple(job_config.overrides.task)
+    settings = parse(Composed(to_plain(config), overrides, config_dir, None if name == CONFIG_NAME else name))
     expected = json.loads((expanded(settings.output_dir) / settings.name / "sweep.json").read_text())
     job = Job.of(settings, expected["swept"])
     try:

@@ -35,6 +35,21 @@ def test_the_runs_of_a_sweep_are_those_that_single_commands_make(tmp_path: Path,
         assert_equal_results(run, run_of(single))
 
 
+def test_what_a_sweep_would_run_is_shown_without_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(tmp_path / "none", "seed=0,1", "--cfg", "job") == 0
+    assert list(tmp_path.iterdir()) == []
+    capsys.readouterr()
+    train(composed(f"output_dir={tmp_path}", "seed=1"))
+    before = sorted(tmp_path.rglob("*"))
+    assert sweep(tmp_path, "seed=0,1", "--cfg", "job") == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "status"]
+    assert [line.split()[1] for line in lines] == ["missing", "complete"]
+    assert lines[0].split()[0].startswith(f"{tmp_path}/default/seed=0-")
+    assert lines[1].split()[0] == str(run_of(composed(f"output_dir={tmp_path}", "seed=1")).folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_two_at_a_time_give_the_same_and_write_down_what_they_say(tmp_path: Path) -> None:
     assert sweep(tmp_path / "one", "seed=0,1,2") == 0
     assert sweep(tmp_path / "two", "seed=0,1,2", "sweep.jobs=2") == 0

@@ -5,11 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import TOY
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mlm_lightning.config.compose import Composer, composer, config_folder, to_plain
+from mlm_lightning.commands.arguments import hydra_flags
+from mlm_lightning.config.compose import OWN, Composer, composer, config_folder, is_sweep, to_plain
+from mlm_lightning.config.parse import settings
+from mlm_lightning.config.shipped import options
 from mlm_lightning.errors import UserError
+from mlm_lightning.runs.identity import identity
 
 DATA = ", ".join(sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "data").glob("*.yaml")))
 
@@ -45,6 +50,12 @@ def composed(hydra: Composer, *overrides: str) -> dict:
         ("data.depth=1,2", "++data.depth=1,2"),
         ("logger=null", "logger=[]"),
         ("no_equals", "no_equals"),
+        ("name=über", "++name='über'"),
+        ("name=a&b", "++name='a&b'"),
+        ("seed=${oc.decode:${oc.env:X}}", "++seed='${oc.decode:${oc.env:X}}'"),
+        ("data.path=[a/ä.txt, b c.txt]", "++data.path=['a/ä.txt', b c.txt]"),
+        ("data.path=größe,b.txt", "++data.path='größe',b.txt"),
+        ("data.path='ä'", "++data.path='ä'"),
     ],
 )
 def test_a_plain_key_is_forced_and_everything_else_stays(hydra, override, expected):
@@ -67,7 +78,73 @@ def test_a_users_option_of_our_group_is_found(tmp_path):
     assert data == {"_target_": "mine.Source", "size": 3, "batch_size": 64, "num_workers": 0, "length_schedule": None}
 
 
+def test_a_users_config_wins_over_the_shipped_one_of_its_name(tmp_path, caplog):
+    """For a run, a job of one of Hydra's launchers, and the answer to --cfg alike."""
+    mine, copied = tmp_path / "a, (b)" / "masking" / "bernoulli.yaml", tmp_path / "a, (b)" / "masking" / "span.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("_target_: mlm_lightning.masking.Bernoulli\nrate: 0.5\n")
+    copied.write_bytes((config_folder() / "masking" / "span.yaml").read_bytes())
+    with caplog.at_level("INFO", "mlm_lightning"), composer(str(tmp_path / "a, (b)")) as hydra:
+        assert composed(hydra)["masking"]["rate"] == 0.5
+        launched = hydra.loader.load_sweep_config(hydra.master([]), ["seed=1"])
+        assert to_plain(launched)["masking"]["rate"] == 0.5
+        assert [each.path for each in launched.hydra.runtime.config_sources if each.provider == OWN] == [
+            str(tmp_path / "a, (b)")
+        ]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert str(mine) in said
+    assert str(copied) not in said
+    assert "transformer" in options(str(tmp_path / "a, (b)"))["model"]
+
+
+def test_a_primary_config_of_ones_own(tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults: [train, _self_]\nseed: 3\nname: mine\n")
+    mine = settings(list(TOY), str(tmp_path), "mine")
+    assert (mine.seed, mine.name, mine.composed.config_name) == (3, "mine", "mine")
+    shipped = settings([*TOY, "seed=3"])
+    assert identity(mine.composed.config) == identity(shipped.composed.config)
+
+
+def test_whole_floats_are_whole_numbers(tmp_path):
+    """In the identity too; where both a number and a share can be meant, 1 and 1.0 stay two things."""
+    tens = {"trainer.max_steps": 10, "data.depth": 2, "seed": 7, "callbacks.checkpoint.every_n_train_steps": 5}
+    one, other = (settings([*TOY, *(f"{key}={kind(value)}" for key, value in tens.items())]) for kind in (int, float))
+    assert identity(one.composed.config) == identity(other.composed.config)
+    assert {key: repr(other.composed.get(key)) for key in tens} == {key: repr(value) for key, value in tens.items()}
+    assert other.trainer.max_steps == 10
+    further = settings([*TOY, "eval.data={k0: {depth: 2.0}}"])
+    assert repr(further.composed.get("eval.data.k0.depth")) == "2"
+    shares = [settings([*TOY, f"trainer.limit_val_batches={value}"]) for value in ("1", "1.0")]
+    assert [repr(each.composed.get("trainer.limit_val_batches")) for each in shares] == ["1", "1.0"]
+    with pytest.raises(UserError, match=r"trainer\.max_steps=10\.5"):
+        settings(["trainer.max_steps=10.5"])
+
+
 # the jobs of a sweep
+
+
+@pytest.mark.parametrize(
+    ("text", "many"),
+    [
+        ("sweeper: {params: {seed: '0,1'}}", True),
+        ("{mode: RUN, sweeper: {params: {seed: '0,1'}}}", False),
+        ("mode: MULTIRUN", True),
+        ("mode: null", False),
+    ],
+)
+def test_a_sweep_of_ones_own_means_many_runs(text, many, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    node = text if text.startswith("{") else f"{{{text}}}"
+    (tmp_path / "sweep" / "mine.yaml").write_text(f"# @package _global_\nhydra: {node}\n")
+    with composer(str(tmp_path)) as hydra:
+        assert is_sweep(hydra.compose(["sweep=mine"])) == is_sweep(hydra.master(["sweep=mine"])) == many
+
+
+def test_params_on_the_command_line_are_the_sweeps():
+    flags = hydra_flags(["hydra.sweeper.params.seed=0,1", "++hydra.sweeper.params.masking.rate=0.1", "name=x"])
+    assert flags.multirun
+    assert flags.overrides == ["seed=0,1", "masking.rate=0.1", "name=x"]
+    assert not hydra_flags(["seed=0,1"]).multirun
 
 
 @pytest.mark.parametrize(

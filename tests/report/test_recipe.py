@@ -87,6 +87,21 @@ def test_a_folder_of_configs_is_part_of_the_command(tmp_path: Path) -> None:
     assert recipe == Recipe(command, is_checked=True)
 
 
+def test_a_whole_number_that_was_typed_as_a_float() -> None:
+    recipe = recipe_of(result_of(composed("trainer.max_steps=10"), [*TOY, "trainer.max_steps=1e1"]))
+    assert recipe is not None
+    assert recipe.is_checked
+
+
+def test_of_a_sweep_that_has_no_mode(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}\n")
+    recipe = recipe_of(result_of(composed("seed=1"), [*TOY, "sweep=mine", "seed=1"], config_dir=str(tmp_path)))
+    assert recipe is not None
+    assert recipe.is_checked
+    assert recipe.command.endswith("seed=1 hydra.mode=RUN")
+
+
 def test_of_a_run_of_an_older_version(tmp_path: Path) -> None:
     """Its manifest has no overrides: sweep.json may have those of its job."""
     for name in ("job", "single"):

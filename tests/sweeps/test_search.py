@@ -65,8 +65,18 @@ def test_a_search_that_goes_on_proposes_what_an_uninterrupted_one_proposes(tmp_p
     assert len(jobs) == 6
 
 
-def test_a_trial_that_a_killed_command_left_behind_is_run_first(tmp_path: Path) -> None:
+def test_a_search_shows_its_trials_and_goes_on_with_one_that_a_killed_command_left_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert search(tmp_path, 1) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert search(tmp_path, 3, "--cfg", "job") == 0
+    shown = capsys.readouterr()
+    for text in (*SPACE, str(Run(next((tmp_path / "default").glob("*num_layers*"))).folder), "complete"):
+        assert text in shown.out
+    assert "1 of 3 runs" in shown.err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     study = open_study(tmp_path / "default", SETTINGS)
     left = study.ask(
         {"++optim.lr": FloatDistribution(1e-4, 1e-1, log=True), "++model.num_layers": CategoricalDistribution(["1", "2"])}
