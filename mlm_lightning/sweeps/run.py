@@ -71,7 +71,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig) -> 
     source: JobSource = Grid(jobs, settings.retries)
     if settings.trials is not None:
         search_space(choices)  # what can't be is found before there is a folder
-        source = Search(open_study(folder, settings), choices, settings, make)
+        source = Search(open_study(folder, settings), choices, settings, make, jobs[0])
         if not chosen and len(asked_of(jobs)) > 1:
             log.warning(
                 "the search changes the task, and so looks for the easiest one: val/loss is each run's own. A fair objective "
