@@ -46,10 +46,11 @@ def description(
     """What a search is, by the settings of one of its runs (or the `config` of one): what it looks for, the keys that decide,
     and all values of those that it searches in."""
     config = config or settings.composed.config
-    decided = flat(deciding(config, settings.trainer.world_size()))
-    decided |= {f"sweep.{name}": config["sweep"][name] for name in ("objective", "direction", "seed")}
-    searched = {key.lstrip("+"): getattr(each, "choices", [str(each)]) for key, each in space.items()}
-    return {key: as_typed(value) for key, value in decided.items()} | {key: ",".join(each) for key, each in searched.items()}
+    sweep = {"sweep": {name: config["sweep"][name] for name in ("objective", "direction", "seed")}}
+    fixed = flat(deciding(config, settings.trainer.world_size()) | sweep)
+    # the values of a choice are texts
+    searched = {key.lstrip("+"): ",".join(getattr(each, "choices", [str(each)])) for key, each in space.items()}
+    return {key: as_typed(value) for key, value in fixed.items()} | searched
 
 
 def check_same(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -152,11 +152,11 @@ class Search:
     def _check_trials(self, folder: Path, begun: Sequence[Any]) -> None:
         """Of a study without a note: its trials must be in the same space, and their runs, as far as they are there, be those
         that this command makes."""
-        configs = [read_config(path.parent).config for path in folder.glob("*/config.yaml")] if begun else []
+        runs = [read_config(path.parent) for path in folder.glob("*/config.yaml")] if begun else []
         for trial, job in zip(begun, self.jobs, strict=True):
             now = description(job.settings, self._space)
-            own = [each for each in configs if (each.get("sweep") or {}).get("trial") == trial.number]
-            before = [description(job.settings, trial.distributions, each) for each in own or [job.settings.composed.config]]
+            own = [run for run in runs if run.get("sweep.trial") == trial.number] or [job.settings.composed]
+            before = [description(job.settings, trial.distributions, each.config) for each in own]
             if now not in before:
                 check_same(folder, before[0], now)
 
@@ -176,8 +176,7 @@ class Search:
     def ended(self, job: Job) -> None:
         import optuna
 
-        trial = job.settings.sweep.trial if job.settings.sweep else None
-        assert trial is not None
+        trial = job.settings.composed.get("sweep.trial")
         status, state = job.run.status, optuna.trial.TrialState
         if status == "complete":
             summary, objective = job.run.summary or {}, self._settings.objective

@@ -198,9 +198,12 @@ def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
     """The table at the end, by the rules of `mlm report`: every run, or the best ones and all that have no result."""
     found = study(collect([str(sweep.folder)]))
     show_runs(found, _MOST_ROWS)
-    counts = Counter(job.run.status for job in jobs)
+    runs = {job.run.folder: job for job in jobs}
+    counts = Counter(job.run.status for job in runs.values())
     print("\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s")
-    for job in jobs:
+    if len(runs) < len(jobs):
+        print(f"{len(jobs)} trials drew {len(runs)} different sets of values: equal ones are one run")
+    for job in runs.values():
         if job.run.status == "failed":
             print(f"failed   {job.difference}: {job.run.reason}")
     if found.collection.complete:
