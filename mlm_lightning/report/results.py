@@ -108,7 +108,7 @@ class Collection:
     unlisted: list[str] = field(default_factory=list)
     """Runs in a sweep's folder that are not the sweep's."""
     copies: list[str] = field(default_factory=list)
-    """Folders that are not counted, and the one that is: `RUN.bak (the same run as RUN)`."""
+    """The folders that are counted, and what is not, because it is the same run: `RUN (not its copies RUN.bak)`."""
 
     @property
     def complete(self) -> list[Result]:
@@ -151,7 +151,8 @@ def _without_copies(results: Sequence[Result]) -> tuple[list[Result], list[str]]
     for group in alike.values():
         first, *others = sorted(group, key=lambda each: (each.status != "complete", Run(each.folder).originality))
         chosen.append(first)
-        copies += [f"{other.folder} (the same run as {first.folder})" for other in others]
+        if others:
+            copies.append(f"{first.folder} (not its copies {', '.join(str(other.folder) for other in others)})")
     return chosen, copies
 
 
