@@ -39,12 +39,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from mlm_lightning.config.compose import config_yaml, read_config
-from mlm_lightning.config.located import CHECKPOINTS, LAST
+from mlm_lightning.config.located import CHECKPOINTS
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import read_json, write_atomically
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences
-from mlm_lightning.runs.identity import identity, sibling_hash, slug
+from mlm_lightning.runs.identity import identity, slug
 from mlm_lightning.runs.progress import RunProgress
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Run:
     @property
     def working_directory(self) -> Path | None:
         """Where its command was called; None for runs of versions that did not note it."""
-        noted = read_note(self.folder / "manifest.json").get("working_directory")
+        noted = self.manifest.get("working_directory")
         return Path(noted) if isinstance(noted, str) else None
 
     @property
@@ -232,21 +232,6 @@ class Run:
         jobs = read_note(self.folder.parent / "sweep.json").get("jobs")
         listed = jobs if isinstance(jobs, list) else ()
         return any(isinstance(job, dict) and job.get("folder") == self.folder.name for job in listed)
-
-    def longest_sibling(self, settings: Settings, below: float) -> Position | None:
-        """Another run that this one could go on from: the longest of those that differ in their length alone, or in their
-        number of processes and how these divide the rows of a step, with less than `below` steps."""
-        found, kinship = list[Any](), sibling_hash(settings)
-        alone = identity(settings.composed.config)  # what it would be on one process
-        own = identity(settings.composed.config, settings.trainer.world_size())
-        for each in map(Run, self.folder.parent.iterdir() if self.folder.parent.is_dir() else ()):
-            manifest, last = each.manifest, each.checkpoints / LAST
-            is_sibling = manifest.get("kinship") == kinship or manifest.get("on_one_process", each.folder.name[-8:]) == alone
-            if manifest and is_sibling and last.exists() and each.identity != own:  # itself, or a copy of it
-                with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
-                    step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-                    found += [(-step, each.originality, last)] if step < below else []
-        return Position.read(min(found)[-1]) if found else None
 
 
 @cache

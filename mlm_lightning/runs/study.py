@@ -5,9 +5,10 @@ A study notes what it was made for, and no other search may go on with it: its t
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mlm_lightning.config.settings import Settings, SweepSettings
+from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.settings import SweepSettings
 from mlm_lightning.errors import UserError, as_typed
 from mlm_lightning.packages import need
 from mlm_lightning.runs.checkpoint import differences, flat
@@ -40,14 +41,11 @@ def open_study(folder: Path, settings: SweepSettings) -> "optuna.Study":
     )
 
 
-def description(
-    settings: Settings, space: "Mapping[str, optuna.distributions.BaseDistribution]", config: Mapping[str, Any] | None = None
-) -> dict[str, str]:
-    """What a search is, by the settings of one of its runs (or the `config` of one): what it looks for, the keys that decide,
-    and all values of those that it searches in."""
-    config = config or settings.composed.config
-    sweep = {"sweep": {name: config["sweep"][name] for name in ("objective", "direction", "seed")}}
-    fixed = flat(deciding(config, settings.trainer.world_size()) | sweep)
+def description(run: Composed, processes: int, space: "Mapping[str, optuna.distributions.BaseDistribution]") -> dict[str, str]:
+    """What a search is, by the config of one of its runs: what it looks for, the keys that decide, and all values of those that
+    it searches in."""
+    sweep = {key: run.get(key) for key in ("sweep.objective", "sweep.direction", "sweep.seed")}
+    fixed = flat(deciding(run.config, processes)) | sweep
     # the values of a choice are texts
     searched = {key.lstrip("+"): ",".join(getattr(each, "choices", [str(each)])) for key, each in space.items()}
     return {key: as_typed(value) for key, value in fixed.items()} | searched

@@ -141,22 +141,24 @@ class Search:
         self._space = search_space(choices)
         # a command that was killed while it asked leaves a trial without all of its values
         begun = [each for each in study.trials if each.state.is_finished() or len(each.params) >= len(self._space)]
-        folder, note = example.run.folder.parent, description(example.settings, self._space)
+        folder, processes = example.run.folder.parent, example.settings.trainer.world_size()
+        note = description(example.settings.composed, processes, self._space)
         check_same(folder, study.user_attrs.get(NOTE, note), note)
         self.jobs = [self._job(trial) for trial in begun]
         if NOTE not in study.user_attrs:
-            self._check_trials(folder, begun)
+            self._check_trials(begun, folder, processes)
             study.set_user_attr(NOTE, note)
         self._again = [job for job, trial in zip(self.jobs, begun, strict=True) if not trial.state.is_finished()]
 
-    def _check_trials(self, folder: Path, begun: Sequence[Any]) -> None:
+    def _check_trials(self, begun: Sequence[Any], folder: Path, processes: int) -> None:
         """Of a study without a note: its trials must be in the same space, and their runs, as far as they are there, be those
         that this command makes."""
         runs = [read_config(path.parent) for path in folder.glob("*/config.yaml")] if begun else []
         for trial, job in zip(begun, self.jobs, strict=True):
-            now = description(job.settings, self._space)
-            own = [run for run in runs if run.get("sweep.trial") == trial.number] or [job.settings.composed]
-            before = [description(job.settings, trial.distributions, each.config) for each in own]
+            composed = job.settings.composed
+            now = description(composed, processes, self._space)
+            own = [run for run in runs if run.get("sweep.trial") == trial.number] or [composed]
+            before = [description(each, processes, trial.distributions) for each in own]
             if now not in before:
                 check_same(folder, before[0], now)
 

@@ -16,6 +16,7 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.runs.checkpoint import FORMAT, STATE, write_checkpoint
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import sibling_hash
+from mlm_lightning.runs.resume import longest_sibling
 
 Toy = Callable[..., dict[str, Any]]
 
@@ -68,8 +69,8 @@ def test_a_parent_is_offered_by_the_original_and_no_copy_of_the_run_itself(toy: 
     checkpoint = {"state_dict": {}, "global_step": 3, STATE: {"record": {"format": FORMAT}}}
     write_checkpoint(folder / "checkpoints" / "last.ckpt", checkpoint)
     copied(folder, f"{folder.name}.bak")
-    assert Run.find(settings).longest_sibling(settings, below=8) is None
-    parent = Run.find(longer).longest_sibling(longer, below=16)
+    assert longest_sibling(Run.find(settings), settings, below=8) is None
+    parent = longest_sibling(Run.find(longer), longer, below=16)
     assert parent is not None
     assert parent.path == folder / "checkpoints" / "last.ckpt"
 
