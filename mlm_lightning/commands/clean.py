@@ -6,7 +6,7 @@ from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import FAILURE, UserError
 
 HELP = """\
-mlm clean [FOLDER] [--old] [--failed] [--interrupted] [--pruned] [--cache] [--files] [--yes] [--json]
+mlm clean [FOLDER | CACHE] [--old] [--failed] [--interrupted] [--pruned] [--cache] [--files] [--yes] [--json]
 
 What could go from FOLDER (default: outputs), with the space that this would free. It removes nothing without --yes, and with
 it the kinds alone that are named. Complete runs, and those that a process works in, are never touched.
@@ -15,12 +15,15 @@ it the kinds alone that are named. Complete runs, and those that a process works
   mlm clean --old --files                         of these kinds
   mlm clean --old --files --yes                   removes them
   mlm clean outputs/mask_rate --failed --yes
+  mlm clean CACHE --cache --yes                   one token cache, by its path
 
   --old           runs that were started again (resume=never), in NAME/.old
   --failed        failed runs: the same command would try them again
   --interrupted   stopped runs: the same command would continue them
   --pruned        the checkpoints of runs that a search gave up
-  --cache         token caches that no run in FOLDER was trained on: made again when they are needed
+  --cache         token caches that no run needs: made again when they are needed. A cache notes the folders of the runs that
+                  are trained on it: all of them are gone (or moved), or lie in FOLDER and have other data now. One that notes
+                  none (it was only prepared, or is of an earlier version) is listed, and goes where its path is given
   --files         half-written files, and messages of runs that are gone
 """
 
@@ -38,16 +41,18 @@ def main(arguments: list[str]) -> int:
     from mlm_lightning.runs.leftovers import KINDS, leftovers
     from mlm_lightning.runs.listing import existing, readable_size
 
-    found = [each for each in leftovers(existing(flags.folder)) if each.kind in (chosen or kinds)]
-    kept = [each for each in found if flags.yes and not each.remove()]
-    gone = [each for each in found if each not in kept]
+    shown = [*(chosen or kinds), *(["unknown"] if flags.cache or not chosen else [])]
+    found = [each for each in leftovers(existing(flags.folder)) if each.kind in shown]
+    may_go = [each for each in found if each.kind != "unknown"]
+    kept = [each for each in may_go if flags.yes and not each.remove()]
+    gone = [each for each in may_go if each not in kept]
     if flags.json:
         plain = [{"kind": e.kind, "path": str(e.path), "bytes": e.bytes, "removed": flags.yes and e in gone} for e in found]
         print(json.dumps(plain, indent=2, ensure_ascii=False))
         return FAILURE if kept else 0
-    for kind in kinds:
+    for kind, meaning in KINDS.items():
         if of_kind := [each for each in found if each.kind == kind]:
-            print(f"--{kind}  {KINDS[kind]}: {readable_size(sum(each.bytes for each in of_kind))}")
+            print(f"{meaning}: {readable_size(sum(each.bytes for each in of_kind))}")
             for each in of_kind:
                 print(f"  {readable_size(each.bytes):>9}  {each.path}" + ("  (kept: in use)" if each in kept else ""))
     total = readable_size(sum(each.bytes for each in gone))
@@ -56,6 +61,7 @@ def main(arguments: list[str]) -> int:
     elif flags.yes:
         print(f"{total} freed")
     else:
-        example = " ".join(f"--{kind}" for kind in kinds if any(each.kind == kind for each in found))
-        print(f"{total} could be freed; nothing was removed. mlm clean {flags.folder} {example} --yes would")
+        example = " ".join(f"--{kind}" for kind in kinds if any(each.kind == kind for each in may_go))
+        way = f". mlm clean {flags.folder} {example} --yes would" if may_go else ""
+        print(f"{total} could be freed; nothing was removed{way}")
     return FAILURE if kept else 0

@@ -245,6 +245,9 @@ class Source(ABC):
         """Where what was prepared lies; None where nothing is prepared."""
         return None
 
+    def note_run(self, folder: Path) -> None:  # noqa: B027
+        """Notes where what was prepared lies that the run in a folder needs it."""
+
     def tokenizer_keys(self) -> dict[str, Any]:
         """The keys of a config that give another source of text these very tokens; empty where there is no tokenizer."""
         return {}

@@ -65,6 +65,8 @@ def show(study: Study, recipe: Recipe | None, page: Path) -> None:
     lines += [f"{', '.join(axis.noted)}: changes with {axis.name}" for axis in study.axes if axis.noted]
     if unlisted := study.collection.unlisted:
         lines.append(f"in the folder, but not of this sweep: {', '.join(unlisted)}")
+    if copies := study.collection.copies:
+        lines.append(f"counted once: {', '.join(copies)}")
     if study.best:
         lines.append(f"best run     {study.best.folder}")
     if recipe:

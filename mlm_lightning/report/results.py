@@ -15,7 +15,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,8 @@ from mlm_lightning.config.located import with_weights
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs import evaluations
 from mlm_lightning.runs.checkpoint import flat
-from mlm_lightning.runs.folder import Run, processes_of, read_metrics
-from mlm_lightning.runs.identity import LATER_KEYS, deciding
+from mlm_lightning.runs.folder import Run, processes_of, read_metrics, runs_of
+from mlm_lightning.runs.identity import LATER_KEYS, deciding, identity
 from mlm_lightning.values import expanded
 
 STATUSES = ("complete", "running", "failed", "pruned", "interrupted", "missing", "damaged")
@@ -108,6 +108,8 @@ class Collection:
     maximize: bool = False
     unlisted: list[str] = field(default_factory=list)
     """Runs in a sweep's folder that are not the sweep's."""
+    copies: list[str] = field(default_factory=list)
+    """The folders that are counted, and what is not, because it is the same run: `RUN (not its copies RUN.bak)`."""
 
     @property
     def complete(self) -> list[Result]:
@@ -122,20 +124,37 @@ class Collection:
 def collect(paths: Sequence[str]) -> Collection:
     """Reads sweeps' folders, folders of runs and runs. Raises UserError for a path that is none of them."""
     parts = [_open(expanded(path)) for path in paths]
-    _name_conditions([result for part in parts for result in part.results])
+    results, copies = _without_copies([result for part in parts for result in part.results])
+    _name_conditions(results)
     if len(parts) == 1:
-        return parts[0]
-    results = {result.folder.resolve(): result for part in parts for result in part.results}
-    names = [result.name for result in results.values()]
-    for result in results.values():
+        return replace(parts[0], results=results, copies=copies)
+    names = [result.name for result in results]
+    for result in results:
         if names.count(result.name) > 1:
             result.name = f"{result.folder.parent.name}/{result.name}"
     return Collection(
         title=f"{len(results)} runs",
-        results=list(results.values()),
+        results=results,
         swept=list(dict.fromkeys(key for part in parts for key in part.swept)),
         unlisted=[name for part in parts for name in part.unlisted],
+        copies=copies,
     )
+
+
+def _without_copies(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """One of those that compute the same, whatever their folders are called: a complete one, then the original. The others are
+    named; a folder that comes twice (two jobs of a search, two paths of a command) is no copy."""
+    alike: dict[Any, list[Result]] = {}
+    for result in {each.folder.resolve(): each for each in results}.values():
+        same = identity(result.config, result.settings["processes"]) if result.config else result.folder
+        alike.setdefault(same, []).append(result)
+    chosen, copies = [], []
+    for group in alike.values():
+        first, *others = sorted(group, key=lambda each: (each.status != "complete", Run(each.folder).originality))
+        chosen.append(first)
+        if others:
+            copies.append(f"{first.folder} (not its copies {', '.join(str(other.folder) for other in others)})")
+    return chosen, copies
 
 
 def _open(path: Path) -> Collection:
@@ -158,6 +177,9 @@ def _open(path: Path) -> Collection:
         raise UserError(
             f"{file}: doesn't list a sweep's jobs ({reason}); without this file, the report is of the runs there"
         ) from error
+    for place, (folder, overrides) in enumerate(jobs):
+        if not folder.exists() and (renamed := runs_of(path, folder.name[-8:])):
+            jobs[place] = renamed[0].folder, overrides
     return Collection(
         title=title,
         results=[read_result(folder, overrides) for folder, overrides in jobs],

@@ -21,7 +21,7 @@ _MOST_COLUMNS = 4  # of metrics, in a terminal
 # They name a run, or follow from its config.
 _NOT_COMPARED = (
     *("kinship", "on_one_process", "processes", "parent", "num_parameters", "splits", "code_folders"),
-    *("overrides", "config_dir", "config_name", "working_directory"),
+    *("overrides", "config_dir", "config_name", "working_directory", "folder"),
 )
 
 

@@ -10,8 +10,9 @@
         .lock                             locked by the operating system while a process works in the folder, until it
                                           ends, however it ends; holds the id of that process
 
-The same command finds the same folder, so it continues what it left, or says that it is done. `filelock` closes the lock's file
-in forked children: a data worker that outlives its killed parent doesn't hold the lock.
+The same command finds the same folder, so it continues what it left, or says that it is done. A renamed folder is known by its
+config, and the original among copies by its manifest, which notes the folder's name. `filelock` closes the lock's file in
+forked children: a data worker that outlives its killed parent doesn't hold the lock.
 """
 
 import contextlib
@@ -20,13 +21,16 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import platform
+import re
 import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -34,13 +38,13 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock, Timeout
 
-from mlm_lightning.config.compose import config_yaml
-from mlm_lightning.config.located import CHECKPOINTS, LAST
+from mlm_lightning.config.compose import config_yaml, read_config
+from mlm_lightning.config.located import CHECKPOINTS
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.files import read_json, write_atomically
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences
-from mlm_lightning.runs.identity import identity, sibling_hash, slug
+from mlm_lightning.runs.identity import identity, slug
 from mlm_lightning.runs.own_code import digests_now
 from mlm_lightning.runs.progress import RunProgress
 from mlm_lightning.values import expanded
@@ -66,13 +70,30 @@ class Run:
 
     @classmethod
     def find(cls, settings: Settings, naming: Sequence[str] | None = None) -> "Run":
-        """The folder of these settings: the one that is there, else a new name, of the overrides `naming` (None: of all, in
-        their order); creates nothing."""
+        """The folder of these settings: the one that is there, under whatever name, else a new name, of the overrides `naming`
+        (None: of all, in their order); creates nothing. Says which one it is where there are copies."""
         parent = expanded(settings.output_dir) / settings.name
         hash8 = identity(settings.composed.config, settings.trainer.world_size())
-        there = sorted(parent.glob(f"*-{hash8}")) if parent.is_dir() else []
         words = (settings.composed.overrides or ()) if naming is None else naming
-        return cls(there[0] if there else parent / f"{slug(words, settings.composed.config)}-{hash8}")
+        first, *copies = runs_of(parent, hash8) or [cls(parent / f"{slug(words, settings.composed.config)}-{hash8}")]
+        if copies:
+            _say_copies(first.folder, ", ".join(run.folder.name for run in copies))
+        return first
+
+    @property
+    def identity(self) -> str | None:
+        """Of what its config computes, whatever the folder is called; None where that can't be read."""
+        with contextlib.suppress(OSError, ValueError, UserError):
+            return _identity_of(self.folder, (self.folder / "config.yaml").stat().st_mtime_ns)
+        return None
+
+    @property
+    def originality(self) -> tuple[bool, float, int, str]:
+        """Sorts the folders of one run: first that whose name its manifest notes, then the oldest. Of equal age are copies that
+        keep times; their names are mostly longer (`RUN.bak`, `a-RUN`)."""
+        config, name = self.folder / "config.yaml", self.folder.name
+        written = config.stat().st_mtime if config.is_file() else math.inf
+        return self.manifest.get("folder") != name, written, len(name), str(self.folder)
 
     @property
     def checkpoints(self) -> Path:
@@ -89,7 +110,7 @@ class Run:
     @property
     def working_directory(self) -> Path | None:
         """Where its command was called; None for runs of versions that did not note it."""
-        noted = read_note(self.folder / "manifest.json").get("working_directory")
+        noted = self.manifest.get("working_directory")
         return Path(noted) if isinstance(noted, str) else None
 
     @property
@@ -186,7 +207,7 @@ class Run:
         """Writes the manifest; returns what has changed since the one that was there of what last digits depend on."""
         environment, before = describe_environment(), read_note(self.folder / "manifest.json")
         command = {name: before.get(name) for name in _COMMAND}
-        self.write_json("manifest.json", environment | command | more)
+        self.write_json("manifest.json", environment | command | {"folder": self.folder.name} | more)
         now = environment | (more if "classes_of" in before else {})
         return differences(of_last_digits(before), of_last_digits(now)) if "packages" in before else []
 
@@ -220,19 +241,28 @@ class Run:
         listed = jobs if isinstance(jobs, list) else ()
         return any(isinstance(job, dict) and job.get("folder") == self.folder.name for job in listed)
 
-    def longest_sibling(self, settings: Settings, below: float) -> Position | None:
-        """Another run that this one could go on from: the longest of those that differ in their length alone, or in their
-        number of processes and how these divide the rows of a step, with less than `below` steps."""
-        found, kinship = [], sibling_hash(settings)
-        alone = identity(settings.composed.config)  # what it would be on one process
-        for each in map(Run, self.folder.parent.iterdir() if self.folder.parent.is_dir() else ()):
-            manifest, last = each.manifest, each.checkpoints / LAST
-            is_sibling = manifest.get("kinship") == kinship or manifest.get("on_one_process", each.folder.name[-8:]) == alone
-            if each.folder != self.folder and manifest and is_sibling and last.exists():
-                with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
-                    step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-                    found += [(step, last)] if step < below else []
-        return Position.read(max(found)[1]) if found else None
+
+@cache
+def _identity_of(folder: Path, written: int) -> str:
+    """Of a config.yaml that was `written` then."""
+    config = read_config(folder).config
+    return identity(config, processes_of(Run(folder).manifest, config))
+
+
+def runs_of(parent: Path, hash8: str) -> list[Run]:
+    """The folders of an identity, the original first: those with the name that we give, or, if there is none, those with
+    another name, by their configs. A name that ends as ours do is another run's (eight digits may be a date)."""
+    there = [Run(path) for path in parent.glob(f"*-{hash8}")]
+    if not there:
+        others = [Run(path) for path in parent.glob("*") if not re.search(r"-(?!\d+$)[0-9a-f]{8}$", path.name)]
+        there = [run for run in others if run.identity == hash8]
+    return sorted(there, key=lambda run: run.originality)
+
+
+@cache
+def _say_copies(folder: Path, copies: str) -> None:
+    """Once a process."""
+    log.info("%s is taken for this run; beside it are copies, which stay as they are: %s", folder, copies)
 
 
 def _write_process_id(descriptor: int) -> None:

@@ -4,31 +4,35 @@ old           runs that were started again, in NAME/.old
 failed        runs that ended in an error: the same command would try them again
 interrupted   runs that were stopped: the same command would continue them
 pruned        the checkpoints of runs that a search has given up; what they found stays
-cache         token caches that no run below the folder was trained on, and unfinished ones: made again when they are needed
+cache         token caches that no run needs, and unfinished ones: made again when they are needed. A cache notes the runs that
+              are trained on it: none of them is there, but for runs below the folder that have other data now
+unknown       token caches that have not noted their runs: of an earlier version, or only prepared
 files         half-written files, and messages of runs that are gone
 """
 
 import contextlib
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlm_lightning.config.compose import read_config
-from mlm_lightning.data.text.prepare.cache import is_being_built, token_caches
+from mlm_lightning.data.text.prepare.cache import is_being_built, noted_runs, token_caches
 from mlm_lightning.data.text.settings import shared_cache
-from mlm_lightning.errors import BusyError
+from mlm_lightning.errors import BusyError, UserError
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.listing import run_folders, size_of
 from mlm_lightning.values import expanded
 
 KINDS = {
-    "old": "runs that were started again (resume=never)",
-    "failed": "failed runs; the same command would try them again",
-    "interrupted": "interrupted runs; the same command would continue them",
-    "pruned": "checkpoints of runs that a search gave up",
-    "cache": "token caches that no run here was trained on; made again when needed",
-    "files": "half-written files, messages of runs that are gone",
+    "old": "--old  runs that were started again (resume=never)",
+    "failed": "--failed  failed runs; the same command would try them again",
+    "interrupted": "--interrupted  interrupted runs; the same command would continue them",
+    "pruned": "--pruned  checkpoints of runs that a search gave up",
+    "cache": "--cache  token caches that no run needs; made again when needed",
+    "unknown": "token caches whose users are unknown; mlm clean CACHE --cache --yes removes one by its path",
+    "files": "--files  half-written files, messages of runs that are gone",
 }
 
 
@@ -62,7 +66,7 @@ def _delete(path: Path) -> bool:
 
 
 def leftovers(folder: Path) -> list[Leftover]:
-    """All that could go, by kind in the order of KINDS."""
+    """All that could go, by kind in the order of KINDS. The folder may be a token cache; UserError where a run needs that."""
     runs = [Run(path) for path in run_folders(folder)]
     status = {run.folder: run.status for run in runs}
     found = [_leftover("old", path) for old in _below(folder, ".old") for path in sorted(old.iterdir())]
@@ -70,7 +74,7 @@ def leftovers(folder: Path) -> list[Leftover]:
         found += [_leftover(kind, run.folder, run) for run in runs if status[run.folder] == kind]
     given_up = [run for run in runs if status[run.folder] == "pruned" and run.checkpoints.is_dir()]
     found += [_leftover("pruned", run.checkpoints, run) for run in given_up]
-    found += [_leftover("cache", path) for path in _unused_caches(runs)]
+    found += list(_unused_caches(folder, runs))
     found += [_leftover("files", path) for path in _files(folder, runs)]
     return [each for each in found if each.bytes or each.kind != "pruned"]
 
@@ -85,22 +89,38 @@ def _below(folder: Path, name: str) -> Iterator[Path]:
         yield from (path for path in sorted(folder.glob(pattern)) if path.is_dir())
 
 
-def _unused_caches(runs: list[Run]) -> list[Path]:
-    """In the shared cache, and where the runs' configs say."""
-    homes, used = {shared_cache()}, set[str]()
+def _unused_caches(folder: Path, runs: list[Run]) -> Iterator[Leftover]:
+    """The folder itself, or those in the shared cache, and where the runs' configs say."""
+    homes, fingerprints = {shared_cache()}, dict[Path, list[str]]()
     for run in runs:
-        fingerprints = str(run.manifest.get("data")).split("+")
-        used.update(each.partition(":")[0] for each in fingerprints)
+        fingerprints[run.folder] = re.split("[+:]", str(run.manifest.get("data")))
         with contextlib.suppress(Exception):  # a damaged config names no cache
             if own := read_config(run.folder).get("data.cache_dir"):
                 homes.add(expanded(own))
-    return [path for home in sorted(homes) for path in token_caches(home) if path.name not in used and not is_being_built(path)]
+    here = folder.resolve()
+    is_cache = here in token_caches(here.parent)
+    for path in [folder] if is_cache else [path for home in sorted(homes) for path in token_caches(home)]:
+        noted, are_all = noted_runs(path)
+        users = [run.folder for run in runs if path.name in fingerprints[run.folder]]
+        users += [run for run in noted if not _is_gone(run) and not run.resolve().is_relative_to(here)]
+        if is_cache and users:
+            raise UserError(f"CACHE={path}: {users[0]} was trained on it; it goes once that run is gone")
+        if not users and not is_being_built(path):
+            yield _leftover("cache" if is_cache or are_all or path.suffix == ".work" else "unknown", path)
+
+
+def _is_gone(folder: Path) -> bool:
+    """Not so a folder that only may not be looked into."""
+    try:
+        folder.lstat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False
 
 
 def _files(folder: Path, runs: list[Run]) -> Iterator[Path]:
     names = {run.folder.name for run in runs}
     for logs in _below(folder, ".logs"):
         yield from (path for path in sorted(logs.glob("*.txt")) if path.stem not in names)
-    parents: Callable[[Run], Path] = lambda run: run.folder.parent  # noqa: E731
-    for parent in sorted({folder, *map(parents, runs)}):
+    for parent in sorted({folder, *(run.folder.parent for run in runs)}):
         yield from sorted(parent.glob(".*.tmp"))

@@ -8,21 +8,26 @@ resume=FOLDER?   ─ yes ─► weights, optimizer state and position of that ru
 a run that differs in its length alone?  ─► named, with the command that goes on from it
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+import torch
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.config.build import eval_data_key
 from mlm_lightning.config.compose import WRITTEN_AGAIN, read_config
-from mlm_lightning.config.located import locate
+from mlm_lightning.config.located import LAST, locate
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.condition import Condition, fingerprint
 from mlm_lightning.data.text.tokenizer.load import TRAIN, open_tokenizer, read_vocab
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences, flat, record_of
 from mlm_lightning.runs.folder import Run, processes_of
+from mlm_lightning.runs.identity import identity, sibling_hash
 from mlm_lightning.runs.load import stored_vocab
 from mlm_lightning.values import expanded
 
@@ -83,7 +88,7 @@ def begin(run: Run, settings: Settings, parent: Position | None, conditions: Seq
         for each in parent.changes(record):
             log.info("  %s", each)
         return parent
-    if settings.resume == "auto" and (sibling := run.longest_sibling(settings, below=total)):
+    if settings.resume == "auto" and (sibling := longest_sibling(run, settings, below=total)):
         changed, ways = ", ".join(sibling.changes(record)), _ways_on(sibling, settings)
         if ways:
             log.info(
@@ -118,6 +123,22 @@ def check_tokens(settings: Settings, parent: Position | None, vocab: Vocab) -> N
         log.warning("%s", error)
     else:
         raise error
+
+
+def longest_sibling(run: Run, settings: Settings, below: float) -> Position | None:
+    """Another run that this one could go on from: the longest of those that differ in their length alone, or in their number of
+    processes and how these divide the rows of a step, with less than `below` steps; of copies of one the original."""
+    found, kinship, parent = list[Any](), sibling_hash(settings), run.folder.parent
+    alone = identity(settings.composed.config)  # what it would be on one process
+    own = identity(settings.composed.config, settings.trainer.world_size())
+    for each in map(Run, parent.glob("*")):
+        manifest, last = each.manifest, each.checkpoints / LAST
+        is_sibling = manifest.get("kinship") == kinship or manifest.get("on_one_process", each.folder.name[-8:]) == alone
+        if manifest and is_sibling and last.exists() and each.identity != own:  # itself, or a copy of it
+            with contextlib.suppress(Exception):  # whatever is wrong with it, it's not this run's
+                step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+                found += [(-step, each.originality, last)] if step < below else []
+    return Position.read(min(found)[-1]) if found else None
 
 
 def check_complete(run: Run, settings: Settings) -> None:

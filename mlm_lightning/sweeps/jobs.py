@@ -10,8 +10,9 @@ that fall behind:
                                    ▲                                     │   outputs/<name>/search.log holds every trial:
                                    └─────────────────────────────────────┘   the same command goes on where it was
 
-What is proposed is a function of (sweep.seed, number of the trial, results before it). Hydra's own plugin for Optuna is bound
-to version 2.10 of it and cannot prune, so we ask and tell ourselves.
+What is proposed is a function of (sweep.seed, number of the trial, results before it). Trials that draw equal values share a
+run, and another search does not go on with these trials (runs/study.py). Hydra's own plugin for Optuna is bound to version 2.10
+of it and cannot prune, so we ask and tell ourselves.
 """
 
 import json
@@ -21,10 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mlm_lightning.config.compose import read_config
 from mlm_lightning.config.settings import Settings, SweepSettings
 from mlm_lightning.errors import ConfigError, UserError, one_line
 from mlm_lightning.files import write_atomically
 from mlm_lightning.runs.folder import Run
+from mlm_lightning.runs.study import NOTE, check_same, description
 
 if TYPE_CHECKING:
     import optuna
@@ -127,18 +130,37 @@ def search_space(choices: Sequence[Any]) -> "dict[str, optuna.distributions.Base
 class Search:
     """Jobs that Optuna proposes: `settings.trials` of them in all, those included that an earlier command has made.
 
-    `make(values, trial)` composes the job of some overrides.
+    `make(values, trial)` composes the job of some overrides; `example` is one with the first of all values. Raises UserError
+    where the study is of another search.
     """
 
-    def __init__(self, study: "optuna.Study", choices: list[Any], settings: SweepSettings, make: Callable[..., Job]) -> None:
-        import optuna
-
+    def __init__(
+        self, study: "optuna.Study", choices: list[Any], settings: SweepSettings, make: Callable[..., Job], example: Job
+    ) -> None:
         self._study, self._settings, self._make = study, settings, make
         self._space = search_space(choices)
-        state = optuna.trial.TrialState
-        begun = [trial for trial in study.trials if trial.state != state.WAITING]
+        # a command that was killed while it asked leaves a trial without all of its values
+        begun = [each for each in study.trials if each.state.is_finished() or len(each.params) >= len(self._space)]
+        folder, processes = example.run.folder.parent, example.settings.trainer.world_size()
+        note = description(example.settings.composed, processes, self._space)
+        check_same(folder, study.user_attrs.get(NOTE, note), note)
         self.jobs = [self._job(trial) for trial in begun]
-        self._again = [job for job, trial in zip(self.jobs, begun, strict=True) if trial.state == state.RUNNING]
+        if NOTE not in study.user_attrs:
+            self._check_trials(begun, folder, processes)
+            study.set_user_attr(NOTE, note)
+        self._again = [job for job, trial in zip(self.jobs, begun, strict=True) if not trial.state.is_finished()]
+
+    def _check_trials(self, begun: Sequence[Any], folder: Path, processes: int) -> None:
+        """Of a study without a note: its trials must be in the same space, and their runs, as far as they are there, be those
+        that this command makes."""
+        runs = [read_config(path.parent) for path in folder.glob("*/config.yaml")] if begun else []
+        for trial, job in zip(begun, self.jobs, strict=True):
+            composed = job.settings.composed
+            now = description(composed, processes, self._space)
+            own = [run for run in runs if run.get("sweep.trial") == trial.number] or [composed]
+            before = [description(each, processes, trial.distributions) for each in own]
+            if now not in before:
+                check_same(folder, before[0], now)
 
     def next(self) -> Job | None:
         if self._again:  # a command that was stopped left them behind
@@ -156,8 +178,7 @@ class Search:
     def ended(self, job: Job) -> None:
         import optuna
 
-        trial = job.settings.sweep.trial if job.settings.sweep else None
-        assert trial is not None
+        trial = job.settings.composed.get("sweep.trial")
         status, state = job.run.status, optuna.trial.TrialState
         if status == "complete":
             summary, objective = job.run.summary or {}, self._settings.objective
@@ -169,7 +190,7 @@ class Search:
             self._study.tell(trial, state=state.FAIL if status == "failed" else state.PRUNED, skip_if_finished=True)
 
     def _job(self, trial: Any) -> Job:
-        return self._make([f"{key}={value}" for key, value in trial.params.items()], trial.number)
+        return self._make([f"{key}={value}" for key, value in trial.params.items() if key in self._space], trial.number)
 
 
 @dataclass
@@ -184,7 +205,8 @@ class Sweep:
     """Whether the command or a config names an objective, in place of the default."""
 
     def write(self, jobs: Sequence[Job]) -> None:
-        """Writes sweep.json: the jobs that are expected."""
+        """Writes sweep.json: the runs that are expected, each once."""
+        runs = {job.run.folder.name: job for job in jobs}
         content = {
             "command": self.command,
             "swept": self.swept,
@@ -192,7 +214,7 @@ class Sweep:
             "objective_chosen": self.objective_chosen,
             "direction": self.settings.direction,
             "trials": self.settings.trials,
-            "jobs": [{"folder": job.run.folder.name, "overrides": job.settings.composed.typed_overrides} for job in jobs],
+            "jobs": [{"folder": name, "overrides": job.settings.composed.typed_overrides} for name, job in runs.items()],
         }
         write_atomically(self.folder / "sweep.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 

@@ -80,7 +80,7 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig, onl
     source: JobSource = Grid(jobs, settings.retries)
     if settings.trials is not None:
         search_space(choices)  # what can't be is found before there is a folder
-        source = Search(open_study(folder, settings), choices, settings, make)
+        source = Search(open_study(folder, settings), choices, settings, make, jobs[0])
         if not chosen and len(asked_of(jobs)) > 1:
             log.warning(
                 "the search changes the task, and so looks for the easiest one: val/loss is each run's own. A fair objective "
@@ -225,9 +225,12 @@ def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
     """The table at the end, by the rules of `mlm report`: every run, or the best ones and all that have no result."""
     found = study(collect([str(sweep.folder)]))
     show_runs(found, _MOST_ROWS)
-    counts = Counter(job.run.status for job in jobs)
+    runs = {job.run.folder: job for job in jobs}
+    counts = Counter(job.run.status for job in runs.values())
     print("\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s")
-    for job in jobs:
+    if len(runs) < len(jobs):
+        print(f"{len(jobs)} trials drew {len(runs)} different sets of values: equal ones are one run")
+    for job in runs.values():
         if job.run.status == "failed":
             print(f"failed   {job.difference}: {job.run.reason}")
     if found.collection.complete:

@@ -24,7 +24,7 @@ from mlm_lightning.config.build import build_each, build_model, build_optimizer,
 from mlm_lightning.config.feasible import asked_metrics
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.trainer import TrainerSettings
-from mlm_lightning.data.condition import Condition, fingerprint, packs_documents
+from mlm_lightning.data.condition import Condition, fingerprint, packs_documents, sources
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.errors import ConfigError, mistakes
 from mlm_lightning.files import UNWRITABLE
@@ -217,6 +217,8 @@ def _describe(
     changed = run.describe(**manifest)
     if position and not origin.from_parent and changed:
         log.warning("from here on, the last digits may not be those of an uninterrupted run: %s", ", ".join(changed))
+    for source in sources(conditions):
+        source.note_run(run.folder)
     describe_model(run, settings, module.model, conditions)
     conditions[0].source.save_tokenizer(run.folder / "tokenizer")
 

@@ -8,10 +8,21 @@ import pytest
 from made_runs import make_run, make_sweep, summary_of
 
 from mlm_lightning.__main__ import main
+from mlm_lightning.data.text.prepare.cache import note_run, noted_runs, publish
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.listing import readable_size, size_of
 
 KINDS = ("old", "failed", "interrupted", "pruned", "cache", "files")
+
+
+def make_cache(folder: Path, *runs: Path, meta: str = '{"runs": "noted"}') -> Path:
+    """A token cache that some runs were trained on."""
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text(meta)
+    (folder / "train.tokens").write_bytes(b"12")
+    for run in runs:
+        note_run(folder, run)
+    return folder
 
 
 @pytest.fixture
@@ -19,10 +30,9 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of each kind, and all kinds of leftovers."""
     folder, cache = tmp_path / "outputs", tmp_path / "cache"
     monkeypatch.setenv("MLM_CACHE", str(cache))
-    for name in ("used", "unused"):
-        (cache / name).mkdir(parents=True)
-        (cache / name / "meta.json").write_text("{}")
-        (cache / name / "train.tokens").write_bytes(b"12")
+    make_cache(cache / "used", meta="{}")
+    make_cache(cache / "unused", tmp_path / "gone")
+    make_cache(cache / "prepared")
     (cache / ".half.work").mkdir()
     (cache / "somebody_s").mkdir()  # not ours: no meta.json
     done = make_run(folder / "a" / "done", summary=summary_of(1.5))
@@ -76,13 +86,16 @@ def test_what_is_named_goes_and_nothing_else(
     before = {path for path in outputs.parent.rglob("*") if path.suffix != ".lock"}
     assert main(["clean", str(outputs), f"--{kind}", "--yes", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
+    unknown = [each for each in said if each["kind"] == "unknown"]
+    assert [(Path(each["path"]).name, each["removed"]) for each in unknown] == [("prepared", False)] * (kind == "cache")
+    said = [each for each in said if each not in unknown]
     assert {Path(each["path"]).resolve() for each in said} == {(outputs / name).resolve() for name in gone}
     assert all(each["removed"] and each["kind"] == kind for each in said)
     missing = {path for path in before if not path.exists()}
     inside = {path for path in before if any(path.is_relative_to((outputs / name).resolve()) for name in gone)}
     assert missing == inside
     assert main(["clean", str(outputs), f"--{kind}"]) == 0
-    assert "nothing to clean" in capsys.readouterr().out
+    assert ("0 B could be freed" if unknown else "nothing to clean") in capsys.readouterr().out
 
 
 def test_results_and_runs_at_work_stay_whatever_is_asked_for(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +108,81 @@ def test_results_and_runs_at_work_stay_whatever_is_asked_for(outputs: Path, caps
         assert (outputs / "a" / "pruned" / "pruned.json").exists()
         assert (outputs.parent / "cache" / "used" / "train.tokens").exists()
         assert (outputs.parent / "cache" / "somebody_s").exists()
+        assert (outputs.parent / "cache" / "prepared").exists()
     capsys.readouterr()
+
+
+def test_a_cache_goes_where_no_run_needs_it(outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home, (elsewhere, inside) = tmp_path / "cache", (tmp_path / "elsewhere" / "run", outputs / "a" / "done")
+    make_run(elsewhere, summary=summary_of(1.0), manifest_json='{"data": "in_use+other"}')
+    make_cache(home / "in_use", tmp_path / "gone", elsewhere)
+    make_cache(home / "in_use_since_notes_are_made", elsewhere, meta="{}")
+    make_cache(home / "other_data_now", inside, tmp_path / "gone")
+    make_cache(home / "known_in_part", tmp_path / "gone", meta="{}")
+    assert main(["clean", str(outputs), "--cache", "--json"]) == 0
+    found = {Path(each["path"]).name: each["kind"] for each in json.loads(capsys.readouterr().out)}
+    assert found == {
+        "other_data_now": "cache",
+        "unused": "cache",
+        ".half.work": "cache",
+        "known_in_part": "unknown",
+        "prepared": "unknown",
+    }
+    # for another folder it is a run elsewhere, which is not asked what it needs
+    assert main(["clean", str(elsewhere.parent), "--cache", "--yes"]) == 0
+    assert (home / "other_data_now").exists()
+    assert (home / "in_use").exists()
+    assert not (home / "unused").exists()
+
+
+def test_a_cache_that_is_named_goes_unless_a_run_needs_it(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_cache(tmp_path / "cache" / "in_use", make_run(tmp_path / "elsewhere" / "run"))
+    assert main(["clean", "cache/in_use", "--cache", "--yes"]) == 2
+    message = "CACHE=cache/in_use: " + str(tmp_path / "elsewhere" / "run")
+    assert message in capsys.readouterr().err
+    assert main(["clean", "cache/prepared"]) == 0
+    assert "mlm clean cache/prepared --cache --yes would" in capsys.readouterr().out
+    assert main(["clean", "cache/prepared", "--cache", "--yes"]) == 0
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name[0] != ".") == [
+        "in_use",
+        "somebody_s",
+        "unused",
+        "used",
+    ]
+
+
+def test_a_folder_that_may_not_be_looked_into_is_not_gone(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "of_another_user" / "run"
+    make_cache(tmp_path / "cache" / "in_use", other)
+
+    def lstat(path: Path, plain: Any = Path.lstat) -> Any:
+        if path == other:
+            raise PermissionError(13, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert main(["clean", str(outputs), "--cache", "--yes"]) == 0
+    assert (tmp_path / "cache" / "in_use").exists()
+
+
+def test_runs_note_themselves_once_and_where_they_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache = make_cache(tmp_path / "cache" / "one", Path("outputs/a"), Path("outputs/b"), tmp_path / "outputs" / "a")
+    runs, are_all = noted_runs(cache)
+    assert (sorted(runs), are_all) == ([tmp_path / "outputs" / name for name in "ab"], True)
+    (cache / "meta.json").write_text("{")
+    assert noted_runs(cache)[1] is False
+    (tmp_path / "file").write_text("")
+    note_run(tmp_path / "file", Path("run"))  # which no folder can be made in
+    # a damaged cache is made again, for the same runs
+    (work := tmp_path / "cache" / ".one.work").mkdir()
+    publish(work, cache)
+    assert sorted(noted_runs(cache)[0]) == sorted(runs)
 
 
 def test_a_run_that_begins_to_work_meanwhile_is_left_alone(outputs: Path) -> None:

@@ -23,6 +23,7 @@ from mlm_lightning.commands.predict import predict
 from mlm_lightning.commands.train import show
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.data.text import settings as settings_module
+from mlm_lightning.data.text.prepare.cache import noted_runs, token_caches
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.masking import Bernoulli
 from mlm_lightning.runs.folder import Run, read_metrics
@@ -304,6 +305,8 @@ def test_further_documents_are_read_with_the_runs_own_tokens(transformer: TextRu
         assert summary[f"{name}_other"] == pytest.approx(alone[name], abs=1e-6)
     assert evaluate(last, [further])["val/loss_other"] == alone["val/loss"]
 
+    caches = token_caches(tmp_path / "cache")
+    assert [noted_runs(cache) for cache in caches] == [([run_of(config).folder], True)] * 2
     assert train(config) == summary
     other.write_text((before := other.read_text()) + "something else .\n")
     with pytest.raises(UserError, match=r"is complete, but the files of eval\.data\.other have changed since; resume=never"):

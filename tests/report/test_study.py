@@ -152,8 +152,8 @@ def test_values_are_texts_one_would_write_them() -> None:
 
 def test_a_value_that_identities_leave_out_has_its_name(tmp_path: Path) -> None:
     """It is in the config of a run, or, of an earlier version, not even there: both were done as it says."""
-    for name, settings in {"new": {"masking.hiding": "token"}, "old": {}, "other": {"masking.hiding": "both"}}.items():
-        make_run(tmp_path / name, settings, summary_of(1.0))
+    for seed, settings in enumerate([{"masking.hiding": "token"}, {}, {"masking.hiding": "both"}]):
+        make_run(tmp_path / str(seed), {**settings, "seed": seed}, summary_of(1.0))
     found = study(collect([str(tmp_path)]))
     assert [found.name(group) for group in found.groups] == ["masking.hiding=both", "masking.hiding=token"]
     assert [len(group.results) for group in found.groups] == [1, 2]

@@ -317,8 +317,10 @@ def test_a_run_that_differs_in_its_length_alone_is_pointed_out(toy: Toy, capsys:
     train(toy("trainer.max_steps=12", "seed=1"))
     train(toy("trainer.max_steps=6"))
     assert "differs in" not in capsys.readouterr().err
-    train(toy("trainer.max_steps=16"))
     folder = run_of(short).folder
+    for copy in (folder.with_name(f"{folder.name}.bak"), folder.with_name(f"a-{folder.name}")):
+        shutil.copytree(folder, copy)
+    train(toy("trainer.max_steps=16"))
     assert f"{folder} differs in trainer.max_steps: 8 → 16 alone, and has 8 steps" in (hint := capsys.readouterr().err)
     assert f"resume={folder}" in hint
 

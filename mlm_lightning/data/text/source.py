@@ -32,7 +32,7 @@ from mlm_lightning.data.text.documents.base import Documents, Problems
 from mlm_lightning.data.text.documents.files import FileDocuments
 from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
 from mlm_lightning.data.text.labels import LabelRows, label_names
-from mlm_lightning.data.text.prepare.cache import CHECKED, TokenCache, building, mended, publish
+from mlm_lightning.data.text.prepare.cache import CHECKED, TokenCache, building, mended, note_run, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
 from mlm_lightning.data.text.prepare.shards import is_mended
 from mlm_lightning.data.text.prepare.workers import Local
@@ -210,6 +210,9 @@ class TextSource(TextSettings, Source):
     def cache_folder(self) -> Path:
         return self._opened().folder
 
+    def note_run(self, folder: Path) -> None:
+        note_run(self.cache_folder, folder)
+
     def summary(self) -> list[dict[str, Any]]:
         """A dict a split: split, documents, duplicates (dropped), tokens, tokens_per_document, unknown_share, rows, truncated
         (documents), dropped_tokens (in no row), bytes."""
@@ -324,7 +327,7 @@ class TextSource(TextSettings, Source):
                 if self.streaming:
                     self._stream_rows(work, np.dtype(made["dtype"])).check()
                 name = (mended(folder) if made["mended"] else folder).name
-                meta = {"format": FORMAT, "fingerprint": name, "request": request, **made}
+                meta = {"format": FORMAT, "fingerprint": name, "request": request, "runs": "noted", **made}
                 write_atomically(meta_file, json.dumps(meta, indent=1, ensure_ascii=False).encode())
         except ValueError:  # the same again would fail again
             shutil.rmtree(work)

@@ -7,11 +7,13 @@
       train.ends    val.ends    test.ends              where each document ends (exclusive): int64
       reading-2               empty: no documents or labels are read otherwise today
       train.ngrams            how often its tokens and pairs of them occur (ngrams.py); made when it is first asked for
+      runs/                   the folder of each run that was trained on it, a file each: who needs it (`mlm clean`)
     <cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
 
 A process that has built a folder renames it into place, so nobody ever sees half of one.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -28,12 +30,15 @@ import numpy as np
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, LABEL_DTYPE
-from mlm_lightning.files import sync_folder
+from mlm_lightning.files import sync_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
 CHECKED = "reading-2"
 """A file in each cache whose files are read today as they were when it was made."""
+
+RUNS = "runs"
+"""The folder of these notes."""
 
 _MENDED = "-2"
 
@@ -141,6 +146,8 @@ def publish(work: Path, folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     if folder.exists() and TokenCache.open(folder) is None:
+        with suppress(OSError):
+            (folder / RUNS).rename(work / RUNS)
         shutil.rmtree(folder)
     try:
         work.rename(folder)
@@ -157,6 +164,22 @@ def token_caches(home: Path) -> list[Path]:
         return []
     complete = [path for path in home.iterdir() if (path / "meta.json").is_file() and any(path.glob("*.tokens"))]
     return sorted([*complete, *(path for path in home.glob(".*.work") if path.is_dir())])
+
+
+def note_run(folder: Path, run: Path) -> None:
+    """Notes in a cache that a run is trained on it; one that is read-only goes without."""
+    path = os.fsencode(run.absolute())
+    with suppress(OSError):
+        write_atomically(folder / RUNS / hashlib.sha256(path).hexdigest()[:16], path)
+
+
+def noted_runs(folder: Path) -> tuple[list[Path], bool]:
+    """The runs that were trained on a cache, and whether these are all: a cache of an earlier version knows the later ones."""
+    runs = [Path(os.fsdecode(each.read_bytes())) for each in sorted(folder.glob(f"{RUNS}/[0-9a-f]*"))]
+    are_all = False
+    with suppress(OSError, ValueError):
+        are_all = "runs" in json.loads((folder / "meta.json").read_bytes())
+    return runs, are_all and len(runs) > 0
 
 
 def is_being_built(path: Path) -> bool:
