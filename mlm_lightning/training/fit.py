@@ -37,6 +37,7 @@ from mlm_lightning.runs.identity import deciding, identity, sibling_hash
 from mlm_lightning.runs.load import describe_model
 from mlm_lightning.training.auto import Clock, Settled, settle
 from mlm_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError, Pruning
+from mlm_lightning.training.callbacks.logged import Logged
 from mlm_lightning.training.callbacks.progress import ProgressReport
 from mlm_lightning.training.callbacks.throughput import Throughput
 from mlm_lightning.training.compiled import compile_layers, compiles
@@ -64,6 +65,7 @@ def fit(
         _check_weights(module, parent)
     with mistakes():  # also of a user's callbacks, before there is anything in the folder
         callbacks = build_each(settings.callbacks.values(), folder=str(run.checkpoints))
+    callbacks.insert(0, Logged(asked_metrics(settings.callbacks, settings.sweep)))
     taken = take_weights(module.model, settings) if settings.init.from_run and position is None else None
     is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
     if settings.trainer.world_size() == 1 or is_first_rank:
@@ -157,7 +159,6 @@ def assemble(
         z_loss=settings.optimization.z_loss,
         compiled=compiled,
         task=settings.task,
-        asked=asked_metrics(settings.callbacks, settings.sweep),
     )
     datamodule = MLMDataModule(
         source,

@@ -9,7 +9,7 @@ number of tokens, so unequal mask counts weigh as in one large batch.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,19 +21,17 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from torch.optim import Optimizer
 
 from mlm_lightning.batch import MLMBatch
-from mlm_lightning.config.feasible import no_metric
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.batches import Plan
 from mlm_lightning.data.condition import Condition
 from mlm_lightning.data.datamodule import MLMDataModule
-from mlm_lightning.errors import UserError, refuse
+from mlm_lightning.errors import UserError
 from mlm_lightning.metrics import LabelSums, MetricSums, perplexity
 from mlm_lightning.randomness import Stream, seed_torch
 from mlm_lightning.runs.checkpoint import AVERAGING, STATE
 from mlm_lightning.tasks import MLM, Batch, Task
 from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.lightning_internals import (
-    count_step,
     mend_counters,
     schedule_validation,
     show_in_progress_bar,
@@ -74,8 +72,7 @@ class MLMModule(L.LightningModule):
     the rate at a share of the run's progress, where it changes in the run: it is logged. `layer_decay` multiplies the learning
     rate from each layer to the one below it. `z_loss` weighs (log Σ exp logits)² of each predicted token, which training adds
     to -log p (Chowdhery et al. 2022, PaLM, section 5). `compiled`: layers of the model are, and keep their shapes.
-    `task` says what is predicted (None: masked tokens). `asked` are metrics that settings name, by their keys: what callbacks
-    log is not known before the first validation, which ends a run that lacks one.
+    `task` says what is predicted (None: masked tokens).
     """
 
     def __init__(
@@ -92,10 +89,8 @@ class MLMModule(L.LightningModule):
         z_loss: float = 0.0,
         compiled: bool = False,
         task: Task | None = None,
-        asked: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self._asked = asked or {}
         self.model, self.conditions, self.seed = model, conditions, seed
         self.task = task or MLM()
         self.plan, self.origin = plan or Plan(total_steps=0), origin or Origin()
@@ -254,18 +249,8 @@ class MLMModule(L.LightningModule):
             self.last_metrics |= condition.metrics(stage, sums.compute(has_oracle, has_ngrams))
         # in training, and for what `mlm evaluate` prints, they go their own way
         self.log_dict(self.last_metrics, logger=self._plain and self.trainer.state.fn != "fit")
-        ours, logged = self.last_metrics, self.trainer.callback_metrics  # ours, and what callbacks log
-        theirs = {name: float(value) for name, value in logged.items() if name.startswith(f"{stage}/")}
-        self.last_metrics = self.trainer.strategy.broadcast(theirs) | ours
         if self.trainer.state.fn == "fit":
-            self.log_scalars(ours, self.trainer.global_step)
-            count_step(self.trainer, 1)
-            there = {} if self.trainer.sanity_checking else {**logged, **self.last_metrics}
-            refuse(no_metric(key, name, list(there)) for key, name in self._asked.items() if there and name not in there)
-
-    def on_validation_end(self) -> None:
-        if self.trainer.state.fn == "fit":
-            count_step(self.trainer, -1)
+            self.log_scalars(self.last_metrics, self.trainer.global_step)
 
     @property
     def confusion_CC(self) -> Tensor | None:
