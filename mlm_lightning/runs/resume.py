@@ -101,7 +101,7 @@ def check_complete(run: Run, settings: Settings) -> None:
             continue
         if now is not None and trained_on != {""} and now not in trained_on:
             key = "data" if node is settings.data else eval_data_key(names)
-            what = "have changed since, or more of them are found now"
+            what = "have changed since"
             if as_first_read(now) in trained_on:
                 what = "are read otherwise now: the reading of quotes, columns, labels and carriage returns was mended"
             raise UserError(f"{run.folder}: is complete, but the files of {key} {what}; {again}")
