@@ -164,8 +164,7 @@ def check_complete(run: Run, settings: Settings) -> None:
             continue
         if now is not None and trained_on != {""} and now not in trained_on:
             key = "data" if node is settings.data else eval_data_key(names)
-            changed = f"the files of {key} have changed since, or more of them are found now"
-            why = _MENDED if node.instance.mended_since(trained_on) else changed
+            why = _MENDED if node.instance.mended_since(trained_on) else f"the files of {key} have changed since"
             raise UserError(f"{run.folder}: is complete, but {why}; {again}")
 
 
