@@ -6,7 +6,6 @@ from shlex import quote
 from textwrap import shorten, wrap
 from typing import Any
 
-from mlm_lightning.commands.arguments import hydra_flags
 from mlm_lightning.errors import ConfigError, UserError
 from mlm_lightning.messages import print_table, waiting
 from mlm_lightning.processes import see_own_packages
@@ -35,6 +34,7 @@ def main(arguments: list[str]) -> int:
         print(HELP + _choices(arguments), end="")
         return 0
     from mlm_lightning.config.compose import check_hydra_keys, composer, is_sweep
+    from mlm_lightning.config.flags import hydra_flags
 
     see_own_packages()
     flags = hydra_flags(arguments)
