@@ -81,8 +81,8 @@ _A_RUN = re.compile(r"^[^'\"]*-[0-9a-f]{8}(/|$)")
 def in_quotes(override: str) -> str:
     """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there stands for itself,
     though '=' and ',' mean something to Hydra: so a run's name can be typed, completed and pasted. So does the name of a run
-    that is there no more, and either beside a null, in a sweep. Elsewhere words such as über get quotes, and one interpolation in
-    another."""
+    that is there no more, and either beside a null, in a sweep. Elsewhere words such as über get quotes, and an
+    interpolation in another."""
     key, equals, text = override.partition("=")
     before, value = ("null,", text[5:]) if text.startswith("null,") else ("", text)
     if re.search(r"[=,:(){}\[\] ]", value):
