@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(HELP + _choices(arguments), end="")
         return 0
-    from mlm_lightning.config.compose import check_hydra_keys, composer, is_sweep
-    from mlm_lightning.config.flags import hydra_flags
+    from mlm_lightning.config.compose import composer
+    from mlm_lightning.config.flags import check_hydra_keys, hydra_flags, is_sweep
 
     see_own_packages()
     flags = hydra_flags(arguments)

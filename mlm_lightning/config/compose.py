@@ -15,7 +15,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.flags import in_quotes
 from mlm_lightning.config.hints import PACKAGE_REMEDY, WITHOUT_PACKAGE, homes
 from mlm_lightning.config.shipped import GROUPS, config_folder, replaced
 from mlm_lightning.errors import NO_VALUE, ConfigError, UserError, one_line
@@ -38,7 +39,7 @@ OWN = "--config-dir"
 WRITTEN_AGAIN = "remove the run's summary.json, and the command that trained it writes this file again"
 MOST_JOBS = 100_000
 """Of a sweep: each is composed and checked before the first one starts."""
-_IGNORED = re.compile(r"[+~]*hydra\.(?!mode|run\.dir|sweep\.dir|sweeper|searchpath)")
+_CHOSEN_ALREADY = re.compile(r"(?:'override |is not supported: '\++)([^:=]+)(?:: |=)(.+)'")
 OmegaConf.register_new_resolver("quotient", operator.floordiv, replace=True)
 OmegaConf.register_new_resolver("expanded", lambda path: str(expanded(path)), replace=True)
 
@@ -108,7 +109,7 @@ class Composer:
 
     def plain(self, overrides: Sequence[str]) -> list[str]:
         """The overrides with `++` before every plain `key=value` that chooses no group."""
-        return [self._plain(_with_path_in_quotes(override)) for override in overrides]
+        return [self._plain(in_quotes(override)) for override in overrides]
 
     def master(self, overrides: Sequence[str]) -> DictConfig:
         """The config of a sweep as a whole, with Hydra's own part: without the values that are swept over."""
@@ -230,30 +231,6 @@ class Composer:
         )
 
 
-_FOREIGN = re.compile(r"[^,()\[\]{}:=]*[^\w\s,()\[\]{}:=/+.$%*@?|-][^,()\[\]{}:=]*", re.ASCII)
-"""Text of a value that Hydra reads in quotes alone, such as über."""
-_CHOSEN_ALREADY = re.compile(r"(?:'override |is not supported: '\++)([^:=]+)(?:: |=)(.+)'")
-_A_RUN = re.compile(r"^[^'\"]*-[0-9a-f]{8}(/|$)")
-"""A path that ends as a run's folder does, or leads into one."""
-
-
-def _with_path_in_quotes(override: str) -> str:
-    """`resume='outputs/default/rate=0.1,seed=0-1a2b3c4d'` for the same without quotes. A path that is there or begins with `~/`
-    stands for itself, though '=' means something to Hydra; so does the name of a run that is gone, and either after a null."""
-    key, equals, text = override.partition("=")
-    before, value = ("null,", text[5:]) if text.startswith("null,") else ("", text)
-    if re.search(r"[=,:(){}\[\] ~]", value):
-        with suppress(OSError, ValueError):  # too long for a path
-            if value.startswith("~/") or expanded(value).exists() or (key == "init.from_run" and _A_RUN.search(value)):
-                escaped = value.replace("'", "\\'")
-                return f"{key}={before}'{escaped}'"
-    if re.search(r"['\"\\]", text):  # quoted by the user
-        return override
-    if re.search(r"\$\{[^}]*(\$\{|[^ -~])", text):  # one interpolation in another
-        return f"{key}='{text}'"
-    return key + equals + _FOREIGN.sub(lambda words: f"'{words[0].strip()}'", text)
-
-
 def _need_launcher(option: str, overrides: Sequence[str]) -> None:
     """An option of hydra/launcher comes with a plugin: `hydra/launcher/submitit_slurm` with hydra-submitit-launcher."""
     group, _, choice = option.rpartition("/")
@@ -308,23 +285,6 @@ def read_config(folder: Path) -> Composed:
     return Composed({str(key): value for key, value in config.items()})
 
 
-def is_sweep(config: DictConfig) -> bool:
-    """Whether a config with Hydra's own part means many runs: by its mode, or else by what it sweeps over."""
-    mode = str(config.hydra.mode)
-    return mode == "RunMode.MULTIRUN" or (mode == "None" and bool(config.hydra.sweeper.get("params")))
-
-
-def check_hydra_keys(overrides: Sequence[str], config: DictConfig) -> None:
-    """Raises UserError for keys of Hydra's that would have no effect."""
-    run, sweep = config.hydra.run.dir, config.hydra.sweep.dir
-    if (run, sweep) != (".", f"{config.get('output_dir')}/{config.get('name')}"):
-        where = "runs lie in output_dir/name; set these in their place"
-        raise UserError(f"hydra.run.dir={run}, hydra.sweep.dir={sweep}: {where}")
-    if "BasicLauncher" in config.hydra.launcher._target_:  # others take what they know
-        for ignored in filter(_IGNORED.match, overrides):
-            raise UserError(f"{ignored.lstrip('+~')}: has no effect in mlm train")
-
-
 def changed(composed: Composed, overrides: Sequence[str]) -> Composed:
     """The config of a run with `key=value` changes; `data=NAME` takes a shipped group."""
     if not overrides:
@@ -337,7 +297,7 @@ def changed(composed: Composed, overrides: Sequence[str]) -> Composed:
     with composer() as hydra:
         for text in overrides:
             try:
-                (parsed,) = OverridesParser.create().parse_overrides([_with_path_in_quotes(text)])
+                (parsed,) = OverridesParser.create().parse_overrides([in_quotes(text)])
             except HydraException as error:
                 raise UserError(f"'{text}': is no KEY=VALUE") from error
             key, value = parsed.key_or_group, parsed.value()

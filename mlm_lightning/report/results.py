@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlm_lightning.config.compose import composer, is_sweep, read_config, to_plain
+from mlm_lightning.config.compose import composer, read_config, to_plain
 from mlm_lightning.config.composed import Composed
+from mlm_lightning.config.flags import is_sweep
 from mlm_lightning.config.located import with_weights
 from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs import evaluations

@@ -9,8 +9,8 @@ from conftest import TOY
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mlm_lightning.config.compose import OWN, Composer, composer, config_folder, is_sweep, to_plain
-from mlm_lightning.config.flags import hydra_flags
+from mlm_lightning.config.compose import OWN, Composer, composer, config_folder, to_plain
+from mlm_lightning.config.flags import hydra_flags, is_sweep
 from mlm_lightning.config.parse import settings
 from mlm_lightning.config.shipped import options
 from mlm_lightning.errors import UserError
