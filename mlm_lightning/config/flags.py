@@ -64,7 +64,7 @@ def is_sweep(config: DictConfig) -> bool:
 def check_hydra_keys(overrides: Sequence[str], config: DictConfig) -> None:
     """Raises UserError for keys of Hydra's that would have no effect."""
     run, sweep = config.hydra.run.dir, config.hydra.sweep.dir
-    if (run, sweep) != (".", f"{config.get('output_dir')}/{config.get('name')}"):
+    if (run, sweep) != (".", str(expanded(f"{config.get('output_dir')}/{config.get('name')}"))):
         where = "runs lie in output_dir/name; set these in their place"
         raise UserError(f"hydra.run.dir={run}, hydra.sweep.dir={sweep}: {where}")
     if "BasicLauncher" in config.hydra.launcher._target_:  # others take what they know
