@@ -101,7 +101,7 @@ class Vocab:
         names."""
         pairs = enumerate(zip_longest(other.tokens or (), self.tokens or (), fillvalue="no token"))
         found = [f"id {token_id}: {theirs} → {ours}" for token_id, (theirs, ours) in pairs if theirs != ours]
-        return "; ".join([f"{other.size:,} → {self.size:,} tokens", *found[:3], *["…"] * (len(found) > 3)])
+        return "; ".join([f"{other.size:,} tokens → {self.size:,} tokens", *found[:3], *["…"] * (len(found) > 3)])
 
     @cached_property
     def named_ids(self) -> Tensor:

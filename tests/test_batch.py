@@ -53,8 +53,8 @@ def test_ids_without_a_token_are_never_the_best():
 def test_the_first_tokens_that_differ():
     vocab = Vocab(size=3, mask_id=0, tokens=("<mask>", "a", "b"))
     other = Vocab(size=5, mask_id=0, tokens=("<mask>", "b", "b", "c", "d"))
-    assert vocab.difference_from(other) == "5 → 3 tokens; id 1: b → a; id 3: c → no token; id 4: d → no token"
-    assert Vocab(size=4, mask_id=3).difference_from(Vocab(size=3, mask_id=2)) == "3 → 4 tokens"
+    assert vocab.difference_from(other) == "5 tokens → 3 tokens; id 1: b → a; id 3: c → no token; id 4: d → no token"
+    assert Vocab(size=4, mask_id=3).difference_from(Vocab(size=3, mask_id=2)) == "3 tokens → 4 tokens"
 
 
 def test_labels_at_the_positions():

@@ -164,8 +164,9 @@ def check_complete(run: Run, settings: Settings) -> None:
             continue
         if now is not None and trained_on != {""} and now not in trained_on:
             key = "data" if node is settings.data else eval_data_key(names)
-            why = _MENDED if node.instance.mended_since(trained_on) else f"the files of {key} have changed since"
-            raise UserError(f"{run.folder}: is complete, but {why}; {again}")
+            if node.instance.mended_since(trained_on):
+                raise UserError(f"{run.folder}: is complete, but {_MENDED}; {again}")
+            raise UserError(f"{run.folder}: is complete, but the files of {key} have changed since; {again}")
 
 
 def _names(fingerprint: str | None) -> set[str]:

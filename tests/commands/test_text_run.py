@@ -462,7 +462,7 @@ def test_a_checkpoint_is_not_trained_on_the_tokens_of_a_new_tokenizer(
     other = replace(vocab, tokens=("[pad]", *vocab.tokens[1:]))
     again["data"] |= {"tokenizer": str(exported), "vocab_size": None}
     check_tokens(settings_of(again), None, other)  # which was chosen, and not trained
-    assert "104 → 104 tokens; id 0: [PAD] → [pad])" in caplog.text
+    assert "104 tokens → 104 tokens; id 0: [PAD] → [pad])" in caplog.text
     bare = shutil.copytree(exported, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     with caplog.at_level("INFO"):
         check_tokens(settings_of(config(distilbert.corpus, bare)), None, other)
@@ -475,7 +475,7 @@ def test_weights_of_other_tokens_are_refused_and_leave_no_folder(transformer: Te
     given = (*TRANSFORMER, f"{key}='{transformer.folder}'", "trainer.max_steps=9")
     config = text_config(tmp_path, turned, *given)
     with pytest.raises(
-        ConfigError, match=rf"{key}=.*: its tokens are not those of data .*104 → 104 tokens; id \d+: .*; choose"
+        ConfigError, match=rf"{key}=.*: its tokens are not those of data .*104 tokens → 104 tokens; id \d+: .*; choose"
     ):
         train(config)
     assert not (tmp_path / "outputs").exists()

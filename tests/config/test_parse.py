@@ -323,7 +323,10 @@ def test_what_is_missing_is_named(key):
         (["eval.data={k0: {sigma: wide}}"], "eval.data.k0.sigma='wide': should be a number"),
         (["eval.data={k9: {filter_level: 9}}"], "eval.data.k9.filter_level=9: must be at most 2"),
         (["eval.data={k0: {depth: 3}}"], "eval.data.k0: its rows have 8 tokens, and those of data 4"),
-        (["eval.data={k0: {num_symbols: 4}}"], "eval.data.k0: its vocabulary is not that of data (data → here: 4 → 5 tokens)"),
+        (
+            ["eval.data={k0: {num_symbols: 4}}"],
+            "eval.data.k0: its vocabulary is not that of data (data → here: 4 tokens → 5 tokens)",
+        ),
         (["eval.data={k0: {_target_: torch.nn.Linear}}"], "eval.data.k0._target_=torch.nn.Linear: is no subclass of Source"),
     ],
 )
