@@ -27,16 +27,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import (
-    CR_LINES,
-    EMPTY,
-    UNUSED,
-    Documents,
-    Labelled,
-    Problems,
-    label_problem,
-    missing_column,
-)
+from mlm_lightning.data.text.documents.base import EMPTY, Documents, Labelled, Problems, missing_column
 from mlm_lightning.data.text.documents.find import file_errors, open_file, suffixes
 from mlm_lightning.errors import NO_VALUE, ConfigError
 
@@ -89,11 +80,11 @@ class FileDocuments(Documents):
 
     def chosen(self, numbers: dict[Split, np.ndarray], counts: list[int]) -> list[tuple[tuple[Segment, ...], np.ndarray]]:
         """In the order of the files: neighbours stay neighbours."""
-        split_N = np.full(sum(counts), UNUSED, dtype=np.uint8)
+        split_N = np.full(sum(counts), base.UNUSED, dtype=np.uint8)
         for split, chosen in numbers.items():
             split_N[chosen] = SPLITS.index(split)
         parts = np.split(split_N, np.cumsum(counts)[:-1])
-        return [(shard, part) for shard, part in zip(self.shards(), parts, strict=True) if (part != UNUSED).any()]
+        return [(shard, part) for shard, part in zip(self.shards(), parts, strict=True) if (part != base.UNUSED).any()]
 
     def _segments(self) -> Iterator[Segment]:
         for file in self.files:
@@ -236,7 +227,7 @@ class FileDocuments(Documents):
                     yield from self._value(value, label, problems, file, "row", problems.read[file])
 
     def _value(self, value: object, label: object, problems: Problems, *where: Any) -> Iterator[str]:
-        if self.label_column is not None and (problem := label_problem(label)):
+        if self.label_column is not None and (problem := base.label_problem(label)):
             problems.add(problem, *where)
         elif isinstance(value, str) and value.strip():
             # JSON can spell half a surrogate pair ("\ud800"), which is no character and which no tokenizer takes
@@ -256,7 +247,7 @@ class FileDocuments(Documents):
                 raise ConfigError(self.key, NO_VALUE, f"{file} is UTF-16", "convert it to UTF-8, for instance with iconv")
             parts = _split_at_cr(first.removeprefix(b"\xef\xbb\xbf"))
             if len(parts) > 1:
-                problems.add(CR_LINES, file)
+                problems.add(base.CR_LINES, file)
             lines = chain(parts, lines)
         for number, line in enumerate(lines, start=1):
             line = line.removesuffix(b"\n").removesuffix(b"\r")

@@ -26,14 +26,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import (
-    EMPTY,
-    NAN_LABEL,
-    NO_LABEL,
-    NOT_LABEL,
-    Documents,
-    Problems,
-)
+from mlm_lightning.data.text.documents.base import EMPTY, NAN_LABEL, NO_LABEL, NOT_LABEL, Documents, Problems
 from mlm_lightning.data.text.prepare.choice import Hashes, choose_documents, choose_held_out
 from mlm_lightning.data.text.prepare.shards import (
     NOTICED,
