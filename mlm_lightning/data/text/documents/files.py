@@ -19,6 +19,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -52,15 +53,16 @@ class Segment(NamedTuple):
     is_last: bool = True
 
 
+@dataclass(eq=False)
 class FileDocuments(Documents):
     """The documents of files. `key` is the config key that named them (`data.path`), for messages. With a `label_column` they
     are `Labelled`."""
 
-    def __init__(self, files: Sequence[Path], text_column: str, txt_documents: str, key: str, label_column: str | None = None):
-        self.files = list(files)
-        self.text_column, self.label_column = text_column, label_column
-        self.txt_documents = txt_documents
-        self.key = key
+    files: Sequence[Path]
+    text_column: str
+    txt_documents: str
+    key: str
+    label_column: str | None = None
 
     # -- shards ----------------------------------------------------------------------------------------------------------
 
