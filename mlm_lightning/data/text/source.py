@@ -31,7 +31,7 @@ from mlm_lightning.data.source import Source, Split
 from mlm_lightning.data.text.documents.base import Documents, Problems
 from mlm_lightning.data.text.documents.files import FileDocuments
 from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
-from mlm_lightning.data.text.labels import LabelRows, label_names
+from mlm_lightning.data.text.labels import label_names, row_labels
 from mlm_lightning.data.text.prepare.cache import CHECKED, TokenCache, building, mended, note_run, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
 from mlm_lightning.data.text.prepare.shards import is_mended
@@ -197,7 +197,7 @@ class TextSource(TextSettings, Source):
 
     def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
         cache = self._opened()
-        return LabelRows(cache.labels(split), cache.meta["labels"][split], self.classes(label, node)).__getitem__
+        return row_labels(cache.labels(split), cache.meta["labels"][split], self.classes(label, node)).__getitem__
 
     # -- what `mlm prepare` and a run need besides -----------------------------------------------------------------------
 
