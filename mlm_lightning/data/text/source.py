@@ -269,8 +269,9 @@ class TextSource(TextSettings, Source):
         documents: dict[Split, Documents] = {}
         if self.num_held_out:
             documents["val"] = self._streamed("train", self.num_held_out)
-        for split in [split for split in self._hub_splits if split != "train"]:
-            documents[split] = self._streamed(split, getattr(self, f"{split}_size"))
+        for split in self._hub_splits:
+            if split != "train":
+                documents[split] = self._streamed(split, getattr(self, f"{split}_size"))
         return documents
 
     def _streamed(self, split: Split, count: Any = None) -> StreamedDocuments:
