@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -206,6 +206,18 @@ def label_value(label: str) -> str | Decimal:
 def is_mended(problems: Problems, labels: Collection[str]) -> bool:
     """Whether an earlier version made something else of what was read."""
     return len(set(map(label_value, labels))) < len(labels) or not READ_OTHERWISE.isdisjoint(problems.counts)
+
+
+def was_read_otherwise(origins: Iterable[Documents]) -> bool:
+    """The same of documents that are read for it."""
+    problems, labels = Problems(), set[str]()
+    try:
+        for documents in origins:
+            for shard in documents.shards():
+                labels.update(getattr(document, "label", "") for document in documents.read(shard, problems))
+    except ConfigError:
+        return True
+    return is_mended(problems, labels)
 
 
 class _Output:
