@@ -5,6 +5,7 @@ Interrupted    75    a signal stopped the command with everything saved (Ctrl-C:
 anything else   1    a failure
 """
 
+import json
 import shlex
 import signal
 import sysconfig
@@ -120,7 +121,7 @@ def as_typed(value: Any) -> str:
         return f"[{', '.join(map(as_typed, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{name}: {as_typed(each)}' for name, each in value.items())}}}"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def one_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from mlm_lightning.errors import CTRL_C, FAILURE, MISTAKE, Interrupted, UserError, asks_for_trust, one_line, raised_at
 
@@ -113,14 +113,7 @@ def speak() -> None:
         logger.setLevel(logging.INFO)
 
 
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _warn(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     """A library's warning without the line of its source."""
     text = one_line(message) if isinstance(message, Warning) else message
     if not issubclass(category, _FOR_DEVELOPERS) and text not in _warned:

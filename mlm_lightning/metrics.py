@@ -24,10 +24,6 @@ def masked_cross_entropy(logits_BKV: Tensor, labels_BK: Tensor) -> tuple[Tensor,
     return loss_sum, (labels_BK != IGNORE_INDEX).sum()
 
 
-_FURTHER = (("oracle_loss", "oracle_loss"), ("kl_to_oracle", "kl"))
-"""The metrics of a further oracle, and their sums. Another language's may lie above the model's: there is no excess."""
-
-
 class MetricSums:
     """Sums over the predicted tokens of a split, kept on `device` as one float64 vector until `compute`.
 
@@ -112,8 +108,9 @@ class MetricSums:
                 "oracle_accuracy": s["oracle_correct"] / tokens,
                 "kl_to_oracle": s["kl"] / tokens,
             }
-        for name in self.further_oracles:
-            metrics |= {f"{each}_under_{name}": s[f"{key}_under_{name}"] / tokens for each, key in _FURTHER}
+        for name in self.further_oracles:  # another language's loss may lie above the model's: there is no excess
+            metrics[f"oracle_loss_under_{name}"] = s[f"oracle_loss_under_{name}"] / tokens
+            metrics[f"kl_to_oracle_under_{name}"] = s[f"kl_under_{name}"] / tokens
         if with_ngrams:
             metrics |= {
                 "unigram_loss": s["unigram_loss"] / tokens,

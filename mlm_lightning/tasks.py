@@ -150,9 +150,8 @@ def _labelled(
     tokens_BL: Tensor,
     row_ids_B: Tensor,
     *,
-    epochs_B: Tensor | None = None,
     attention_mask_BL: Tensor | None = None,
-    progress: float = 1.0,
+    **_: Any,
 ) -> LabelledBatch:
     labels_B = labels(row_ids_B.clamp(min=0)).masked_fill(row_ids_B == PADDING_ROW, IGNORE_INDEX)
     return LabelledBatch(tokens_BL, labels_B, attention_mask_BL, row_ids_B)

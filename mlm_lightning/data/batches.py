@@ -147,12 +147,15 @@ class TrainBatches(Dataset[Batch]):
         return self.__dict__ | {"_orders": {}}
 
 
+@dataclass(eq=False)
 class EvalBatches(Dataset[Batch]):
     """The rows of a split in their own order, each once; ranks get equally many rows, with PADDING_ROW where rows run out."""
 
-    def __init__(self, rows: Rows, make: Callable[..., Batch], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.rows, self.make, self.batch_size = rows, make, batch_size
-        self.rank, self.world_size = rank, world_size
+    rows: Rows
+    make: Callable[..., Batch]
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         return -(-len(self.rows) // (self.batch_size * self.world_size))
@@ -168,11 +171,12 @@ class EvalBatches(Dataset[Batch]):
         return _batch(self.rows, row_ids_B, self.make)
 
 
+@dataclass(eq=False)
 class BatchRange(Sampler[int]):
     """The batches `start … stop - 1`. Its length is `stop`: Lightning counts the batches before `start` as done."""
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
+    start: int
+    stop: int
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.start, self.stop))

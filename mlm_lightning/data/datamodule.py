@@ -4,7 +4,6 @@ import logging
 import signal
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import lightning as L
 import torch
@@ -108,7 +107,6 @@ def _loader(batches: Dataset[Batch], sampler: BatchRange, num_workers: int) -> D
         sampler=sampler,
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_identity,
         worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
     )
@@ -117,7 +115,3 @@ def _loader(batches: Dataset[Batch], sampler: BatchRange, num_workers: int) -> D
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """Ctrl-C and a scheduler's signals reach the workers too, and the main process still wants the batches of its step."""
     handle(signal.SIG_IGN)
-
-
-def _identity(batch: Any) -> Any:
-    return batch

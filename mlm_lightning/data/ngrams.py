@@ -142,10 +142,12 @@ class NGramCounts:
             "bigram_loss": -np.log(bigram_M),
             "unigram_correct": (word_M == self.count_V.argmax()).astype(np.float64),
         }
-        sparse = {name: np.zeros(labels_BK.shape) for name in found}
+        losses = {}
         for name, value_M in found.items():
-            sparse[name][row_M, place_M] = value_M
-        return {name: torch.from_numpy(value_BK) for name, value_BK in sparse.items()}
+            value_BK = np.zeros(labels_BK.shape)
+            value_BK[row_M, place_M] = value_M
+            losses[name] = torch.from_numpy(value_BK)
+        return losses
 
     # -- the weight ------------------------------------------------------------------------------------------------------
 

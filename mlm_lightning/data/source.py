@@ -21,20 +21,7 @@ from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.processes import Workers
 
-__all__ = [
-    "MAX_JOINT",
-    "SPLITS",
-    "ExactOracle",
-    "Joint",
-    "LatentOracle",
-    "LatentRows",
-    "NGrams",
-    "Oracle",
-    "Rows",
-    "Source",
-    "Split",
-    "check_read",
-]
+__all__ = ["SPLITS", "Split"]  # imported for those who import the rest from here
 
 
 class Rows(Protocol):

@@ -47,15 +47,10 @@ def label_names(cache: TokenCache, given: Sequence[str] | None) -> tuple[str, ..
     return classes
 
 
-class LabelRows:
+def row_labels(hash_N: np.ndarray, names: Iterable[str], classes: Sequence[str]) -> Tensor:
     """The labels of a split's rows, a document each, whose names are `names`."""
-
-    def __init__(self, hash_N: np.ndarray, names: Iterable[str], classes: Sequence[str]) -> None:
-        number = {label_value(name): i for i, name in enumerate(classes)}
-        class_of_hash = {label_hash(name): number[label_value(name)] for name in names}
-        hash_K, index_N = np.unique(hash_N, return_inverse=True)
-        class_K = torch.tensor([class_of_hash[each] for each in hash_K.tolist()])
-        self._label_N = class_K[torch.from_numpy(index_N)]
-
-    def __getitem__(self, index_B: Tensor) -> Tensor:
-        return self._label_N[index_B]
+    number = {label_value(name): i for i, name in enumerate(classes)}
+    class_of_hash = {label_hash(name): number[label_value(name)] for name in names}
+    hash_K, index_N = np.unique(hash_N, return_inverse=True)
+    class_K = torch.tensor([class_of_hash[each] for each in hash_K.tolist()])
+    return class_K[torch.from_numpy(index_N)]

@@ -16,7 +16,6 @@ tokens. Both files stay on disk, memory-mapped; a batch is gathered at once, and
 Shapes: B rows of a batch, L positions of a row, N documents, M of them too long for a row, R rows.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -75,7 +74,7 @@ class ChunkRows(FromFiles):
 
 
 @dataclass(eq=False)
-class _PaddedRows(FromFiles, ABC):
+class _PaddedRows(FromFiles):
     """Rows that begin where a document does, or a window of one: `rows[index_B] -> (tokens_BL, attention_mask_BL)`.
 
     `suffix`, shorter than a row, are the ids that documents end in and that a truncated one keeps. No document is empty.
@@ -91,12 +90,6 @@ class _PaddedRows(FromFiles, ABC):
     def __post_init__(self) -> None:
         assert len(self.suffix) < self.chunk_size
         self._tokens, self._ends_N = _mapped(self.tokens_file, self.dtype), _mapped(self.ends_file, ENDS_DTYPE)
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, index_B: Tensor) -> tuple[Tensor, Tensor]: ...
 
     @property
     def num_truncated(self) -> int:

@@ -28,13 +28,13 @@ from torch import Tensor
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.source import Source, Split
-from mlm_lightning.data.text.documents.base import Documents, Problems
+from mlm_lightning.data.text.documents.base import Documents
 from mlm_lightning.data.text.documents.files import FileDocuments
 from mlm_lightning.data.text.documents.hub import HubDocuments, StreamedDocuments, open_hub
-from mlm_lightning.data.text.labels import LabelRows, label_names
+from mlm_lightning.data.text.labels import label_names, row_labels
 from mlm_lightning.data.text.prepare.cache import CHECKED, TokenCache, building, mended, note_run, publish
 from mlm_lightning.data.text.prepare.preparation import Preparation, delete_scratch
-from mlm_lightning.data.text.prepare.shards import is_mended
+from mlm_lightning.data.text.prepare.shards import was_read_otherwise
 from mlm_lightning.data.text.prepare.workers import Local
 from mlm_lightning.data.text.rows import ChunkRows, DocumentRows, PackedRows
 from mlm_lightning.data.text.settings import FORMAT, TextSettings, fingerprint_of, path_key
@@ -197,7 +197,7 @@ class TextSource(TextSettings, Source):
 
     def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
         cache = self._opened()
-        return LabelRows(cache.labels(split), cache.meta["labels"][split], self.classes(label, node)).__getitem__
+        return row_labels(cache.labels(split), cache.meta["labels"][split], self.classes(label, node)).__getitem__
 
     # -- what `mlm prepare` and a run need besides -----------------------------------------------------------------------
 
@@ -237,7 +237,6 @@ class TextSource(TextSettings, Source):
         return {"data.vocab_size": self.vocab.size} if self.num_trained_tokens == "auto" else {}
 
     def tokenizer_keys(self) -> dict[str, Any]:
-        """The keys that give another source the tokens of this one."""
         return keys_of(self.cache_folder / "tokenizer")
 
     def save_tokenizer(self, folder: str | Path) -> None:
@@ -269,8 +268,9 @@ class TextSource(TextSettings, Source):
         documents: dict[Split, Documents] = {}
         if self.num_held_out:
             documents["val"] = self._streamed("train", self.num_held_out)
-        for split in [split for split in self._hub_splits if split != "train"]:
-            documents[split] = self._streamed(split, getattr(self, f"{split}_size"))
+        for split in self._hub_splits:
+            if split != "train":
+                documents[split] = self._streamed(split, getattr(self, f"{split}_size"))
         return documents
 
     def _streamed(self, split: Split, count: Any = None) -> StreamedDocuments:
@@ -309,14 +309,7 @@ class TextSource(TextSettings, Source):
     @cached_property
     def _is_mended(self) -> bool:
         """Whether an earlier version read documents or labels otherwise. Files are read for that, a hub's dataset is not."""
-        problems, labels = Problems(), set[str]()
-        try:
-            for documents in self._documents().values() if self.dataset is None else ():
-                for shard in documents.shards():
-                    labels.update(getattr(document, "label", "") for document in documents.read(shard, problems))
-        except ConfigError:
-            return True
-        return is_mended(problems, labels)
+        return self.dataset is None and was_read_otherwise(self._documents().values())
 
     def _build(self, request: dict, work: Path, folder: Path, workers: Workers) -> None:
         meta_file = work / "meta.json"

@@ -118,12 +118,13 @@ class Entry(NamedTuple):
     digest: str | None
 
 
+@dataclass
 class Index:
     """Where the stream's blocks start: a file for every `every`-th, written by whoever reads that block first."""
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
-        self._writable = True
+    folder: Path
+    every: int
+    _writable: bool = True
 
     def nearest(self, block: int) -> Entry:
         """The last entry at or before a block; the stream's beginning where there is none."""

@@ -19,6 +19,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -27,16 +28,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import (
-    CR_LINES,
-    EMPTY,
-    UNUSED,
-    Documents,
-    Labelled,
-    Problems,
-    label_problem,
-    missing_column,
-)
+from mlm_lightning.data.text.documents.base import EMPTY, Documents, Labelled, Problems, missing_column
 from mlm_lightning.data.text.documents.find import file_errors, open_file, suffixes
 from mlm_lightning.errors import NO_VALUE, ConfigError
 
@@ -61,15 +53,16 @@ class Segment(NamedTuple):
     is_last: bool = True
 
 
+@dataclass(eq=False)
 class FileDocuments(Documents):
     """The documents of files. `key` is the config key that named them (`data.path`), for messages. With a `label_column` they
     are `Labelled`."""
 
-    def __init__(self, files: Sequence[Path], text_column: str, txt_documents: str, key: str, label_column: str | None = None):
-        self.files = list(files)
-        self.text_column, self.label_column = text_column, label_column
-        self.txt_documents = txt_documents
-        self.key = key
+    files: Sequence[Path]
+    text_column: str
+    txt_documents: str
+    key: str
+    label_column: str | None = None
 
     # -- shards ----------------------------------------------------------------------------------------------------------
 
@@ -89,11 +82,11 @@ class FileDocuments(Documents):
 
     def chosen(self, numbers: dict[Split, np.ndarray], counts: list[int]) -> list[tuple[tuple[Segment, ...], np.ndarray]]:
         """In the order of the files: neighbours stay neighbours."""
-        split_N = np.full(sum(counts), UNUSED, dtype=np.uint8)
+        split_N = np.full(sum(counts), base.UNUSED, dtype=np.uint8)
         for split, chosen in numbers.items():
             split_N[chosen] = SPLITS.index(split)
         parts = np.split(split_N, np.cumsum(counts)[:-1])
-        return [(shard, part) for shard, part in zip(self.shards(), parts, strict=True) if (part != UNUSED).any()]
+        return [(shard, part) for shard, part in zip(self.shards(), parts, strict=True) if (part != base.UNUSED).any()]
 
     def _segments(self) -> Iterator[Segment]:
         for file in self.files:
@@ -236,7 +229,7 @@ class FileDocuments(Documents):
                     yield from self._value(value, label, problems, file, "row", problems.read[file])
 
     def _value(self, value: object, label: object, problems: Problems, *where: Any) -> Iterator[str]:
-        if self.label_column is not None and (problem := label_problem(label)):
+        if self.label_column is not None and (problem := base.label_problem(label)):
             problems.add(problem, *where)
         elif isinstance(value, str) and value.strip():
             # JSON can spell half a surrogate pair ("\ud800"), which is no character and which no tokenizer takes
@@ -256,7 +249,7 @@ class FileDocuments(Documents):
                 raise ConfigError(self.key, NO_VALUE, f"{file} is UTF-16", "convert it to UTF-8, for instance with iconv")
             parts = _split_at_cr(first.removeprefix(b"\xef\xbb\xbf"))
             if len(parts) > 1:
-                problems.add(CR_LINES, file)
+                problems.add(base.CR_LINES, file)
             lines = chain(parts, lines)
         for number, line in enumerate(lines, start=1):
             line = line.removesuffix(b"\n").removesuffix(b"\r")

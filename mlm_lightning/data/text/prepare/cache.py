@@ -40,8 +40,6 @@ CHECKED = "reading-2"
 RUNS = "runs"
 """The folder of these notes."""
 
-_MENDED = "-2"
-
 _SHORT, _MANY = 32, 1_000_000  # tokens of a document; documents
 
 _STALE_DAYS = 14
@@ -107,7 +105,7 @@ class TokenCache:
 
 def mended(folder: Path) -> Path:
     """The cache of what an earlier version read otherwise, and kept in this folder."""
-    return folder.with_name(folder.name + _MENDED)
+    return folder.with_name(f"{folder.name}-2")
 
 
 @contextmanager

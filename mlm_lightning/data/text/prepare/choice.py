@@ -8,6 +8,7 @@ Equal documents are found by the hashes of all documents, a bucket of them at a 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +83,17 @@ def _number(size: Size, num_documents: int, rounded: Callable[[float], int]) -> 
     return rounded(size * num_documents) if isinstance(size, float) else size
 
 
+@dataclass
 class Hashes:
     """The hashes of the documents of some origins, in this order; `counts` says how many documents are in each shard, and
     `files` holds the hashes of each as ORIGIN-SHARD.hashes."""
 
-    def __init__(self, files: Path, origins: Sequence[Split], counts: dict[Split, list[int]]) -> None:
-        self.files, self.origins, self.counts = files, origins, counts
-        self._num_documents = sum(map(sum, counts.values()))
+    files: Path
+    origins: Sequence[Split]
+    counts: dict[Split, list[int]]
+
+    def __post_init__(self) -> None:
+        self._num_documents = sum(map(sum, self.counts.values()))
 
     def is_first(self) -> dict[Split, np.ndarray]:
         """For each document whether it has no equal before it, those held out coming before those for training."""

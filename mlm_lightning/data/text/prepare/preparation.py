@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,7 @@ import numpy as np
 
 from mlm_lightning.data.splits import SPLITS, Split
 from mlm_lightning.data.text.documents import base
-from mlm_lightning.data.text.documents.base import (
-    EMPTY,
-    NAN_LABEL,
-    NO_LABEL,
-    NOT_LABEL,
-    Documents,
-    Problems,
-)
+from mlm_lightning.data.text.documents.base import EMPTY, NAN_LABEL, NO_LABEL, NOT_LABEL, Documents, Problems
 from mlm_lightning.data.text.prepare.choice import Hashes, choose_documents, choose_held_out
 from mlm_lightning.data.text.prepare.shards import (
     NOTICED,
@@ -58,16 +51,21 @@ from mlm_lightning.processes import Workers
 DEFAULT_VAL_SHARE = 0.05
 
 
+@dataclass
 class Preparation:
     """Makes a cache's files in `work`, which may hold what an earlier one did before it was stopped. `documents` are those for
     training, and for validation and test where they have an origin of their own."""
 
-    def __init__(self, settings: TextSettings, documents: dict[Split, Documents], work: Path, workers: Workers) -> None:
-        self.settings, self.documents, self.work, self.workers = settings, documents, work, workers
+    settings: TextSettings
+    documents: dict[Split, Documents]
+    work: Path
+    workers: Workers
+
+    def __post_init__(self) -> None:
         self.warnings: list[str] = []
         self._all_problems = Problems()
         # held out first: of equal documents the first is kept
-        self.origins: list[Split] = sorted(documents, key=("val", "test", "train").index)
+        self.origins: list[Split] = sorted(self.documents, key=("val", "test", "train").index)
 
     def run(self) -> dict[str, Any]:
         """What meta.json says of the files."""

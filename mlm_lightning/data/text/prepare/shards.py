@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -208,6 +208,18 @@ def is_mended(problems: Problems, labels: Collection[str]) -> bool:
     return len(set(map(label_value, labels))) < len(labels) or not READ_OTHERWISE.isdisjoint(problems.counts)
 
 
+def was_read_otherwise(origins: Iterable[Documents]) -> bool:
+    """The same of documents that are read for it."""
+    problems, labels = Problems(), set[str]()
+    try:
+        for documents in origins:
+            for shard in documents.shards():
+                labels.update(getattr(document, "label", "") for document in documents.read(shard, problems))
+    except ConfigError:
+        return True
+    return is_mended(problems, labels)
+
+
 class _Output:
     """A task's files: written under names of this process alone, so that a killed command's last worker and the same command
     again cannot write into one file, and renamed once they are whole."""
@@ -249,14 +261,12 @@ class Joined:
     def __init__(self, work: Path, tasks: list[Task], dtype: np.dtype, labelled: bool = False) -> None:
         self.tasks, self._note = tasks, work / "tokens" / "joined.json"
         splits = [s for number, s in enumerate(SPLITS) if any(np.any(task.split_N == number) for task in tasks)]
-        noted: dict[str, Any] = {"parts": 0, "counts": {split: dict(_NOTHING) for split in splits}}
+        noted: dict[str, Any] = {"parts": 0, "counts": {split: dict(_NOTHING) for split in splits}, "labels": {}}
         if self._note.exists():
             noted = json.loads(self._note.read_text(encoding="utf-8"))
         self.num_parts: int = noted["parts"]
         self.counts: dict[Split, dict[str, int]] = noted["counts"]
-        self.labels: dict[Split, Counter[str]] = {
-            split: Counter(noted.get("labels", {}).get(split, {})) for split in self.counts
-        }
+        self.labels: dict[Split, Counter[str]] = {split: Counter(noted["labels"].get(split)) for split in self.counts}
         self._committed, self._uncommitted = self.num_parts, 0
         sizes = {"tokens": (dtype, "tokens"), "ends": (ENDS_DTYPE, "documents")}
         sizes |= {"labels": (LABEL_DTYPE, "documents")} if labelled else {}
@@ -275,7 +285,7 @@ class Joined:
                     with open(f"{part_name}.{split}.{ending}", "rb") as part, self._files[split, ending].open("ab") as whole:
                         shutil.copyfileobj(part, whole, 1 << 20)
                         self._uncommitted += part.tell()
-                self.labels[split].update(result.get("labels", {}).get(split, {}))
+                self.labels[split].update(result["labels"][split])
                 ends = np.fromfile(f"{part_name}.{split}.ends", ENDS_DTYPE) + self.counts[split]["tokens"]
                 with self._files[split, "ends"].open("ab") as whole:
                     whole.write(ends.astype(ENDS_DTYPE).data)

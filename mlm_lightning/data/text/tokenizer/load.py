@@ -65,13 +65,8 @@ def open_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
     if getattr(opened, "backend_tokenizer", None) is None:
         raise ConfigError("data.tokenizer", tokenizer, "it has no fast implementation (`tokenizers`), which is needed here")
     if opened.mask_token_id is None:
-        raise ConfigError(
-            "data.tokenizer",
-            tokenizer,
-            "it has no mask token",
-            "choose the tokenizer of a masked language model (such as distilbert/distilbert-base-uncased), or "
-            "data.tokenizer=train",
-        )
+        remedy = "choose that of a masked language model (such as distilbert/distilbert-base-uncased), or data.tokenizer=train"
+        raise ConfigError("data.tokenizer", tokenizer, "it has no mask token", remedy)
     return opened
 
 
