@@ -5,12 +5,13 @@ import argparse
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlm_lightning.errors import UserError
 from mlm_lightning.values import expanded
+
+if TYPE_CHECKING:  # help needs none of it
+    from omegaconf import DictConfig
 
 
 class Once(argparse.Namespace):
@@ -55,13 +56,13 @@ def hydra_flags(arguments: list[str]) -> argparse.Namespace:
     return flags
 
 
-def is_sweep(config: DictConfig) -> bool:
+def is_sweep(config: "DictConfig") -> bool:
     """Whether a config with Hydra's own part means many runs: by its mode, or else by what it sweeps over."""
     mode = str(config.hydra.mode)
     return mode == "RunMode.MULTIRUN" or (mode == "None" and bool(config.hydra.sweeper.get("params")))
 
 
-def check_hydra_keys(overrides: Sequence[str], config: DictConfig) -> None:
+def check_hydra_keys(overrides: Sequence[str], config: "DictConfig") -> None:
     """Raises UserError for keys of Hydra's that would have no effect."""
     run, sweep = config.hydra.run.dir, config.hydra.sweep.dir
     if (run, sweep) != (".", str(expanded(f"{config.get('output_dir')}/{config.get('name')}"))):

@@ -259,9 +259,8 @@ def runs_of(parent: Path, hash8: str) -> list[Run]:
     return sorted(there, key=lambda run: run.originality)
 
 
-@cache
+@cache  # once a process
 def _say_copies(folder: Path, copies: str) -> None:
-    """Once a process."""
     log.info("%s is taken for this run; beside it are copies, which stay as they are: %s", folder, copies)
 
 

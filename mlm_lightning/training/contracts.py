@@ -100,7 +100,9 @@ def _logits(model: Any, batch: Any, asked: tuple[int, ...]) -> Any:
     logits_BKV = batch.logits(model)
     masked = isinstance(batch, MLMBatch)
     *shape, width = logits_BKV.shape
-    if (*shape, asked[-1]) != asked or not 0 <= asked[-1] - width <= masked:  # [MASK], at the end, needs no logit
+    # [MASK], at the end, needs no logit; a model may pad its vocabulary
+    fits = width >= asked[-1] - 1 if masked else width == asked[-1]
+    if (*shape, asked[-1]) != asked or not fits:
         raise ValueError(f"forward gives {(*shape, width)}, and {asked} is asked for")
     if not logits_BKV.is_floating_point() or not (logits_BKV < torch.inf).all():
         raise ValueError(f"forward gives {logits_BKV.dtype}, and not all are numbers")

@@ -171,7 +171,14 @@ class Output(Table):
         return {"logits": logits_BLV}
 
 
-class Hidden(Table):
+class Narrow(Table):
+    def at(self, logits_BLV: Tensor, positions_BKV: Tensor) -> Any:
+        return logits_BLV.gather(1, positions_BKV)[..., :3]
+
+
+class Padded(Table):
+    """A model whose vocabulary has a round size."""
+
     def __init__(self, vocab_size: int, seq_len: int) -> None:
         super().__init__(vocab_size + 11, seq_len)
 
@@ -195,7 +202,7 @@ class PerPlace(nn.Module):
 WRONG_MODELS: dict[type, str] = {
     OnlyX: "forward() takes 2 positional arguments but 4 were given",
     WholeRow: "forward gives (2, 8, 5), and (2, 7, 5) is asked for",
-    Hidden: "forward gives (2, 7, 16), and (2, 7, 5) is asked for",
+    Narrow: "forward gives (2, 7, 3), and (2, 7, 5) is asked for",
     FirstPlaces: "its logits at positions_BK are not those that the whole row has there",
     Whole: "forward gives torch.int64, and not all are numbers",
     NoNumbers: "forward gives torch.float32, and not all are numbers",
@@ -323,6 +330,10 @@ def test_what_raises_while_a_config_is_checked_says_where(own: Toy) -> None:
 def test_each_contract_stands_in_the_docs(contract: str) -> None:
     page = (DOCS / "own-source-and-model.md").read_text().replace("`", "")
     assert contract in " ".join(page.split())
+
+
+def test_a_model_may_pad_its_vocabulary(own: Toy) -> None:
+    assert train(own(model=Padded))["steps"] == 2
 
 
 def test_a_model_for_an_accelerator_alone_is_left_to_it(own: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
