@@ -91,7 +91,8 @@ def check(key: str, value: Any, hint: Any) -> list[ConfigError]:
         typed, remedy = (repr(value) if isinstance(value, str) else value), _remedy(hint)
         with suppress(ValueError):
             if isinstance(value, str) and matches(json.loads(value), hint):
-                remedy = "leave out its quotes; a variable of the environment is '${oc.decode:${oc.env:NAME}}'"
+                unquoted = "leave out its quotes; a variable of the environment is '${oc.decode:${oc.env:NAME}}'"
+                remedy = f"{remedy}; {unquoted}" if remedy else unquoted
         return [kind(key, typed, f"should be {describe(hint)}", remedy)]
     return list(_outside(key, value, hint, value))
 

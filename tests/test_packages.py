@@ -192,5 +192,5 @@ def test_a_package_that_is_there_but_broken_says_so_itself(tmp_path, monkeypatch
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers" / "__init__.py").write_text("import a_package_that_it_needs\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="cannot be imported: No module named 'a_package_that_it_needs'"):
+    with pytest.raises(ConfigError, match=r"cannot be imported: .*No module named 'a_package_that_it_needs'"):
         resolve_target("mlm_lightning.models.pretrained.PretrainedMLM")

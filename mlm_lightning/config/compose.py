@@ -101,7 +101,7 @@ class Composer:
                 _need_launcher(error.missing_cfg_file or "", overrides)
             raise UserError(self._explain(error)) from error
         except RecursionError as error:
-            raise UserError("a config's defaults name itself; give it another name than that of a shipped one") from error
+            raise UserError("a config names itself in its defaults; give it another name than that of a shipped one") from error
         except YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{mark.name}, line {mark.line + 1}" if mark else "a config"

@@ -304,7 +304,7 @@ TRAINER = [
     ("train trainer.deterministic=maybe", ["trainer.deterministic='maybe'", "warn"]),
     ("train trainer.detect_anomaly=1", ["trainer.detect_anomaly=1", "true or false"]),
     ("train trainer.max_steps=-1", ["trainer.max_steps=-1", "at least 1"]),
-    ("train trainer.max_steps=1e3", ["trainer.max_steps=1000.0", "a whole number"]),
+    ("train trainer.max_steps=1.5", ["trainer.max_steps=1.5", "a whole number"]),
     ("train trainer.max_epochs=0", ["trainer.max_epochs=0", "at least 1"]),
     ("train trainer.max_steps=null", ["trainer.max_steps", "trainer.max_epochs"]),
     ("train trainer=gpu", ["trainer.accelerator=gpu", "cpu"]),

@@ -56,7 +56,7 @@ def test_an_example_runs(example, folder, monkeypatch, capsys):
     if not _is_installed("ray"):
         example = [each for each in example if each != "prepare=ray"]
     is_text = any("text" in each or "xsum" in each for each in example)
-    is_sweep = any(each == "-m" or each.startswith("sweep=") for each in example)
+    is_sweep = any(each == "-m" or each.startswith("sweep=") for each in example) and "--cfg" not in example
     if is_sweep:
         monkeypatch.setattr(pool, "run_all", lambda *_: None)  # its jobs are composed and checked; tests/sweeps runs some
     if any("distilbert" in each for each in example):  # a weight of its is 66 million numbers
