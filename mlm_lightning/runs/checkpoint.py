@@ -10,7 +10,7 @@ wrong weight; the seal covers every byte.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -104,22 +104,15 @@ def _verify(path: Path) -> bool:
         seal = file.read()
         if not seal.startswith(SEAL):
             return False
-        digest = hashlib.sha256()
-        for part in _parts(file, size - SEAL_SIZE - 2):
-            digest.update(part)
+        digest, end = hashlib.sha256(), size - SEAL_SIZE - 2
+        file.seek(0)
+        while file.tell() < end:
+            digest.update(file.read(min(end - file.tell(), 2**22)))
         length = file.read(2)
     digest.update(b"\0\0")  # the length of the comment as torch left it
     if length != SEAL_SIZE.to_bytes(2, "little") or SEAL + digest.hexdigest().encode() != seal:
         raise DamagedCheckpointError("its bytes are not those that were written: they don't have its checksum")
     return True
-
-
-def _parts(file: BinaryIO, size: int) -> Iterator[bytes]:
-    file.seek(0)
-    while size > 0:
-        part = file.read(min(size, 2**22))
-        size -= len(part)
-        yield part
 
 
 @dataclass
