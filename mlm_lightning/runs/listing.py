@@ -6,14 +6,13 @@ outputs/             a group of runs is a folder with runs in it; that of a swee
 """
 
 import contextlib
-import csv
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlm_lightning.errors import UserError
-from mlm_lightning.runs.folder import Run, Status, read_note
+from mlm_lightning.runs.folder import Run, Status, read_metrics, read_note
 from mlm_lightning.runs.progress import RunProgress
 from mlm_lightning.values import expanded
 
@@ -97,8 +96,8 @@ def _listed(folder: Path, objective: str) -> Listed:
 def _last_logged(path: Path, name: str) -> tuple[float | None, int | None]:
     """The last value of a metric, and the last step, of a metrics.csv."""
     value, step = None, None
-    with contextlib.suppress(OSError, ValueError), path.open(newline="") as file:
-        for line in csv.DictReader(file):
+    with contextlib.suppress(OSError, ValueError):
+        for line in read_metrics(path):
             step = int(line["step"])
             value = float(line[name]) if line.get(name) else value
     return value, step
