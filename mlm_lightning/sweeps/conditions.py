@@ -46,7 +46,16 @@ class Asked:
     @classmethod
     def of(cls, settings: Settings) -> "Asked":
         """What a run is asked by itself."""
-        return cls(next(iter(settings.maskings.values())), settings.data, settings.eval.seed, settings.task)
+        return next(iter(cls.each_of(settings).values()))
+
+    @classmethod
+    def each_of(cls, settings: Settings) -> "dict[tuple[str, ...], Asked]":
+        """What it is asked under each of its conditions, by their names."""
+        sources = {name: node for names, node in settings.sources.items() for name in names}
+        return {
+            names: cls(masking, sources.get(names[0], settings.data), settings.eval.seed, settings.task)
+            for names, masking in settings.maskings.items()
+        }
 
     @cached_property
     def description(self) -> evaluations.Condition:
@@ -150,13 +159,11 @@ def _measure(job: Job, asked: Asked, name: str) -> None:
 def _in_summary(job: Job, asked: Asked) -> dict[str, float] | None:
     """What a run's summary says of a condition: of its own, and those of eval.mask_rates and eval.data. None if it has none."""
     summary, settings = job.run.summary or {}, job.settings
-    sources = {name: node for every, node in settings.sources.items() for name in every}
     further = [f"_{name}" for every in settings.maskings for name in every if name]
     plain = [metric for metric in summary if metric.startswith("val/") and not metric.endswith(tuple(further))]
-    for (name, *_), masking in settings.maskings.items():
-        data = sources.get(name, settings.data)
-        own_tokens = data is settings.data or data.arguments.get("tokenizer") != TRAIN
-        if own_tokens and Asked(masking, data, settings.eval.seed, settings.task).key == asked.key:
+    for (name, *_), each in Asked.each_of(settings).items():
+        own_tokens = each.data is settings.data or each.data.arguments.get("tokenizer") != TRAIN
+        if own_tokens and each.key == asked.key:
             ending = f"_{name}" if name else ""
             return {metric: summary[metric + ending] for metric in plain if metric + ending in summary} or None
     return None
@@ -180,11 +187,9 @@ def _names(asked: Mapping[str, Asked], jobs: Sequence[Job]) -> dict[str, str]:
 
 def _given_names(settings: Settings) -> dict[str, set[str]]:
     """By the shared keys of a run's conditions."""
-    sources = {name: node for every, node in settings.sources.items() for name in every}
     found: dict[str, set[str]] = {}
-    for every, masking in settings.maskings.items():
-        one = Asked(masking, sources.get(every[0], settings.data), settings.eval.seed, settings.task)
-        found.setdefault(one.shared_key, set()).update(name for name in every if name)
+    for names, one in Asked.each_of(settings).items():
+        found.setdefault(one.shared_key, set()).update(filter(None, names))
     return found
 
 
