@@ -68,6 +68,8 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig, onl
         problem = "its machines may have another number of devices than this one, and the number decides which run it is"
         raise ConfigError("trainer.devices", devices, problem, "give a number")
 
+    if settings.trials is not None:
+        search_space(choices)  # what can't be is found before there is a folder
     if only_show:
         _show_plan(folder, jobs, choices, settings)
         return 0
@@ -79,7 +81,6 @@ def run_sweep(hydra: Composer, overrides: Sequence[str], master: DictConfig, onl
     chosen = given or settings.objective != DEFAULT
     source: JobSource = Grid(jobs, settings.retries)
     if settings.trials is not None:
-        search_space(choices)  # what can't be is found before there is a folder
         source = Search(open_study(folder, settings), choices, settings, make, jobs[0])
         if not chosen and len(asked_of(jobs)) > 1:
             log.warning(
@@ -102,7 +103,6 @@ def _show_plan(folder: Path, jobs: Sequence[Job], choices: list[Any], settings: 
     """The runs of a grid; of a search its space, and the trials so far."""
     folders = [job.run.folder for job in jobs]
     if settings.trials is not None:
-        search_space(choices)  # refuses what can't be
         print_table([("searched", str(each.input_line).lstrip("+")) for each in choices])
         made = read_note(folder / "sweep.json")
         folders = [folder / each["folder"] for each in made["jobs"]] if made.get("trials") else []
