@@ -103,8 +103,8 @@ class TrainerSettings:
 
     def _impossible(self) -> list[ConfigError]:
         found = []
-        missing = {"gpu": not (torch.cuda.is_available() or torch.backends.mps.is_available())}
-        missing |= {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        missing = {"gpu": not (cuda or mps), "cuda": not cuda, "mps": not mps}
         if missing.get(self.accelerator):
             problem, remedy = "torch finds no such device here", "use trainer.accelerator=auto or cpu"
             found.append(ConfigError("trainer.accelerator", self.accelerator, problem, remedy))
