@@ -1,12 +1,11 @@
 """`mlm analyse`: what a trained model looks like inside; figures, a CSV and a finding in words for each analysis."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlm_lightning.commands.arguments import Parser
+from mlm_lightning.commands.arguments import Parser, print_json
 from mlm_lightning.errors import ConfigError, UserError, refuse
 from mlm_lightning.messages import print_table, waiting
 from mlm_lightning.packages import need
@@ -41,19 +40,16 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(HELP)
+    parser = Parser(HELP, "heads", "json", "trust")
     parser.add_argument("words", metavar="RUN", nargs="+")
     parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--heads", action="store_true")
     parser.add_argument("--output")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--trust", action="store_true")
     flags = parser.parse(arguments)
     asked = [word.partition("=")[2] for word in flags.words if _is_choice(word)]
     runs = [word for word in flags.words if not _is_choice(word)]
     found = analyse(runs, _names(asked[-1]) if asked else None, flags.rows, flags.heads, flags.output, flags.trust)
     if flags.json:
-        print(json.dumps({str(folder): findings for folder, findings in found.items()}, indent=2, ensure_ascii=False))
+        print_json({str(folder): findings for folder, findings in found.items()})
         return 0
     shown = [(folder, finding) for folder, findings in found.items() for finding in findings.values()]
     together = [finding["analysis"] for _, finding in shown if "model" in finding["table"][0]]

@@ -1,8 +1,9 @@
-"""What commands share: flags by argparse."""
+"""What commands share: flags by argparse, and results as JSON."""
 
 import argparse
+import json
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mlm_lightning.config.flags import Once
 from mlm_lightning.errors import UserError
@@ -12,9 +13,11 @@ from mlm_lightning.processes import see_own_packages
 class Parser(argparse.ArgumentParser):
     """Prints `help_text` for --help, and one line with exit status 2 for anything it can't take."""
 
-    def __init__(self, help_text: str) -> None:
+    def __init__(self, help_text: str, *switches: str) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
         self.help_text = help_text
+        for name in switches:
+            self.add_argument(f"--{name}", action="store_true")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
         if "-h" in arguments or "--help" in arguments:
@@ -28,3 +31,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         usage = self.help_text.partition("\n")[0]
         raise UserError(f"{message.replace(', OVERRIDE', '')}\n{usage}")
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))

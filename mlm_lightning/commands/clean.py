@@ -1,8 +1,6 @@
 """`mlm clean`: what could go from a folder of runs, and away with it when told."""
 
-import json
-
-from mlm_lightning.commands.arguments import Parser
+from mlm_lightning.commands.arguments import Parser, print_json
 from mlm_lightning.errors import FAILURE, UserError
 
 HELP = """\
@@ -30,10 +28,8 @@ it the kinds alone that are named. Complete runs, and those that a process works
 
 def main(arguments: list[str]) -> int:
     kinds = ("old", "failed", "interrupted", "pruned", "cache", "files")
-    parser = Parser(HELP)
+    parser = Parser(HELP, *kinds, "yes", "json")
     parser.add_argument("folder", metavar="FOLDER", nargs="?", default="outputs")
-    for flag in (*kinds, "yes", "json"):
-        parser.add_argument(f"--{flag}", action="store_true")
     flags = parser.parse(arguments)
     chosen = [kind for kind in kinds if getattr(flags, kind)]
     if flags.yes and not chosen:
@@ -48,7 +44,7 @@ def main(arguments: list[str]) -> int:
     gone = [each for each in may_go if each not in kept]
     if flags.json:
         plain = [{"kind": e.kind, "path": str(e.path), "bytes": e.bytes, "removed": flags.yes and e in gone} for e in found]
-        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        print_json(plain)
         return FAILURE if kept else 0
     for kind, meaning in KINDS.items():
         if of_kind := [each for each in found if each.kind == kind]:

@@ -29,12 +29,10 @@ The metrics of a run (its best checkpoint, else its last) or of one checkpoint, 
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(HELP)
+    parser = Parser(HELP, "json", "trust")
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--trust", action="store_true")
     flags = parser.parse(arguments)
     metrics = evaluate(flags.run, flags.overrides, flags.split, flags.trust)
     if flags.json:

@@ -26,13 +26,10 @@ architecture, and model=modern on text, is AutoModelForMaskedLM's, too.
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(HELP)
+    parser = Parser(HELP, "onnx", "public", "trust")
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("--onnx", action="store_true")
     parser.add_argument("--push", metavar="USER/NAME")
-    parser.add_argument("--public", action="store_true")
-    parser.add_argument("--trust", action="store_true")
     flags = parser.parse(arguments)
     if flags.public and flags.push is None:
         raise UserError("--public: says how to --push USER/NAME, which is not given")

@@ -1,11 +1,10 @@
 """`mlm predict`: what a run's model would write for each `[MASK]`."""
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlm_lightning.commands.arguments import Parser
+from mlm_lightning.commands.arguments import Parser, print_json
 from mlm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,16 +27,14 @@ where a token is to be predicted; beside each probability is the exact one, by t
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(HELP)
+    parser = Parser(HELP, "json", "trust")
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     parser.add_argument("--top-k", type=int)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--trust", action="store_true")
     flags = parser.parse(arguments)
     predictions = predict(flags.run, flags.texts, flags.top_k, flags.trust)
     if flags.json:
-        print(json.dumps(predictions, indent=2, ensure_ascii=False))
+        print_json(predictions)
         return 0
     for of_text in predictions:
         print(of_text[0]["text"])

@@ -1,10 +1,9 @@
 """`mlm runs`: the runs of a folder, with status, result and size."""
 
-import json
 from dataclasses import asdict
 from datetime import datetime
 
-from mlm_lightning.commands.arguments import Parser
+from mlm_lightning.commands.arguments import Parser, print_json
 
 HELP = """\
 mlm runs [FOLDER] [--json]
@@ -22,15 +21,14 @@ reason is in its error.json or pruned.json.
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(HELP)
+    parser = Parser(HELP, "json")
     parser.add_argument("folder", metavar="FOLDER", nargs="?", default="outputs")
-    parser.add_argument("--json", action="store_true")
     flags = parser.parse(arguments)
     from mlm_lightning.runs.listing import existing, groups, readable_size
 
     found = groups(existing(flags.folder))
     if flags.json:
-        print(json.dumps([_plain(run) for group in found for run in group.runs], indent=2, ensure_ascii=False))
+        print_json([_plain(run) for group in found for run in group.runs])
         return 0
     if not found:
         print(f"no runs in {flags.folder}")
