@@ -114,8 +114,8 @@ class PretrainedMLM(nn.Module):
         last_layer = LAST_LAYERS.get(hf_config.model_type) if has_plain_attention else None
         if last_layer is not None:
             path, cls = last_layer
-            layers = encoder.get_submodule(path)
-            layers[-1] = cls(layers[-1], self._predicted)
+            layer = encoder.get_submodule(path)[-1]
+            layer.__class__, layer.predicted = cls, self._predicted
         else:
             encoder.register_forward_hook(partial(gather_predicted, self._predicted))
         output_layer = self.hf_model.get_output_embeddings()

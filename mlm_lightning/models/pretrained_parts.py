@@ -81,8 +81,8 @@ def gather_predicted(predicted: Predicted, encoder: nn.Module, args: tuple[Any, 
 
 
 class _AtPredicted(nn.Module):
-    """What a last layer is called with: `positions_BK` are read here, outside of gradient checkpointing, since by the time that
-    runs `forward` again `predicted` has moved on."""
+    """What a last layer, once its class is one of these, is called with: `positions_BK` are read here, outside of gradient
+    checkpointing, since by the time that runs `forward` again `predicted` has moved on."""
 
     predicted: Predicted
 
@@ -91,13 +91,6 @@ class _AtPredicted(nn.Module):
 
 
 class DistilBertLastLayer(_AtPredicted, TransformerBlock):
-    def __init__(self, block: Any, predicted: Predicted) -> None:
-        nn.Module.__init__(self)  # the block's own would draw new weights
-        self.attention, self.sa_layer_norm = block.attention, block.sa_layer_norm
-        self.ffn, self.output_layer_norm = block.ffn, block.output_layer_norm
-        self.predicted = predicted
-        self.train(block.training)
-
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, positions_BK: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
@@ -114,13 +107,6 @@ class DistilBertLastLayer(_AtPredicted, TransformerBlock):
 
 class BertLastLayer(_AtPredicted, BertLayer):
     """Of BERT, and of those architectures whose layers are its, by other names."""
-
-    def __init__(self, layer: Any, predicted: Predicted) -> None:
-        nn.Module.__init__(self)
-        self.attention, self.intermediate, self.output = layer.attention, layer.intermediate, layer.output
-        self.chunk_size_feed_forward, self.seq_len_dim, self.is_decoder = layer.chunk_size_feed_forward, 1, False
-        self.predicted = predicted
-        self.train(layer.training)
 
     def forward(
         self,
@@ -142,13 +128,6 @@ class BertLastLayer(_AtPredicted, BertLayer):
 
 
 class ModernBertLastLayer(_AtPredicted, ModernBertEncoderLayer):
-    def __init__(self, layer: Any, predicted: Predicted) -> None:
-        nn.Module.__init__(self)
-        self.config, self.layer_idx, self.attention_type = layer.config, layer.layer_idx, layer.attention_type
-        self.attn_norm, self.attn, self.mlp_norm, self.mlp = layer.attn_norm, layer.attn, layer.mlp_norm, layer.mlp
-        self.predicted = predicted
-        self.train(layer.training)
-
     def forward(
         self,
         hidden_states: Tensor,
