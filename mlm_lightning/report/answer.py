@@ -180,7 +180,7 @@ def pairing(study: Study) -> str:
 
 
 def _names(study: Study, contested: Sequence[tuple[Group, Difference]]) -> str:
-    return _joined([f"{study.name(group)} ({signed(each.interval)})" for group, each in contested])
+    return _joined([f"{study.name(group)} ({signed(each)})" for group, each in contested])
 
 
 def _joined(names: list[str]) -> str:

@@ -14,23 +14,15 @@ from mlm_lightning.report.metric import Interval, Metric, interval, t_quantile
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Of a group's mean to the best one's, `half` the width of its 95 % interval (NaN where it is not known)."""
+class Difference(Interval):
+    """Of a group's mean to the best one's; `n` pairs of runs, or runs of the smaller group."""
 
-    mean: float
-    half: float
-    n: int
-    """Pairs of runs, or runs of the smaller group."""
     paired: bool
 
     @property
     def is_clear(self) -> bool:
         """Whether the interval leaves out 0."""
         return abs(self.mean) > self.half  # false where it is not known
-
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.mean, self.half, self.n)
 
 
 def difference(group: Group, best: Group, metric: Metric, replicates: Sequence[str]) -> Difference | None:

@@ -112,7 +112,7 @@ def _differences(study: Study) -> Picture:
         ax.axvline(0, color=LIMIT_COLOUR, linewidth=0.8)
         look: Any = {"linestyle": "none", "capsize": 3, "marker": "o", "color": style.OKABE_ITO[0]}
         places, means = [place for place, _ in found], [each.mean for _, each in found]
-        ax.errorbar(means, places, xerr=[each.interval.margin for _, each in found], label="difference, 95 % interval", **look)
+        ax.errorbar(means, places, xerr=[each.margin for _, each in found], label="difference, 95 % interval", **look)
         at = [place for place, group in enumerate(groups) if group is standing.best]
         ax.plot([0] * len(at), at, linestyle="none", marker="*", markersize=10, color=style.FRAME_COLOUR, label="best")
         ax.set_title(condition_name(standing.metric.condition).replace(", ", ",\n"))

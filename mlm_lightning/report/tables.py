@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mlm_lightning.report.compare import Standing
 from mlm_lightning.report.groups import Group, as_text, differing
 from mlm_lightning.report.metric import DEFAULT, Interval, Metric, condition_name, interval, label
 from mlm_lightning.report.results import Collection, Result
@@ -161,7 +160,7 @@ def paired_table(study: Study) -> Table:
         cells = []
         for standing in study.standings:
             found = standing.to_best(group)
-            cells.append("best" if group is standing.best else signed(found.interval) if found else "–")
+            cells.append("best" if group is standing.best else signed(found) if found else "–")
         rows.append([*map(as_text, group.values.values()), *cells])
     names = [condition_name(each.metric.condition) if study.by_condition else each.metric.name for each in study.standings]
     return Table([*(axis.name for axis in study.axes), *names], rows)
@@ -240,18 +239,12 @@ def groups_csv(study: Study) -> str:
     lines: list[list[Any]] = [[*header, *_COSTS, "parameters"]]
     for group in study.groups:
         found = [group.interval(name) for name in metrics]
-        found += [_to_best(standing, group) for standing in study.standings]
+        same = Interval(0.0, 0.0, len(group.results))
+        found += [same if group is standing.best else standing.to_best(group) for standing in study.standings]
         cells = [_exact(value) for each in found for value in ((each.mean, each.half) if each else (math.nan, math.nan))]
         values = [value if isinstance(value, str) else json.dumps(value) for value in group.values.values()]
         lines.append([*values, len(group.results), *cells, *map(_exact, costs_of(group))])
     return _csv(lines)
-
-
-def _to_best(standing: Standing, group: Group) -> Interval | None:
-    if group is standing.best:
-        return Interval(0.0, 0.0, len(group.results))
-    found = standing.to_best(group)
-    return found.interval if found else None
 
 
 def _exact(value: float) -> str:
