@@ -43,11 +43,8 @@ class Metric:
 
     def counted(self, result: Result, kind: str) -> float:
         """What counts of the training text reach, `unigram` or `bigram`; NaN where there are none, and of other quantities."""
-        stage, quantity, condition = _parts(self.name)
-        if quantity not in ("loss", "perplexity"):
-            return math.nan
-        value = _beside(result, stage, f"{kind}_loss", condition)
-        return math.exp(value) if quantity == "perplexity" and value < 700 else value
+        counts_loss = _parts(self.name)[1] in ("loss", "perplexity")
+        return _beside(result, self.name, f"{kind}_loss") if counts_loss else math.nan
 
     @property
     def condition(self) -> str:
@@ -63,18 +60,19 @@ def _parts(column: str) -> tuple[str, str, str]:
 
 def limit_of(result: Result, column: str) -> float:
     """The oracle's value of a metric, under the same condition."""
-    stage, quantity, condition = _parts(column)
+    quantity = _parts(column)[1]
     if "gram" in quantity:  # of counts, not of the model
         return math.nan
-    value = _beside(result, stage, "oracle_accuracy" if quantity == "accuracy" else "oracle_loss", condition)
-    if quantity == "excess_loss":
-        return value * 0
+    value = _beside(result, column, "oracle_accuracy" if quantity == "accuracy" else "oracle_loss")
+    return value * 0 if quantity == "excess_loss" else value
+
+
+def _beside(result: Result, column: str, name: str) -> float:
+    """Another value of the same stage and condition, of a perplexity as one: frozen masks give the best step those of the
+    last."""
+    stage, quantity, condition = _parts(column)
+    value = result.value(f"{stage.removeprefix('best/')}/{name}" + (f"_{condition}" if condition else ""))
     return math.exp(value) if quantity == "perplexity" and value < 700 else value
-
-
-def _beside(result: Result, stage: str, name: str, condition: str) -> float:
-    """Another value of the same stage and condition: frozen masks give the best step those of the last."""
-    return result.value(f"{stage.removeprefix('best/')}/{name}" + (f"_{condition}" if condition else ""))
 
 
 def describe(metric: str | Metric, per: str = "token") -> tuple[str, str, str]:
