@@ -10,7 +10,7 @@ from typing import Any
 from mlm_lightning.config.shipped import name_of
 from mlm_lightning.config.signatures import MOVED
 from mlm_lightning.report.learned import leak
-from mlm_lightning.report.metric import Interval, Metric, interval
+from mlm_lightning.report.metric import Interval, Metric, interval, mean
 from mlm_lightning.report.results import NOT_SET, Result
 from mlm_lightning.runs.identity import LATER_KEYS
 
@@ -184,8 +184,7 @@ class Group:
         return interval(self.measured(metric))
 
     def mean(self, metric: str | Metric) -> float:
-        found = self.interval(metric)
-        return found.mean if found else math.nan
+        return mean(self.measured(metric))
 
     @property
     def leaks(self) -> bool:
@@ -194,13 +193,11 @@ class Group:
 
     def limit(self, metric: str | Metric) -> float:
         """The oracle's, where it is the same kind of number; the mean over seeds of the data."""
-        found = interval([_metric(metric).limit(result) for result in self.results])
-        return found.mean if found else math.nan
+        return mean([_metric(metric).limit(result) for result in self.results])
 
     def counted(self, metric: str | Metric, kind: str) -> float:
         """What counts of the training text reach of it, `unigram` or `bigram`."""
-        found = interval([_metric(metric).counted(result, kind) for result in self.results])
-        return found.mean if found else math.nan
+        return mean([_metric(metric).counted(result, kind) for result in self.results])
 
 
 def _metric(metric: str | Metric) -> Metric:

@@ -125,6 +125,12 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean, t_quantile(n - 1) * math.sqrt(variance / n), n)
 
 
+def mean(values: Sequence[float]) -> float:
+    """Of those that are numbers; NaN where none is."""
+    found = interval(values)
+    return found.mean if found else math.nan
+
+
 @lru_cache
 def t_quantile(df: int, share: float = 0.95) -> float:
     """The t that a Student variable of `df` degrees of freedom stays within, on either side of 0, with probability `share`."""

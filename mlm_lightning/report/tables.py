@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mlm_lightning.report.groups import Group, as_text, differing
-from mlm_lightning.report.metric import DEFAULT, Interval, Metric, condition_name, interval, label
+from mlm_lightning.report.metric import DEFAULT, Interval, Metric, condition_name, label, mean
 from mlm_lightning.report.results import Collection, Result
 from mlm_lightning.report.study import Study
 from mlm_lightning.runs.checkpoint import flat
@@ -148,9 +148,8 @@ def _costs(group: Group) -> list[str]:
 
 def costs_of(group: Group) -> list[float]:
     """Seconds, tokens and parameters, the means over its runs."""
-    found = [[result.value(name) for result in group.results] for name in _COSTS]
-    means = [interval(each) for each in [*found, [parameters(result) for result in group.results]]]
-    return [each.mean if each else math.nan for each in means]
+    costs = [mean([result.value(name) for result in group.results]) for name in _COSTS]
+    return [*costs, mean([parameters(result) for result in group.results])]
 
 
 def paired_table(study: Study) -> Table:
