@@ -75,6 +75,10 @@ class Result:
             return self.settings.get(key, LATER_KEYS.get(key, NOT_SET))
         return self.settings.get(key, self.settings.get(key.removesuffix("._target_"), missing))
 
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """Of the steps at which it was a number."""
+        return [(step, value) for step, value in self.curves.get(metric, []) if math.isfinite(value)]
+
     @property
     def step(self) -> int:
         """How far it is known to have come."""

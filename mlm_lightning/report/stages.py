@@ -57,14 +57,13 @@ def levels_of(result: Result) -> list[Level]:
 
 
 def _level(result: Result, name: str, ending: str, is_own: bool = False) -> Level:
-    kl = {step: value for step, value in result.curves[_KL + ending] if math.isfinite(value)}
-    losses = [value for _, value in result.curves.get(_LOSS + ending, []) if math.isfinite(value)]
-    return Level(name, kl, losses[-1] if losses else math.nan, is_own)
+    losses = result.curve(_LOSS + ending)
+    return Level(name, dict(result.curve(_KL + ending)), losses[-1][1] if losses else math.nan, is_own)
 
 
 def passed(result: Result, level: Level) -> int | None:
     """The step from which on the model's loss stays below that of a level's posterior: it knows what the level lacks."""
-    curve = [(step, value) for step, value in result.curves.get("val/loss", []) if math.isfinite(value)]
+    curve = result.curve("val/loss")
     above = [step for step, value in curve if value >= level.oracle_loss]
     return min((step for step, _ in curve if step > max(above, default=0)), default=None)
 
@@ -116,13 +115,13 @@ def _picture(study: Study, group: Group, name: str) -> Picture:
             distance.plot(*style.columns(sorted(level.kl.items())), color=colour, linewidth=2.0 if level.is_own else 1.4)
             at: Any = {"marker": marker, "markersize": 8, "linestyle": "none", "color": colour, "label": level.name}
             distance.plot([level.closest], [level.kl[level.closest]], **at)
-        curve = [(step, value) for step, value in result.curves.get("val/loss", []) if math.isfinite(value)]
+        curve = result.curve("val/loss")
         loss.plot(*style.columns(curve), color=LIMIT_COLOUR)
         for level in levels:
             if step := passed(result, level):
                 colour, marker = looks[level.name]
                 loss.plot([step], [dict(curve)[step]], marker=marker, markersize=8, linestyle="none", color=colour)
-            style.draw_level(loss, level.oracle_loss, looks[level.name], line="--", linewidth=1.2)
+            style.draw_level(loss, level.oracle_loss, looks[level.name])
     for ax in (distance, loss):
         style.set_log_scale(ax, "x")
         ax.set_xlabel("optimizer steps")
