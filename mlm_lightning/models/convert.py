@@ -9,11 +9,10 @@ same weights.
 BERT adds a vector to every token of a text's first segment: here it is part of the positions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mlm_lightning.batch import Vocab
 from mlm_lightning.models.layers import GATED, Rotary
@@ -54,21 +53,6 @@ def as_transformers(
     made.hf_model.load_state_dict(theirs)
     made.hf_model.tie_weights()
     return made.train(model.training)
-
-
-def take_weights(model: TransformerClassifier, architecture: str, weights: Mapping[str, Tensor]) -> None:
-    """Gives `model` the weights of a model of transformers, its `state_dict()`. Raises ValueError where the model has not its
-    equations, and RuntimeError where sizes differ."""
-    if architecture not in _SETTINGS or _SETTINGS[architecture](model) is None:
-        raise ValueError(f"this model does not compute what {architecture} computes")
-    ours = model.state_dict()
-    for name, their_names in _names(architecture, model).items():
-        their_names = (their_names,) if isinstance(their_names, str) else their_names
-        ours[name] = torch.cat([weights[each] for each in their_names])
-    if architecture == "bert":
-        segment_D = weights["bert.embeddings.token_type_embeddings.weight"][0]
-        ours["positional_encoding.weight_LD"] = ours["positional_encoding.weight_LD"] + segment_D
-    model.load_state_dict(ours)
 
 
 def _modernbert(model: TransformerClassifier) -> dict[str, Any] | None:

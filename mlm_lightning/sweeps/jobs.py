@@ -142,25 +142,18 @@ class Search:
         # a command that was killed while it asked leaves a trial without all of its values
         begun = [each for each in study.trials if each.state.is_finished() or len(each.params) >= len(self._space)]
         folder, processes = example.run.folder.parent, example.settings.trainer.world_size()
-        note = description(example.settings.composed, processes, self._space)
-        check_same(folder, study.user_attrs.get(NOTE, note), note)
+        before = note = description(example.settings.composed, processes, self._space)
+        if NOTE in study.user_attrs:
+            before = study.user_attrs[NOTE]
+        elif begun:  # by an earlier version, which notes nothing: it was made for what its first run was
+            first = next(
+                map(read_config, sorted(path.parent for path in folder.glob("*/config.yaml"))), example.settings.composed
+            )
+            before = description(first, processes, begun[0].distributions)
+        check_same(folder, before, note)
+        study.set_user_attr(NOTE, note)
         self.jobs = [self._job(trial) for trial in begun]
-        if NOTE not in study.user_attrs:
-            self._check_trials(begun, folder, processes)
-            study.set_user_attr(NOTE, note)
         self._again = [job for job, trial in zip(self.jobs, begun, strict=True) if not trial.state.is_finished()]
-
-    def _check_trials(self, begun: Sequence[Any], folder: Path, processes: int) -> None:
-        """Of a study without a note: its trials must be in the same space, and their runs, as far as they are there, be those
-        that this command makes."""
-        runs = [read_config(path.parent) for path in folder.glob("*/config.yaml")] if begun else []
-        for trial, job in zip(begun, self.jobs, strict=True):
-            composed = job.settings.composed
-            now = description(composed, processes, self._space)
-            own = [run for run in runs if run.get("sweep.trial") == trial.number] or [composed]
-            before = [description(each, processes, trial.distributions) for each in own]
-            if now not in before:
-                check_same(folder, before[0], now)
 
     def next(self) -> Job | None:
         if self._again:  # a command that was stopped left them behind

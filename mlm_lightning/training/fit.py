@@ -198,13 +198,18 @@ def _describe(
 ) -> None:
     """Writes all of the run's folder that is known before training."""
     origin = module.origin
-    manifest: dict[str, Any] = {"data": fingerprint(conditions), "kinship": sibling_hash(settings)}
-    manifest |= {"on_one_process": identity(settings.composed.config), "processes": settings.trainer.world_size()}
-    manifest |= {"precision": settings.trainer.resolved_precision()} | ({"compiled": True} if module.compiled else {})
-    manifest |= {"settled": origin.record["settled"]} if "settled" in origin.record else {}
-    manifest |= {name: origin.record[name] for name in ("own_code", "code_folders", "classes_of") if name in origin.record}
-    manifest |= {"splits": conditions[0].source.summary()}
-    manifest |= {"num_parameters": sum(parameter.numel() for parameter in module.parameters())}
+    manifest: dict[str, Any] = {
+        "data": fingerprint(conditions),
+        "kinship": sibling_hash(settings),
+        "on_one_process": identity(settings.composed.config),
+        "processes": settings.trainer.world_size(),
+        "precision": settings.trainer.resolved_precision(),
+        "splits": conditions[0].source.summary(),
+        "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
+    }
+    manifest |= {"compiled": True} if module.compiled else {}
+    noted = ("settled", "own_code", "code_folders", "classes_of")
+    manifest |= {name: origin.record[name] for name in noted if name in origin.record}
     manifest |= {"init": taken or run.manifest.get("init")} if settings.init.from_run else {}
     changes = position.changes(origin.record) if position else []
     edits = run.manifest.get("own_code_edited", {})

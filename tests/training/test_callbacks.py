@@ -10,53 +10,11 @@ import pytest
 import torch
 from helpers import AT, At, assert_equal_checkpoints, lines_without_times, run_of, timeless, train
 
-from mlm_lightning.batch import IGNORE_INDEX, MLMBatch, Vocab
 from mlm_lightning.errors import ConfigError, Interrupted
 from mlm_lightning.training.callbacks.checkpoint import Checkpoint
 from mlm_lightning.training.callbacks.monitor import Monitor, layer_of
-from mlm_lightning.training.callbacks.samples import Samples, colour_of, posteriors_as_image
+from mlm_lightning.training.callbacks.samples import Samples
 from mlm_lightning.training.callbacks.throughput import Throughput
-
-VOCAB = Vocab(size=4, mask_id=2, tokens=("a", "b", "[MASK]", "c"))
-
-
-def image_of(model_BKV: torch.Tensor, oracle_BKV: torch.Tensor, truth: int = 1) -> torch.Tensor:
-    """Of two rows, with two masked positions and with one."""
-    labels_BK = torch.tensor([[truth, IGNORE_INDEX, 0], [IGNORE_INDEX, 3, IGNORE_INDEX]])
-    positions_BK = torch.tensor([[0, 1, 2], [0, 1, 2]])
-    labels_BL = torch.full((2, 3), IGNORE_INDEX).scatter(1, positions_BK, labels_BK)
-    batch = MLMBatch(torch.zeros(2, 3, dtype=torch.int64), labels_BL, None, positions_BK, torch.arange(2))
-    return posteriors_as_image(batch, model_BKV, oracle_BKV.double(), VOCAB)
-
-
-def box(one: torch.Tensor, other: torch.Tensor) -> tuple[slice, slice]:
-    """Where two images differ."""
-    ys, xs = (one != other).any(-1).nonzero().unbind(1)
-    return slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1)
-
-
-def test_the_image_has_the_model_left_and_the_oracle_right() -> None:
-    sure_BKV = torch.eye(4)[[1, 3, 0, 3, 3, 0]].view(2, 3, 4)
-    unsure_BKV = torch.tensor([1 / 3, 1 / 3, 0, 1 / 3]).expand(2, 3, 4)
-    image = image_of(sure_BKV, unsure_BKV)
-    assert image.dtype == torch.uint8
-    left, right = box(image, image_of(unsure_BKV, unsure_BKV)), box(image, image_of(sure_BKV, sure_BKV))
-    assert left[0] == right[0]
-    assert left[1].stop < right[1].start
-    # the same picture of the same numbers, wherever they stand
-    assert torch.equal(image[left], image_of(unsure_BKV, sure_BKV)[right])
-    dark = (image == torch.tensor(colour_of(1.0), dtype=torch.uint8)).all(-1)
-    assert dark[left].sum() > 3 * 300  # three masked positions
-    assert not dark[right].any()
-
-
-def test_the_image_marks_the_truth_and_leaves_out_what_cannot_be_predicted() -> None:
-    probs_BKV = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    image = image_of(probs_BKV, probs_BKV)
-    assert not torch.equal(image, image_of(probs_BKV, probs_BKV, truth=3))
-    masked_BKV = probs_BKV.clone()
-    masked_BKV[..., VOCAB.mask_id] = 1.0
-    assert torch.equal(image, image_of(masked_BKV, masked_BKV))
 
 
 def test_old_checkpoints_find_their_callbacks() -> None:

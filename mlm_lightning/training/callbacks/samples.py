@@ -16,16 +16,14 @@ from mlm_lightning.batch import IGNORE_INDEX, Vocab
 from mlm_lightning.tasks import Classify
 from mlm_lightning.training.compiled import eagerly
 from mlm_lightning.training.module import MLMModule
-from mlm_lightning.training.oracles import oracle_probs
 from mlm_lightning.values import checked
 
 
 class Samples(Callback):
     """Shows the first `num_rows` validation rows in TensorBoard after each validation: as text the input, predictions, truth,
-    and the probability that the model gave to the truth. Of masked tokens, with an oracle and a small vocabulary, also as an
-    image, the model's probabilities beside the exact ones; of labels the confusion matrix."""
+    and the probability that the model gave to the truth. Of labels, also the confusion matrix as an image."""
 
-    LARGEST_VOCABULARY = 64  # of the image: a column of it is a token
+    MOST_CLASSES = 64  # of the confusion matrix
 
     @checked("callbacks.samples")
     def __init__(self, num_rows: Annotated[int, Ge(1), "callbacks.samples=null shows none"] = 4) -> None:
@@ -39,20 +37,15 @@ class Samples(Callback):
         batches = datamodule.eval_batches("val", datamodule.conditions[0])
         batches.batch_size = min(self.num_rows, len(batches.rows))
         batch = batches[0]
-        probs_BKV, oracle_BKV = _probabilities(pl_module, batch), oracle_probs(batch, pl_module.conditions[0], pl_module.task)
-        vocab, confusion_CC = datamodule.source.vocab, pl_module.confusion_CC
+        probs_BKV, vocab, confusion_CC = _probabilities(pl_module, batch), datamodule.source.vocab, pl_module.confusion_CC
         names = pl_module.task.class_names(datamodule.source) if isinstance(pl_module.task, Classify) else ()
         show = partial(labels_as_markdown, names=names) if names else samples_as_markdown
         text = show(batch, probs_BKV, vocab)
         for board in boards:
             board.experiment.add_text("val/samples", text, trainer.global_step)
-            if confusion_CC is not None:
-                if len(confusion_CC) <= self.LARGEST_VOCABULARY:
-                    image_HWC = confusion_as_image(confusion_CC.cpu(), names)
-                    board.experiment.add_image("val/confusion", image_HWC, trainer.global_step, dataformats="HWC")
-            elif oracle_BKV is not None and oracle_BKV.shape[-1] <= self.LARGEST_VOCABULARY:
-                image_HWC = posteriors_as_image(batch, probs_BKV, oracle_BKV, vocab)
-                board.experiment.add_image("val/model_left_oracle_right", image_HWC, trainer.global_step, dataformats="HWC")
+            if confusion_CC is not None and len(confusion_CC) <= self.MOST_CLASSES:
+                image_HWC = confusion_as_image(confusion_CC.cpu(), names)
+                board.experiment.add_image("val/confusion", image_HWC, trainer.global_step, dataformats="HWC")
 
 
 @torch.no_grad()
@@ -98,7 +91,7 @@ def labels_as_markdown(batch: Any, probs_BKV: Tensor, vocab: Vocab, names: Seque
 
 def confusion_as_image(confusion_CC: Tensor, names: Sequence[str]) -> Tensor:
     """`image_HWC`: a line is a class, and its cells are the shares of its rows that were taken for each class."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont  # it comes with TensorBoard, which encodes images by it
 
     font, cell = ImageFont.load_default(12), max(14, min(48, 640 // len(names)))
     left, top = 30 + int(max(font.getlength(name) for name in names)), 56
@@ -117,53 +110,6 @@ def confusion_as_image(confusion_CC: Tensor, names: Sequence[str]) -> Tensor:
             if cell >= 32:
                 draw.text((x + cell / 2 - 1, y + cell / 2), f"{share:.2f}", "white" if share > 0.5 else "black", font, "mm")
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
-
-
-def posteriors_as_image(batch: Any, probs_BKV: Tensor, oracle_BKV: Tensor, vocab: Vocab) -> Tensor:
-    """The probabilities of the tokens that can be predicted, as `image_HWC`: the model's left, the oracle's right.
-
-    row:position     model             oracle
-                     0   1   2   3     0   1   2   3
-    0:5              .   .  [x]  .     .   .  [x]  .      [x]: the truth
-    """
-    from PIL import Image, ImageDraw, ImageFont  # it comes with TensorBoard, which encodes images by it
-
-    names = [vocab.token(i) for i in vocab.regular_ids.tolist()]
-    font, (width, height) = ImageFont.load_default(12), (max(10, min(44, 480 // len(names))), 20)
-    left, top, panel = 90, 78, width * len(names)
-    labels = batch.labels_BK.tolist()
-    lines = [(row, k) for row, labels_K in enumerate(labels) for k, label in enumerate(labels_K) if label != IGNORE_INDEX]
-    size = max(left + 2 * panel + 40, 420), top + height * len(lines) + 6 * len(labels) + 10
-    draw = ImageDraw.Draw(image := Image.new("RGB", size, "white"))
-
-    def cell(x: int, y: int, p: float, truth: bool = False, text: str = "") -> None:
-        box = (x, y, x + width - 2, y + height - 2)
-        draw.rectangle(box, colour_of(p), _TRUTH if truth else "#cccccc", 3 if truth else 1)
-        draw.text((x + width / 2 - 1, y + height / 2), text, "white" if p > 0.5 else "black", font, "mm")
-
-    draw.text((10, 18), "probability of each token at the masked positions", "black", font, "lm")
-    for i, p in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
-        draw.rectangle((10 + 30 * i, 28, 40 + 30 * i, 42), colour_of(p), "#cccccc")
-        draw.text((25 + 30 * i, 35), f"{p:g}", "white" if p > 0.5 else "black", font, "mm")
-    draw.rectangle((180, 28, 200, 42), "white", _TRUTH, 3)
-    draw.text((206, 35), "the truth", "black", font, "lm")
-    draw.text((10, top - 9), "row:position", "black", font, "lm")
-    every = math.ceil(max(font.getlength(name) + 4 for name in names) / width)
-    for title, start in (("model", left), ("oracle (exact)", left + panel + 30)):
-        draw.text((start, top - 25), title, "black", font, "lm")
-        for i, name in list(enumerate(names))[::every]:
-            draw.text((start + (i + 0.5) * width, top - 9), name, "black", font, "mm")
-    for line, (row, k) in enumerate(lines):
-        y = top + height * line + 6 * row
-        draw.text((10, y + height / 2), f"{int(batch.row_ids_B[row])}:{int(batch.positions_BK[row, k])}", "black", font, "lm")
-        for shown_BKV, start in ((probs_BKV, left), (oracle_BKV, left + panel + 30)):
-            for i, p in enumerate(shown_BKV[row, k].cpu()[vocab.regular_ids].nan_to_num().tolist()):
-                truth = int(vocab.regular_ids[i]) == labels[row][k]
-                cell(start + i * width, y, p, truth, f"{p:.2f}" if width >= 32 else "")
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
-
-
-_TRUTH = "#e8710a"
 
 
 def colour_of(p: float) -> tuple[int, int, int]:
