@@ -38,8 +38,10 @@ def test_a_signal_interrupts_and_is_as_before_afterwards(signum: signal.Signals)
 
 
 def test_ctrl_c_is_a_keyboard_interrupt() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     with pytest.raises(KeyboardInterrupt):
         interrupted_by(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
     assert Interrupted(signal.SIGINT).exit_status == CTRL_C
 
 

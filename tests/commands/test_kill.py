@@ -49,10 +49,14 @@ def killed_until_complete(arguments: list[str], folder: Path, kills: int, seed: 
     return hits
 
 
+ACCUMULATING = ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8")
+
+
 @pytest.mark.parametrize(
     ("kills", "options"),
     [
-        (5, ("data.num_workers=2", "trainer.accumulate_grad_batches=3", "data.batch_size=8")),
+        (2, ACCUMULATING),
+        pytest.param(5, ACCUMULATING, marks=pytest.mark.slow),
         pytest.param(3, (), marks=pytest.mark.slow),
         pytest.param(3, ("trainer.compile=true",), marks=pytest.mark.slow),
         pytest.param(3, WARMING_UP, marks=pytest.mark.slow),

@@ -62,7 +62,7 @@ def test_tensorboard_has_the_curves_the_samples_and_the_final_metrics(toy: Toy) 
     tags = events.Tags()
     assert {"train/loss", "train/grad_norm", "lr", "val/loss", "val/excess_loss"} <= set(tags["scalars"])
     assert "val/samples/text_summary" in tags["tensors"]
-    assert tags["images"] == ["val/model_left_oracle_right"]
+    assert tags["images"] == []
     assert [event.step for event in events.Scalars("val/loss")] == [4, 8]
     hyperparameters = events.SummaryMetadata("_hparams_/session_start_info")
     assert b"masking.rate" in hyperparameters.plugin_data.content
