@@ -3,7 +3,9 @@
 import errno
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +14,24 @@ from mlm_lightning.errors import UserError, one_line
 _REFUSALS = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO", "ESTALE", "ENOTDIR", "EEXIST")
 UNWRITABLE = {getattr(errno, name) for name in _REFUSALS if hasattr(errno, name)}
 """What an OSError's `errno` is where a disk is full, read-only, broken or not ours."""
+
+
+class DiskError(RuntimeError):
+    """A disk refuses what can't be done without it."""
+
+
+@contextmanager
+def disk_named(place: Path, remedy: str) -> Iterator[None]:
+    """What a full or read-only disk refuses inside is a DiskError with the path; libraries in Rust tell its number in words."""
+    try:
+        yield
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number is None or number not in UNWRITABLE:
+            raise
+        where = getattr(error, "filename", None) or place
+        raise DiskError(f"{where}: {os.strerror(number)}. {remedy}") from error
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -44,16 +64,16 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Waits until the disk has the folder's entries; a rename is not durable before."""
+def sync(path: Path) -> None:
+    """Waits until the disk has a file's bytes, or a folder's entries: a rename is not durable before."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -8,6 +8,7 @@ import errno
 import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -60,7 +61,17 @@ class _StandardError(logging.Handler):
 
 
 def _print(text: str) -> None:
-    print(_clear() + text, file=sys.stderr, flush=True)
+    print(_clear() + plain(text), file=sys.stderr, flush=True)
+
+
+def print_text(result: object = "") -> None:
+    """Prints a result."""
+    print(plain(str(result)))
+
+
+def plain(text: str) -> str:
+    """With control characters spelled: what a file says must not move the cursor of a terminal, or write to its clipboard."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 _waiting = False
@@ -136,7 +147,7 @@ def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right
 
     table = Table(*header, show_header=bool(header), box=None, padding=(0, 2))
     for cells in rows:
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     for number, column in enumerate(table.columns):
         column.overflow, column.justify = "fold", "right" if number in right else "left"
     # a pipe or a file has no width that a table must fit in

@@ -1,5 +1,7 @@
 """What reaches the user, and what does not."""
 
+import json
+import logging
 import os
 import pty
 import subprocess
@@ -7,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mlm_lightning.commands.arguments import print_json
+from mlm_lightning.errors import UserError
+from mlm_lightning.messages import plain, print_table, print_text, report, speak
 
 TALK = """
 import sys
@@ -99,3 +105,19 @@ tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(
 assert len(tokenizer("a " * 600)["input_ids"]) == 602
 """
     assert said(code, tmp_path) == ("", "")
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = "a\x1b]52;c;aGk=\x07\x1b[2J\x9b1mé\tb\r\n"
+    spelled = "a\\x1b]52;c;aGk=\\x07\\x1b[2J\\x9b1mé\tb\\x0d\n"
+    assert plain(foreign) == spelled
+    print_text(foreign)
+    print_table([[foreign.strip()]])
+    report(UserError(foreign))
+    speak()
+    logging.getLogger("mlm_lightning").warning("%s", foreign)
+    print_json({"token": foreign})
+    shown = capsys.readouterr()
+    assert not set(shown.out + shown.err) & set(map(chr, [*range(9), *range(11, 32), *range(127, 160)]))
+    assert shown.err.count(spelled) == 2
+    assert json.loads(shown.out[shown.out.index("{") :]) == {"token": foreign}

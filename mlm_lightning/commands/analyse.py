@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, print_json
 from mlm_lightning.errors import ConfigError, UserError, refuse
-from mlm_lightning.messages import print_table, waiting
+from mlm_lightning.messages import print_table, print_text, waiting
 from mlm_lightning.packages import need
 from mlm_lightning.values import expanded, not_one_of
 
@@ -73,9 +73,11 @@ def _show(folder: Path, finding: Mapping[str, Any]) -> None:
     from mlm_lightning.analysis.finding import as_rows
 
     header, rows = as_rows(finding["table"])
-    print(f"{finding['analysis']}: {folder}")
+    print_text(f"{finding['analysis']}: {folder}")
     print_table(rows, header, right=range(1, len(header)))
-    print("\n".join([*(f"  {sentence}" for sentence in finding["finding"]), *(f"  {path}" for path in finding["files"]), ""]))
+    print_text(
+        "\n".join([*(f"  {sentence}" for sentence in finding["finding"]), *(f"  {path}" for path in finding["files"]), ""])
+    )
 
 
 def analyse(

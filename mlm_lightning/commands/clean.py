@@ -2,6 +2,7 @@
 
 from mlm_lightning.commands.arguments import Parser, print_json
 from mlm_lightning.errors import FAILURE, UserError
+from mlm_lightning.messages import print_text
 
 HELP = """\
 mlm clean [FOLDER | CACHE] [--old] [--failed] [--interrupted] [--pruned] [--cache] [--files] [--yes] [--json]
@@ -48,16 +49,16 @@ def main(arguments: list[str]) -> int:
         return FAILURE if kept else 0
     for kind, meaning in KINDS.items():
         if of_kind := [each for each in found if each.kind == kind]:
-            print(f"{meaning}: {readable_size(sum(each.bytes for each in of_kind))}")
+            print_text(f"{meaning}: {readable_size(sum(each.bytes for each in of_kind))}")
             for each in of_kind:
-                print(f"  {readable_size(each.bytes):>9}  {each.path}" + ("  (kept: in use)" if each in kept else ""))
+                print_text(f"  {readable_size(each.bytes):>9}  {each.path}" + ("  (kept: in use)" if each in kept else ""))
     total = readable_size(sum(each.bytes for each in gone))
     if not found:
-        print(f"{flags.folder}: there is nothing to clean")
+        print_text(f"{flags.folder}: there is nothing to clean")
     elif flags.yes:
-        print(f"{total} freed")
+        print_text(f"{total} freed")
     else:
         example = " ".join(f"--{kind}" for kind in kinds if any(each.kind == kind for each in may_go))
         way = f". mlm clean {flags.folder} {example} --yes would" if may_go else ""
-        print(f"{total} could be freed; nothing was removed{way}")
+        print_text(f"{total} could be freed; nothing was removed{way}")
     return FAILURE if kept else 0

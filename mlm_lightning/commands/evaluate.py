@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import ConfigError, mistakes, refuse
-from mlm_lightning.messages import print_table
+from mlm_lightning.messages import print_table, print_text
 
 if TYPE_CHECKING:
     from mlm_lightning.config.settings import Settings
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if flags.json:
         print(json.dumps(metrics, indent=2))
     else:
-        print(f"  {metrics.pop('checkpoint')}")
+        print_text(f"  {metrics.pop('checkpoint')}")
         print_table([(name, f"{value:.5f}" if isinstance(value, float) else str(value)) for name, value in metrics.items()])
     return 0
 

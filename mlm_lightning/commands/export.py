@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError
+from mlm_lightning.files import disk_named
+from mlm_lightning.messages import print_text
 from mlm_lightning.values import expanded
 
 HELP = """\
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     if flags.public and flags.push is None:
         raise UserError("--public: says how to --push USER/NAME, which is not given")
-    print(export(flags.run, flags.folder, flags.trust, flags.onnx, flags.push, flags.public))
+    print_text(export(flags.run, flags.folder, flags.trust, flags.onnx, flags.push, flags.public))
     return 0
 
 
@@ -63,15 +65,16 @@ def export(
         raise UserError(f"DIR={folder}: cannot be made there: {error.strerror}") from error
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        write_model(loaded, temporary)
-        if onnx:
-            write_onnx(loaded, temporary / ONNX)
-        write_card(loaded, temporary, place.name, push)
-        if place.is_dir():  # empty, perhaps the folder that the user is in: it has to stay the same one
-            for path in temporary.iterdir():
-                path.rename(place / path.name)
-        else:
-            temporary.rename(place)
+        with disk_named(place, "Nothing is left there: free space or give access, and export again"):
+            write_model(loaded, temporary)
+            if onnx:
+                write_onnx(loaded, temporary / ONNX)
+            write_card(loaded, temporary, place.name, push)
+            if place.is_dir():  # empty, perhaps the folder that the user is in: it has to stay the same one
+                for path in temporary.iterdir():
+                    path.rename(place / path.name)
+            else:
+                temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder if push is None else hub.push(api, folder, push, public)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlm_lightning.commands.arguments import Parser, print_json
 from mlm_lightning.errors import UserError
+from mlm_lightning.messages import print_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,13 +38,13 @@ def main(arguments: list[str]) -> int:
         print_json(predictions)
         return 0
     for of_text in predictions:
-        print(of_text[0]["text"])
+        print_text(of_text[0]["text"])
         if "position" not in of_text[0]:
-            print("  " + "  ".join(f"{each['label']} {each['probability']:.3f}" for each in of_text[0]["predictions"]))
+            print_text("  " + "  ".join(f"{each['label']} {each['probability']:.3f}" for each in of_text[0]["predictions"]))
             continue
         for mask in of_text:
             line = "  ".join(map(_shown, mask["predictions"]))
-            print(f"  position {mask['position']:>3}  {line}")
+            print_text(f"  position {mask['position']:>3}  {line}")
     return 0
 
 

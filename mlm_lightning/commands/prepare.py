@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mlm_lightning.commands.arguments import Parser
 from mlm_lightning.errors import UserError, mistakes
-from mlm_lightning.messages import print_table
+from mlm_lightning.messages import print_table, print_text
 from mlm_lightning.processes import see_own_packages
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     names = {condition.source: condition.names for condition in reversed(conditions)}
     for source in sources(conditions):
         if source is not conditions[0].source:
-            print(f"\n{eval_data_key(names[source])}")
+            print_text(f"\n{eval_data_key(names[source])}")
         _show(source)
     if flags.show:
         _show_rows(settings, conditions[0].source, flags.show)
@@ -84,17 +84,17 @@ def _show_rows(settings: "Settings", source: "Source", number: int) -> None:
         return " ".join(map(source.vocab.token, ids)) if tokenizer is None else tokenizer.decode(ids)
 
     for row in range(len(index_B)):
-        print(f"\nrow {row:<8} {text(tokens_BL[row], row)}")
+        print_text(f"\nrow {row:<8} {text(tokens_BL[row], row)}")
         if isinstance(batch, LabelledBatch):
             assert isinstance(settings.task, Classify)
-            print(f"label        {settings.task.class_names(source)[int(batch.labels_B[row])]}")
+            print_text(f"label        {settings.task.class_names(source)[int(batch.labels_B[row])]}")
             continue
-        print(f"seen         {text(batch.input_ids_BL[row], row)}")
+        print_text(f"seen         {text(batch.input_ids_BL[row], row)}")
         labels_L = batch.labels_BL[row]
         predicted = [
             f"{i} {source.vocab.token(int(labels_L[i]))}" for i in (labels_L != IGNORE_INDEX).nonzero().flatten().tolist()
         ]
-        print(f"predicted    {'  '.join(predicted)}")
+        print_text(f"predicted    {'  '.join(predicted)}")
 
 
 _QUANTITIES = (
@@ -113,7 +113,7 @@ _QUANTITIES = (
 def _show(source: "Source") -> None:
     rows = source.summary()
     if rows is None:
-        print(f"{type(source).__name__} makes its rows as they are asked for: nothing to prepare")
+        print_text(f"{type(source).__name__} makes its rows as they are asked for: nothing to prepare")
     elif rows:
         # one column a split: three of them fit 80 characters, nine quantities would not
         rows = [row | {"megabytes": row["bytes"] / 1e6} for row in rows]
@@ -124,6 +124,6 @@ def _show(source: "Source") -> None:
         ]
         print_table(cells, ("", *(row["split"] for row in rows)), right=range(1, len(rows) + 1))
     if (cache := source.cache_folder) is not None:
-        print(f"\ncache        {cache}")
+        print_text(f"\ncache        {cache}")
     if source.endless:
-        print("Rows for training are read as they are asked for.")
+        print_text("Rows for training are read as they are asked for.")

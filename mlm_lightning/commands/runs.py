@@ -4,6 +4,7 @@ from dataclasses import asdict
 from datetime import datetime
 
 from mlm_lightning.commands.arguments import Parser, print_json
+from mlm_lightning.messages import print_text
 
 HELP = """\
 mlm runs [FOLDER] [--json]
@@ -31,11 +32,11 @@ def main(arguments: list[str]) -> int:
         print_json([_plain(run) for group in found for run in group.runs])
         return 0
     if not found:
-        print(f"no runs in {flags.folder}")
+        print_text(f"no runs in {flags.folder}")
     for number, group in enumerate(found):
         kind = "sweep, " if group.is_sweep else ""
         count = f"{len(group.runs)} run{'s' * (len(group.runs) != 1)}"
-        print("\n" * (number > 0) + f"{group.folder}  ({kind}{count}, {readable_size(group.bytes)})")
+        print_text("\n" * (number > 0) + f"{group.folder}  ({kind}{count}, {readable_size(group.bytes)})")
         rows = [("status", group.objective, "steps", "size", "changed", "run")]
         rows += [
             (
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
         status, *widths = (max(len(row[column]) for row in rows) for column in range(5))
         for first, *numbers, name in rows:  # the name last and whole, to be copied: a terminal may wrap it
             cells = [first.ljust(status), *(cell.rjust(width) for cell, width in zip(numbers, widths, strict=True)), name]
-            print("  " + "  ".join(cells))
+            print_text("  " + "  ".join(cells))
     return 0
 
 

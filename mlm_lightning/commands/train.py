@@ -7,7 +7,7 @@ from textwrap import shorten, wrap
 from typing import Any
 
 from mlm_lightning.errors import ConfigError, UserError
-from mlm_lightning.messages import print_table, waiting
+from mlm_lightning.messages import print_table, print_text, waiting
 from mlm_lightning.processes import see_own_packages
 
 HELP = """\
@@ -116,5 +116,5 @@ def show(folder: Path, summary: dict[str, Any], per: str = "token") -> None:
             rows.append((label, text, unit))
     print_table(rows)
     if told := [*leaks([summary]), *left(summary), *shortfalls([summary])]:
-        print("", *told, sep="\n")
-    print(f"\nrun          {folder}\ncurves       tensorboard --logdir {quote(str(folder.parent))}")
+        print_text("\n".join(["", *told]))
+    print_text(f"\nrun          {folder}\ncurves       tensorboard --logdir {quote(str(folder.parent))}")

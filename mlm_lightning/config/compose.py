@@ -40,6 +40,7 @@ WRITTEN_AGAIN = "remove the run's summary.json, and the command that trained it 
 MOST_JOBS = 100_000
 """Of a sweep: each is composed and checked before the first one starts."""
 _CHOSEN_ALREADY = re.compile(r"(?:'override |is not supported: '\++)([^:=]+)(?:: |=)(.+)'")
+_ALIAS = re.compile(r"(?:^|[\s,\[{])[*&]\w")
 OmegaConf.register_new_resolver("quotient", operator.floordiv, replace=True)
 OmegaConf.register_new_resolver("expanded", lambda path: str(expanded(path)), replace=True)
 
@@ -273,11 +274,16 @@ def config_yaml(composed: Composed) -> bytes:
 
 def read_config(folder: Path) -> Composed:
     """The config of a run's folder. Raises UserError where it is damaged."""
-    from yaml import YAMLError
+    from yaml import AliasEvent, YAMLError, parse
 
     path = folder / "config.yaml"
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        text = path.read_text(encoding="utf-8")
+        if "${" in text:  # that of a foreign run could read our environment
+            raise ValueError("it holds an interpolation (${…}), and a run's config none")
+        if _ALIAS.search(text) and any(isinstance(each, AliasEvent) for each in parse(text)):
+            raise ValueError("it holds a YAML alias (*…), and a run's config none")  # which may stand for gigabytes
+        config = OmegaConf.to_container(OmegaConf.create(text))
         if not isinstance(config, dict) or not config:
             raise ValueError("it holds no config")
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:

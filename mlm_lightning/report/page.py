@@ -10,7 +10,7 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlm_lightning.messages import print_table
+from mlm_lightning.messages import print_table, print_text
 from mlm_lightning.report import gaps, tables
 from mlm_lightning.report.analyses import analyses
 from mlm_lightning.report.answer import answer, pairing, question
@@ -72,7 +72,7 @@ def show(study: Study, recipe: Recipe | None, page: Path) -> None:
     if recipe:
         note = "" if recipe.is_checked else "   (gives another config here: version or configs differ)"
         lines.append(f"             {recipe.command}{note}")
-    print("\n".join([*lines, f"report       {page}"]))
+    print_text("\n".join([*lines, f"report       {page}"]))
 
 
 def show_runs(study: Study, most: int = 10**9) -> None:
@@ -82,8 +82,8 @@ def show_runs(study: Study, most: int = 10**9) -> None:
     start = header.index("status") + 1
     print_table(rows, header, right=range(start, len(header) - 1))
     if left_out:
-        print(f"  … and {left_out} further runs")
+        print_text(f"  … and {left_out} further runs")
     if found := gaps.gaps(study):
         table = gaps.table(found)
-        print()
+        print_text()
         print_table(table.rows, table.header, right=range(1, len(table.header)))

@@ -42,7 +42,7 @@ from mlm_lightning.config.compose import config_yaml, read_config
 from mlm_lightning.config.located import CHECKPOINTS
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import BusyError, UserError
-from mlm_lightning.files import read_json, write_atomically
+from mlm_lightning.files import disk_named, read_json, write_atomically
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences
 from mlm_lightning.runs.identity import identity, slug
 from mlm_lightning.runs.own_code import digests_now
@@ -165,6 +165,11 @@ class Run:
                     for each in (folder, folder.parent, folder.parent.parent):
                         with contextlib.suppress(OSError):  # others are in it
                             each.rmdir()
+
+    def disk_named(self) -> contextlib.AbstractContextManager[None]:
+        """What the disk refuses inside is told with its path, and with what that means for the run."""
+        remedy = f"The checkpoints in {self.checkpoints} are whole: free space or give access, and the same command continues"
+        return disk_named(self.folder, remedy)
 
     @property
     def is_locked(self) -> bool:
@@ -294,7 +299,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     """The lines of a `metrics.csv`, each a dict of its columns; a last line that was cut off in the middle is left out."""
     text = path.read_bytes().decode()
     whole = text[: text.rfind("\n") + 1]
-    return [line for line in csv.DictReader(io.StringIO(whole, newline="")) if line["step"]]
+    return [line for line in csv.DictReader(io.StringIO(whole, newline="")) if line.get("step")]
 
 
 def describe_environment() -> dict[str, Any]:

@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from mlm_lightning.errors import UserError
+from mlm_lightning.errors import UserError, one_line
 from mlm_lightning.runs.folder import Run, Status, read_metrics, read_note
 from mlm_lightning.runs.progress import RunProgress
 from mlm_lightning.values import expanded
@@ -24,7 +25,7 @@ class Listed:
     """A run. `value` is its objective: of a complete run the result, of another one the last that it logged."""
 
     folder: Path
-    status: Status
+    status: Status | Literal["damaged"]
     bytes: int
     objective: str
     value: float | None
@@ -81,6 +82,13 @@ def groups(folder: Path) -> list[Group]:
 
 
 def _listed(folder: Path, objective: str) -> Listed:
+    try:
+        return _read(folder, objective)
+    except Exception as error:  # whatever is wrong with a folder, the others are shown
+        return Listed(folder, "damaged", 0, objective, None, None, 0.0, one_line(error))
+
+
+def _read(folder: Path, objective: str) -> Listed:
     run = Run(folder)
     summary, status = read_note(folder / "summary.json"), run.status
     value, step = summary.get(objective, summary.get(DEFAULT_OBJECTIVE)), summary.get("steps")
@@ -88,6 +96,8 @@ def _listed(folder: Path, objective: str) -> Listed:
         value, step = _last_logged(folder / "metrics.csv", objective)
     if status == "running" and (progress := RunProgress.read(folder)) is not None:
         step = progress.step
+    if not isinstance(value, int | float | None):
+        raise ValueError(f"its {objective} is {value}")
     files = [path for path in folder.iterdir() if path.is_file()]
     changed = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)
     return Listed(folder, status, size_of([folder]), objective, value, step, changed, run.reason)

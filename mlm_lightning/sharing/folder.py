@@ -38,6 +38,11 @@ FORMAT = 1
 ONNX = "model.onnx"
 
 _NOT_SHARED = ("prepare", "callbacks", "logger", "sweep", "launcher", "hydra")
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
+)
+"""What `save_pretrained` writes."""
 _PATHS = re.compile(r"(path|dir|folder|file)$")
 _KEPT = ("python", "packages", "device", "threads", "data", "splits", "num_parameters", "settled", "own_code")
 """What a run's manifest knows of its result. Its command is left out, for it may name files."""
@@ -54,6 +59,7 @@ def as_shared(loaded: LoadedRun) -> LoadedRun:
 
 def write_model(loaded: LoadedRun, folder: Path) -> None:
     """Everything that opens the model again."""
+    _check_links(loaded.folder)
     folder.mkdir()
     tokenizer_files = tokenizer_folder(loaded.folder)
     if isinstance(loaded.model, Exportable):
@@ -71,7 +77,9 @@ def write_model(loaded: LoadedRun, folder: Path) -> None:
         if tokenizer_files is None:
             _write_json(folder / "vocab.json", loaded.vocab.to_json())
         else:
-            shutil.copytree(tokenizer_files, folder / "tokenizer")
+            (folder / "tokenizer").mkdir()
+            for file in filter(Path.is_file, map(tokenizer_files.joinpath, _TOKENIZER)):
+                shutil.copyfile(file, folder / "tokenizer" / file.name)
     if isinstance(loaded.model, Rebuildable):
         description = json.loads(json.dumps(loaded.model.rebuild_config()))  # as it is read again
     else:
@@ -89,6 +97,17 @@ def write_model(loaded: LoadedRun, folder: Path) -> None:
     _write_json(folder / "manifest.json", manifest_of(loaded))
     for file in filter(Path.is_file, folder.rglob("*")):  # safetensors writes what its owner alone may read
         shutil.copymode(folder / "manifest.json", file)
+
+
+def _check_links(run: Path) -> None:
+    """Raises UserError where a file of a run, or its tokenizer, is a link to what is not the run's: that would be copied. In a
+    cache of the hub, files are links to its `blobs`."""
+    home = run.resolve()
+    own = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    for path in [*filter(Path.is_file, run.glob("*")), run / "tokenizer", *run.glob("tokenizer/*")]:
+        target = path.resolve()
+        if not any(map(target.is_relative_to, own)):
+            raise UserError(f"{path}: is a link to {target}, which is not the run's; put a copy in its place, or remove it")
 
 
 def shared_config(loaded: LoadedRun, description: Mapping[str, Any]) -> Composed:

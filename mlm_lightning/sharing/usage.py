@@ -1,5 +1,6 @@
 """The lines of a model card that one copies to use the model: they run as they stand, beside the folder."""
 
+import json
 import shlex
 
 from mlm_lightning.config.settings import LOADER_KEYS, Node
@@ -27,7 +28,11 @@ def usage(loaded: LoadedRun, name: str, repo: str | None, onnx: bool) -> str:
     if isinstance(loaded.model, Exportable):
         masked = text.replace("[MASK]", loaded.tokenizer.mask_token)  # type: ignore[union-attr]
         task = "fill-mask" if loaded.classes is None else "text-classification"
-        lines = ["from transformers import pipeline", "", f'print(pipeline("{task}", "{repo or folder}")("{masked}"))']
+        lines = [
+            "from transformers import pipeline",
+            "",
+            f'print(pipeline("{task}", {_quoted(repo or folder)})({_quoted(masked)}))',
+        ]
         parts += ["With transformers alone:", _block("python", lines)]
     if onnx:
         parts += ["With ONNX Runtime alone:", _block("python", _onnx(loaded, folder, text))]
@@ -38,7 +43,7 @@ def _python(loaded: LoadedRun, folder: str, text: str, is_own: bool) -> list[str
     made = f"torch.tensor([{_ids(loaded, text)}])  # {loaded.vocab.mask_id} is [MASK]"
     if loaded.tokenizer is not None:
         masked = text.replace("[MASK]", loaded.tokenizer.mask_token)
-        made = f'torch.tensor([loaded.tokenizer("{masked}")["input_ids"]])'
+        made = f'torch.tensor([loaded.tokenizer({_quoted(masked)})["input_ids"]])'
     if loaded.classes is not None:
         made = made.partition("  #")[0]
         answer = ["print(loaded.classes[int(probabilities[0].argmax())])"]
@@ -52,7 +57,7 @@ def _python(loaded: LoadedRun, folder: str, text: str, is_own: bool) -> list[str
         "import mlm_lightning",
         "import torch",
         "",
-        f'loaded = mlm_lightning.load_run("{folder}"{", trust=True" if is_own else ""})',
+        f"loaded = mlm_lightning.load_run({_quoted(folder)}{', trust=True' if is_own else ''})",
         f"input_ids = {made}",
         "with torch.no_grad():",
         "    probabilities = loaded.model(input_ids).softmax(-1)",
@@ -65,7 +70,7 @@ def _onnx(loaded: LoadedRun, folder: str, text: str) -> list[str]:
         "import numpy as np",
         "import onnxruntime",
         "",
-        f'session = onnxruntime.InferenceSession("{folder}/model.onnx")',
+        f"session = onnxruntime.InferenceSession({_quoted(f'{folder}/model.onnx')})",
         f"input_ids = np.array([{_ids(loaded, text)}])  # any number of rows"
         + f"; {loaded.vocab.mask_id} is [MASK]" * (loaded.classes is None),
         'inputs = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}',
@@ -101,6 +106,11 @@ def _ids(loaded: LoadedRun, text: str) -> list[int]:
     if loaded.tokenizer is None:
         return [loaded.vocab.mask_id if word == "_" else int(word) for word in text.split()]
     return loaded.tokenizer(text.replace("[MASK]", loaded.tokenizer.mask_token))["input_ids"]
+
+
+def _quoted(text: str) -> str:
+    """As a literal of Python: tokens of a foreign tokenizer may say anything."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _block(language: str, lines: list[str]) -> str:

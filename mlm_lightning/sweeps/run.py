@@ -20,7 +20,7 @@ from mlm_lightning.config.composed import Composed
 from mlm_lightning.config.parse import parse
 from mlm_lightning.config.settings import Settings, SweepSettings
 from mlm_lightning.errors import NO_VALUE, ConfigError, Interrupted, InvalidConfigError, UserError
-from mlm_lightning.messages import print_table, speak
+from mlm_lightning.messages import print_table, print_text, speak
 from mlm_lightning.packages import missing
 from mlm_lightning.processes import num_cores, safe_path, see_own_packages
 from mlm_lightning.report.answer import answer
@@ -227,16 +227,16 @@ def _show(sweep: Sweep, jobs: Sequence[Job], seconds: float) -> None:
     show_runs(found, _MOST_ROWS)
     runs = {job.run.folder: job for job in jobs}
     counts = Counter(job.run.status for job in runs.values())
-    print("\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s")
+    print_text("\n" + ", ".join(f"{number} {status}" for status, number in counts.items()) + f"; {seconds:.0f} s")
     if len(runs) < len(jobs):
-        print(f"{len(jobs)} trials drew {len(runs)} different sets of values: equal ones are one run")
+        print_text(f"{len(jobs)} trials drew {len(runs)} different sets of values: equal ones are one run")
     for job in runs.values():
         if job.run.status == "failed":
-            print(f"failed   {job.difference}: {job.run.reason}")
+            print_text(f"failed   {job.difference}: {job.run.reason}")
     if found.collection.complete:
         summaries = [result.summary for result in found.collection.complete]
-        print(answer(found)[0], *leaks(summaries), *shortfalls(summaries), sep="\n")
+        print_text("\n".join([answer(found)[0], *leaks(summaries), *shortfalls(summaries)]))
     if found.best is not None:
-        print(f"best     {found.best.folder}")
+        print_text(f"best     {found.best.folder}")
     typed = shlex.quote(str(sweep.folder))
-    print(f"report   mlm report {typed}\ncurves   tensorboard --logdir {typed}")
+    print_text(f"report   mlm report {typed}\ncurves   tensorboard --logdir {typed}")

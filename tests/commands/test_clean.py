@@ -15,10 +15,14 @@ from mlm_lightning.runs.listing import readable_size, size_of
 KINDS = ("old", "failed", "interrupted", "pruned", "cache", "files")
 
 
-def make_cache(folder: Path, *runs: Path, meta: str = '{"runs": "noted"}') -> Path:
+HALF = ".0123456789abcdef01234567.work"
+"""An unfinished cache."""
+
+
+def make_cache(folder: Path, *runs: Path, notes: bool = True) -> Path:
     """A token cache that some runs were trained on."""
     folder.mkdir(parents=True)
-    (folder / "meta.json").write_text(meta)
+    (folder / "meta.json").write_text(json.dumps({"fingerprint": folder.name} | ({"runs": "noted"} if notes else {})))
     (folder / "train.tokens").write_bytes(b"12")
     for run in runs:
         note_run(folder, run)
@@ -30,11 +34,16 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of each kind, and all kinds of leftovers."""
     folder, cache = tmp_path / "outputs", tmp_path / "cache"
     monkeypatch.setenv("MLM_CACHE", str(cache))
-    make_cache(cache / "used", meta="{}")
+    make_cache(cache / "used", notes=False)
     make_cache(cache / "unused", tmp_path / "gone")
     make_cache(cache / "prepared")
-    (cache / ".half.work").mkdir()
-    (cache / "somebody_s").mkdir()  # not ours: no meta.json
+    (cache / HALF).mkdir()
+    (cache / HALF).with_suffix(".lock").touch()
+    for foreign in ("somebody_s", ".half.work", ".fedcba9876543210fedcba98.work"):  # no meta.json, no fingerprint, no lock
+        (cache / foreign).mkdir()
+    make_cache(cache / "renamed").rename(cache / "another")
+    (cache / ".89abcdef0123456789abcdef.work").symlink_to(cache / "somebody_s")
+    (cache / ".89abcdef0123456789abcdef.lock").touch()
     done = make_run(folder / "a" / "done", summary=summary_of(1.5))
     manifest = json.loads((done / "manifest.json").read_text())
     (done / "manifest.json").write_text(json.dumps(manifest | {"data": "used"}))
@@ -54,7 +63,9 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The files of a folder, but for locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_nothing_goes_without_being_told(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,8 +77,7 @@ def test_nothing_goes_without_being_told(outputs: Path, capsys: pytest.CaptureFi
     assert main(["clean", str(outputs), "--old"]) == 0
     assert main(["clean", str(outputs), "--yes"]) == 2
     assert "--interrupted" in capsys.readouterr().err
-    after = everything(outputs.parent)
-    assert {name: content for name, content in after.items() if not name.endswith(".lock")} == before
+    assert everything(outputs.parent) == before
 
 
 @pytest.mark.parametrize(
@@ -77,7 +87,7 @@ def test_nothing_goes_without_being_told(outputs: Path, capsys: pytest.CaptureFi
         ("failed", {"a/failed"}),
         ("pruned", {"a/pruned/checkpoints"}),
         ("files", {"a/.logs/gone.txt", "a/.sweep.json.1.tmp"}),
-        ("cache", {"../cache/unused", "../cache/.half.work"}),
+        ("cache", {"../cache/unused", f"../cache/{HALF}"}),
     ],
 )
 def test_what_is_named_goes_and_nothing_else(
@@ -116,15 +126,15 @@ def test_a_cache_goes_where_no_run_needs_it(outputs: Path, tmp_path: Path, capsy
     home, (elsewhere, inside) = tmp_path / "cache", (tmp_path / "elsewhere" / "run", outputs / "a" / "done")
     make_run(elsewhere, summary=summary_of(1.0), manifest_json='{"data": "in_use+other"}')
     make_cache(home / "in_use", tmp_path / "gone", elsewhere)
-    make_cache(home / "in_use_since_notes_are_made", elsewhere, meta="{}")
+    make_cache(home / "in_use_since_notes_are_made", elsewhere, notes=False)
     make_cache(home / "other_data_now", inside, tmp_path / "gone")
-    make_cache(home / "known_in_part", tmp_path / "gone", meta="{}")
+    make_cache(home / "known_in_part", tmp_path / "gone", notes=False)
     assert main(["clean", str(outputs), "--cache", "--json"]) == 0
     found = {Path(each["path"]).name: each["kind"] for each in json.loads(capsys.readouterr().out)}
     assert found == {
         "other_data_now": "cache",
         "unused": "cache",
-        ".half.work": "cache",
+        HALF: "cache",
         "known_in_part": "unknown",
         "prepared": "unknown",
     }
@@ -147,6 +157,7 @@ def test_a_cache_that_is_named_goes_unless_a_run_needs_it(
     assert "mlm clean cache/prepared --cache --yes would" in capsys.readouterr().out
     assert main(["clean", "cache/prepared", "--cache", "--yes"]) == 0
     assert sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name[0] != ".") == [
+        "another",
         "in_use",
         "somebody_s",
         "unused",
@@ -235,6 +246,26 @@ def test_a_sweep_s_runs_are_sorted_by_what_it_looks_for(tmp_path: Path, capsys: 
     assert runs[0]["value"] == 0.5
     make_sweep(folder, [], [], direction="maximize")
     assert [Path(run["folder"]).name for run in listed(capsys, str(tmp_path))] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", "1.5,2,3\n4,5,6\n"),
+        ("metrics.csv", "step,val/loss\nNaN,x\n"),
+        ("summary.json", '{"steps": [], "val/loss": {}}'),
+        ("manifest.json", '{"data": 3, "own_code": 4}'),
+        ("error.json", "[]"),
+        ("config.yaml", "\0"),
+    ],
+)
+def test_whatever_is_in_a_folder_the_others_are_listed(
+    outputs: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (outputs / "a" / "stopped" / name).write_text(content)
+    assert main(["runs", str(outputs)]) == 0
+    shown = capsys.readouterr().out
+    assert all(run in shown for run in ("done", "failed", "stopped", "pruned"))
 
 
 def test_a_damaged_summary_is_no_reason_to_list_nothing(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """An export is whole or not there at all, opens without its run, and tells nothing of the machine that it was made on. What
 transformers predict with one is in test_text_run.py."""
 
+import ast
 import contextlib
 import getpass
 import io
@@ -9,6 +10,8 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -381,3 +384,75 @@ def test_a_damaged_summary_costs_the_card_its_numbers_alone(
     assert main(["export", str(run), str(tmp_path / "there")]) == 0
     assert "summary.json: can't be read" in capsys.readouterr().err
     assert load_run(tmp_path / "there").step == load_run(synthetic).step
+
+
+@pytest.fixture
+def copied(distilbert: TextRun, transformer: TextRun, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A run that somebody has sent."""
+    run = {"distilbert": distilbert, "transformer": transformer}[request.param]
+    return Path(shutil.copytree(run.folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("copied", ["distilbert", "transformer"], indirect=True)
+@pytest.mark.parametrize("name", ["tokenizer/vocab.txt", "tokenizer/tokenizer_config.json", "manifest.json", "tokenizer"])
+def test_a_link_out_of_the_run_is_named_and_nothing_is_copied(copied: Path, name: str, tmp_path: Path) -> None:
+    elsewhere, link = tmp_path / "elsewhere", copied / name
+    if link.exists():
+        link.rename(elsewhere)
+    else:
+        elsewhere.write_text("secret")
+    link.symlink_to(elsewhere)
+    with pytest.raises(UserError, match=f"{re.escape(str(link))}.*: is a link to {re.escape(str(elsewhere))}"):
+        export(str(copied), tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    assert [path.name for path in tmp_path.glob(".there*")] == []
+
+
+@pytest.mark.parametrize("copied", ["transformer"], indirect=True)
+def test_of_a_tokenizer_only_its_own_files_are_copied(copied: Path, tmp_path: Path) -> None:
+    names = {path.name for path in (copied / "tokenizer").iterdir()}
+    (copied / "tokenizer" / "id_rsa").write_text("secret")
+    (copied / "tokenizer" / "folder").mkdir()
+    export(str(copied), tmp_path / "there")
+    assert {path.name for path in (tmp_path / "there" / "tokenizer").iterdir()} == names
+
+
+@pytest.mark.parametrize("copied", ["transformer"], indirect=True)
+def test_an_export_opens_from_the_hubs_cache_of_links(copied: Path, tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "hub" / "models--a--b" / "snapshots" / "1a2b", tmp_path / "hub" / "models--a--b" / "blobs"
+    export(str(copied), folder)
+    blobs.mkdir()
+    for number, file in enumerate(filter(Path.is_file, [*folder.rglob("*")])):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    export(str(folder), tmp_path / "again")
+    for file in filter(Path.is_file, folder.rglob("*")):
+        if file.name != "README.md":
+            assert (tmp_path / "again" / file.relative_to(folder)).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("copied", ["distilbert"], indirect=True)
+def test_a_foreign_mask_token_stays_a_text_in_the_card(copied: Path, tmp_path: Path) -> None:
+    token = '"); import os; os.abort(); ("'
+    for file in (copied / "tokenizer").glob("*.json"):
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content).replace('"[MASK]"', json.dumps(token)))
+    vocabulary = copied / "tokenizer" / "vocab.txt"
+    if vocabulary.exists():
+        vocabulary.write_text(vocabulary.read_text().replace("[MASK]", token))
+    export(str(copied), tmp_path / "there")
+    card = (tmp_path / "there" / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        called = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Attribute)]
+        assert "abort" not in {node.attr for node in called}
+        assert json.dumps(token)[1:-1] in block
+
+
+def test_a_full_disk_is_named(synthetic: str, tmp_path: Path) -> None:
+    limited = f"ulimit -f 4; exec {sys.executable} -m mlm_lightning export {synthetic} {tmp_path / 'there'}"
+    ended = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert ended.returncode == 1, ended.stderr
+    assert f"{tmp_path / 'there'}: File too large. Nothing is left there" in ended.stderr
+    assert list(tmp_path.iterdir()) == []

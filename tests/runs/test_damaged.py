@@ -18,6 +18,13 @@ CASES = [
     ("config.yaml", b"seed: 0\nname: toy\n", "evaluate"),
     ("config.yaml", b"seed: [\n", "predict"),
     ("config.yaml", NOISE, "evaluate"),
+    ("config.yaml", b"seed: 0\nname: ${oc.env:HOME}\n", "export"),
+    ("config.yaml", b"seed: 0\na: &a [1]\nname: *a\n", "evaluate"),
+    (
+        "config.yaml",
+        b"a0: &a0 [1, 1]\n" + b"".join(b"a%d: &a%d [*a%d%s]\n" % (i, i, i - 1, b", *a%d" % (i - 1) * 99) for i in range(1, 9)),
+        "evaluate",
+    ),
     ("model.json", b"{}", "predict"),
     ("model.json", NOISE, "evaluate"),
     ("vocab.json", b"{}", "predict"),

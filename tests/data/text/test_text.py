@@ -724,12 +724,14 @@ class TestCache:
 
     def test_work_that_nobody_went_on_with_is_removed_after_weeks(self, lines):
         cache_dir = Path(os.environ["MLM_CACHE"])
-        for name, days in (("old", 15), ("young", 13)):
-            (cache_dir / f".{name}.work" / "tokens").mkdir(parents=True)
-            for folder in (cache_dir / f".{name}.work" / "tokens", cache_dir / f".{name}.work"):
+        old, young, foreign = (f".{letter * 24}.work" for letter in "aby")
+        for name, days in ((old, 15), (young, 13), (foreign, 15)):
+            (cache_dir / name / "tokens").mkdir(parents=True)
+            (cache_dir / name).with_suffix(".lock").touch()
+            for folder in (cache_dir / name / "tokens", cache_dir / name):
                 os.utime(folder, (time.time() - days * 86_400,) * 2)
         prepared(path=str(lines))
-        assert [folder.name for folder in cache_dir.glob(".*.work")] == [".young.work"]
+        assert sorted(folder.name for folder in cache_dir.glob(".*.work")) == [young, foreign]
 
     def test_a_large_file_is_read_again_only_if_it_changed(self, lines, monkeypatch):
         """By its name, size and times."""

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ import numpy as np
 from mlm_lightning.batch import Vocab
 from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, LABEL_DTYPE
-from mlm_lightning.files import sync_folder, write_atomically
+from mlm_lightning.files import sync, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ RUNS = "runs"
 
 _SHORT, _MANY = 32, 1_000_000  # tokens of a document; documents
 
+_WORK = re.compile(r"\.[0-9a-f]{24}(-2)?\.work")
 _STALE_DAYS = 14
 """After so long, the unfinished work of a command that nobody repeated is deleted."""
 
@@ -121,7 +123,7 @@ def building(folder: Path) -> Iterator[Path]:
         except Timeout:
             log.info("another process is preparing the same data; waiting for it (%s)", lock.lock_file)
             lock.acquire()
-        for unfinished in folder.parent.glob(".*.work"):
+        for unfinished in _unfinished(folder.parent):
             with suppress(OSError):
                 newest = max(path.stat().st_mtime for path in [unfinished, *unfinished.iterdir()])
                 if time.time() - newest > _STALE_DAYS * 86_400:
@@ -138,11 +140,7 @@ def building(folder: Path) -> Iterator[Path]:
 def publish(work: Path, folder: Path) -> None:
     """Renames a finished folder into place. What lies there already is another process' finished work, or damaged."""
     for path in [*work.rglob("*"), work]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        sync(path)
     if folder.exists() and TokenCache.open(folder) is None:
         with suppress(OSError):
             (folder / RUNS).rename(work / RUNS)
@@ -153,15 +151,23 @@ def publish(work: Path, folder: Path) -> None:
         if TokenCache.open(folder) is None:
             raise
         shutil.rmtree(work)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def token_caches(home: Path) -> list[Path]:
-    """The caches in a folder, complete, damaged or unfinished: those alone that look like ours."""
-    if not home.is_dir():
-        return []
-    complete = [path for path in home.iterdir() if (path / "meta.json").is_file() and any(path.glob("*.tokens"))]
-    return sorted([*complete, *(path for path in home.glob(".*.work") if path.is_dir())])
+    """The caches in a folder, complete or unfinished; nothing else that is there: a foreign config may name any folder."""
+    complete = []
+    for file in home.glob("*/meta.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(file.read_bytes())["fingerprint"] == file.parent.name:
+                complete.append(file.parent)
+    return sorted([*complete, *_unfinished(home)])
+
+
+def _unfinished(home: Path) -> list[Path]:
+    """Unfinished caches, beside the locks of whoever builds them."""
+    works = [path for path in home.glob(".*.work") if _WORK.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
+    return [path for path in works if path.with_suffix(".lock").is_file()]
 
 
 def note_run(folder: Path, run: Path) -> None:
