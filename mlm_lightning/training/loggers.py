@@ -7,6 +7,7 @@
 Lightning's CSVLogger deletes its file on a restart and holds lines back; this one continues the file.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -21,7 +22,7 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mlm_lightning.files import damaged, write_atomically
+from mlm_lightning.files import damaged, sync, write_atomically
 from mlm_lightning.runs.folder import read_metrics
 from mlm_lightning.training.lightning_internals import add_summary
 
@@ -71,12 +72,13 @@ class CSVLogger(Logger):
         # the last line is of this step: an interrupted run began it, or what callbacks log was written with it
         begun, self._last_step = self._last_step == self._line["step"], self._line["step"]
         new = [name for name in self._line if name not in self._columns]
-        if begun:
-            *lines, last = read_metrics(self.path)
-            self._rewrite(self._columns + new, [*lines, last | self._line])
+        rewritten = begun or new or not self.path.exists()  # somebody may have removed it
+        lines = self._read() if rewritten else []
+        if begun and lines:
+            self._rewrite(self._columns + new, [*lines[:-1], lines[-1] | self._line])
         else:
-            if new:
-                self._rewrite(self._columns + new, read_metrics(self.path))
+            if rewritten:
+                self._rewrite(self._columns + new, lines)
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(self._line)
         self._line = {}
@@ -135,6 +137,16 @@ class TensorBoardLogger(LightningTensorBoardLogger):
             losses += [name for name in ("val/oracle_loss",) if name in metrics]
             tab = "language" if "val/oracle_loss" in metrics else "text"
             self.experiment.add_custom_scalars({tab: {"loss beside what counting gives": ["Multiline", losses]}})
+
+
+def sync_logs(folder: Path) -> None:
+    """Waits until the disk has the curves of a run, for a checkpoint after which none is drawn again."""
+    files = [*folder.glob("metrics.csv"), *folder.rglob("events.out.tfevents.*")]
+    with contextlib.suppress(OSError):  # the checkpoint says what the disk refuses
+        for file in files:
+            sync(file)
+        for each in {folder, *(file.parent for file in files)}:
+            sync(each)
 
 
 _FINAL = ("accuracy", "excess_loss", "loss", "oracle_loss", "perplexity")

@@ -94,6 +94,17 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
     assert path.read_bytes() == whole
 
 
+def test_a_file_that_somebody_removes_begins_anew(tmp_path):
+    logger = CSVLogger(str(tmp_path))
+    for step in range(1, 7):
+        if step == 4:
+            (tmp_path / "metrics.csv").unlink()
+        logger.log_metrics({"a": float(step)}, step)
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,a", "3,3.0", "4,4.0", "5,5.0", "6,6.0"]
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.csv")] == ["3", "4", "5", "6"]
+
+
 def test_nothing_logged_is_no_line(tmp_path):
     logger = CSVLogger(str(tmp_path))
     logger.finalize("success")

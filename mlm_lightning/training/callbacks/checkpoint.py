@@ -25,9 +25,10 @@ from mlm_lightning.config.feasible import no_metric
 from mlm_lightning.config.located import BEST, LAST, PREVIOUS
 from mlm_lightning.config.settings import SweepSettings
 from mlm_lightning.errors import Interrupted, PrunedError, handle, restore
-from mlm_lightning.files import sync_folder
+from mlm_lightning.files import sync
 from mlm_lightning.runs.checkpoint import write_checkpoint
 from mlm_lightning.runs.study import open_study
+from mlm_lightning.training.loggers import sync_logs
 from mlm_lightning.training.module import MLMModule, TrainingDivergedError
 from mlm_lightning.values import checked
 
@@ -102,7 +103,6 @@ class Checkpoint(LightningCheckpoint):
             self._group = torch.distributed.new_group(backend="gloo")
         else:  # other ranks would wait for one that has gone
             self._before_first_batch = trainer.global_step
-        # Lightning sets its own handlers between on_fit_start and here
         self._handlers = handle(self._remember)
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -187,6 +187,8 @@ class Checkpoint(LightningCheckpoint):
         began = time.monotonic()
         for logger in trainer.loggers:
             logger.save()
+        if trainer.is_global_zero:
+            sync_logs(self.folder.parent)
         trainer.save_checkpoint(self.folder / _NEW)
         failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
         if trainer.is_global_zero and failure is None:
@@ -194,7 +196,7 @@ class Checkpoint(LightningCheckpoint):
                 self._put_in_place(best, self._crosses_epoch(module, trainer.global_step))
             except OSError as error:
                 failure = error
-        if failure is None:
+        if (failure := trainer.strategy.broadcast(failure)) is None:  # which all ranks name
             self._saved_step = trainer.global_step
         else:
             message = f"{self.folder}: the checkpoint of step {trainer.global_step} could not be written: "
@@ -202,7 +204,8 @@ class Checkpoint(LightningCheckpoint):
             message += f"The one of step {self._saved_step} is kept" if self._saved_step else "There is none before it"
             if must:
                 raise CheckpointError(f"{message}; free space or give access, and the same command continues.") from failure
-            log.warning("%s; training goes on until the next is due.", message)
+            if trainer.is_global_zero:
+                log.warning("%s; training goes on until the next is due.", message)
         self._saved_at = time.monotonic()
         self._seconds_of_a_save = self._saved_at - began
 
@@ -217,7 +220,7 @@ class Checkpoint(LightningCheckpoint):
         if last.exists():
             _link(last, self.folder / PREVIOUS)
         new.replace(last)
-        sync_folder(self.folder)
+        sync(self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_step": self.best_step}
