@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -27,7 +27,6 @@ from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.condition import Condition, fingerprint, packs_documents, sources
 from mlm_lightning.data.datamodule import MLMDataModule
 from mlm_lightning.errors import ConfigError, mistakes
-from mlm_lightning.files import UNWRITABLE
 from mlm_lightning.messages import speak
 from mlm_lightning.models.layers import detach_token
 from mlm_lightning.models.protocol import HasEmbeddings
@@ -36,12 +35,12 @@ from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.identity import deciding, identity, sibling_hash
 from mlm_lightning.runs.load import describe_model
 from mlm_lightning.training.auto import Clock, Settled, settle
-from mlm_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointError, Pruning
+from mlm_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, Pruning
 from mlm_lightning.training.callbacks.logged import Logged
 from mlm_lightning.training.callbacks.progress import ProgressReport
 from mlm_lightning.training.callbacks.throughput import Throughput
 from mlm_lightning.training.compiled import compile_layers, compiles
-from mlm_lightning.training.lightning_internals import NEVER
+from mlm_lightning.training.lightning_internals import NEVER, leave_signals_alone
 from mlm_lightning.training.loggers import fill_hparams
 from mlm_lightning.training.module import MLMModule, Origin
 from mlm_lightning.training.transfer import freeze, take_weights
@@ -84,38 +83,22 @@ def fit(
         trainer.profiler.dirpath, trainer.profiler.filename = run.folder / "profile", settings.trainer.profiler
     if position and not parent and trainer.is_global_zero:
         log.info("continuing %s after step %s of %s", run.folder, f"{step:,}", f"{module.plan.total_steps:,}")
-    with _disk_named(run):
-        try:
-            trainer.fit(module, datamodule, ckpt_path=position.path if position else None)
-        except SystemExit as error:  # Lightning's answer to a second Ctrl-C
-            raise KeyboardInterrupt from error
-        if not module.last_metrics:  # everything was trained before, and only the summary is missing
-            trainer.validate(module, datamodule, verbose=False)
-        summary = _summary(trainer, module)
-        if trainer.is_global_zero:
-            for logger in loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    fill_hparams(logger, flat(decided), summary, compared=run.is_of_sweep)
-                logger.finalize("success")
-            run.write_json("summary.json", summary)
-            if settings.trainer.profiler:
-                log.info("%-12s %s", "profile", trainer.profiler.dirpath)
-    return summary
-
-
-@contextlib.contextmanager
-def _disk_named(run: Run) -> Iterator[None]:
-    """An OSError of a full or read-only disk says what that means for the run."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        where = error.filename or run.folder
-        raise CheckpointError(
-            f"{where}: {error.strerror}. The checkpoints in {run.checkpoints} are whole: free space or give access, and the "
-            "same command continues"
-        ) from error
+        trainer.fit(module, datamodule, ckpt_path=position.path if position else None)
+    except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+        raise KeyboardInterrupt from error
+    if not module.last_metrics:  # everything was trained before, and only the summary is missing
+        trainer.validate(module, datamodule, verbose=False)
+    summary = _summary(trainer, module)
+    if trainer.is_global_zero:
+        for logger in loggers:
+            if isinstance(logger, TensorBoardLogger):
+                fill_hparams(logger, flat(decided), summary, compared=run.is_of_sweep)
+            logger.finalize("success")
+        run.write_json("summary.json", summary)
+        if settings.trainer.profiler:
+            log.info("%-12s %s", "profile", trainer.profiler.dirpath)
+    return summary
 
 
 def _step_seconds(settings: Settings, conditions: Sequence[Condition]) -> float:
@@ -268,7 +251,9 @@ def build_trainer(settings: TrainerSettings, callbacks: list[Any], loggers: list
         "enable_checkpointing": any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
         "use_distributed_sampler": False,
     }
-    return L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False, plugins=plugins)
+    trainer = L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False, plugins=plugins)
+    leave_signals_alone(trainer)
+    return trainer
 
 
 def quiet() -> None:

@@ -3,6 +3,7 @@
     Trainer.val_check_batch                    a validation where we say, after any optimizer step
     Trainer.fit_loop.epoch_loop.val_loop       a validation before the first step of a resumed run
     ….epoch_loop._batches_that_stepped         the step at which what callbacks log in a validation is drawn
+    Trainer._signal_connector                  no handlers of Lightning's, one of which waits for all ranks
     Trainer._accelerator_connector             ranks that divide the rows themselves, under a plain Trainer
     checkpoint["loops"]["fit_loop"]            the counters, where Lightning would continue them wrongly
     Trainer.progress_bar_metrics               what a progress bar shows
@@ -39,6 +40,11 @@ def take_over_length(trainer: L.Trainer) -> dict[str, Any]:
     trainer.val_check_interval, trainer.limit_train_batches = NEVER, 1.0
     trainer._accelerator_connector.use_distributed_sampler = False
     return taken | {"val_check_interval": interval}
+
+
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Lightning's handler of SIGTERM would hold it back until training begins, and wait for a message of rank 0 meanwhile."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
 def schedule_validation(trainer: L.Trainer, due: bool) -> None:

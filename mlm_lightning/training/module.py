@@ -41,6 +41,7 @@ from mlm_lightning.training.lightning_internals import (
 from mlm_lightning.training.loss import add_metrics, training_loss
 from mlm_lightning.training.optim import Constant, make_optimizer, scheduler
 from mlm_lightning.training.oracles import further_probs, oracle_probs
+from mlm_lightning.training.rank_order import sum_in_rank_order
 
 _NOTED = frozenset({"setup", "kahan_sum", "triton"})
 """What an optimizer of optimi notes in its groups at its first step: the state that it has then belongs to it."""
@@ -138,6 +139,7 @@ class MLMModule(L.LightningModule):
         running = self._restored.get("running", [])[: len(self._running)]  # a parent's may be of another length
         self._running[: len(running)] += self._zeros().new_tensor(running)
         schedule_validation(self.trainer, due=False)
+        sum_in_rank_order(self.trainer.strategy.model)
         if self._restored.get("stopped"):  # early stopping said so, and the end of the run was lost
             self.trainer.should_stop = True
         if self.origin.from_parent:

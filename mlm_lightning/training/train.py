@@ -22,6 +22,7 @@ from mlm_lightning.runs.resume import begin, check_complete, check_tokens, paren
 from mlm_lightning.training import ranks
 from mlm_lightning.training.check import check_training, schedule_errors
 from mlm_lightning.training.contracts import try_own_parts
+from mlm_lightning.training.nodes import Nodes, check_environment, node_rank
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,12 @@ def train(settings: Settings, naming: Sequence[str] | None = None, announced: bo
     check_start(settings)
     if not announced:
         announce(settings, naming)
-    run, nodes = Run.find(settings, naming), ranks.Nodes(settings)
-    if settings.trainer.num_nodes > 1 and ranks.node_rank() > 0:
-        return ranks.follow(settings.trainer, nodes)
+    run, machines = Run.find(settings, naming), Nodes(settings, {each.partition("=")[0] for each in naming or ()})
+    if settings.trainer.num_nodes > 1 and node_rank() > 0:
+        return ranks.follow(settings.trainer, machines)
     try:
-        with nodes.leading():
-            return _train(run, settings, nodes)
+        with machines.leading():
+            return _train(run, settings, machines)
     except Interrupted as error:
         if settings.trainer.auto_requeue and error.signum == signal.SIGUSR1:
             _requeue()
@@ -57,45 +58,50 @@ def train(settings: Settings, naming: Sequence[str] | None = None, announced: bo
 def check_start(settings: Settings) -> None:
     """Raises UserError where the environment or the run to resume from can't be, or a complete run is not this one; creates
     nothing."""
-    ranks.check_environment(settings.trainer)
+    check_environment(settings.trainer)
     check_complete(Run.find(settings), settings)
     check_training(settings)
     if settings.resume not in ("auto", "never"):
         locate(settings.resume, "resume")
 
 
-def _train(run: Run, settings: Settings, nodes: ranks.Nodes) -> dict[str, Any]:
+def _train(run: Run, settings: Settings, nodes: Nodes) -> dict[str, Any]:
     parent = parent_of(settings)
     again = settings.resume == "never"
-    conditions = None
-    if again or run.summary is None:
-        with mistakes():  # downloads, builds caches, and finds what is wrong with the data, before there is a folder
-            conditions = prepare(settings, evaluated="val")
-            try_own_parts(settings, conditions)
-            if settings.trainer.time_budget is None:
-                total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
-                refuse(schedule_errors(settings, total))
-            if again or not any(run.checkpoints.glob("*.ckpt")):
-                check_tokens(settings, parent, conditions[0].source.vocab)
+    if not again and run.summary is not None:  # of which the disk may be read-only
+        return _complete(run)
+    with mistakes():  # downloads, builds caches, and finds what is wrong with the data, before there is a folder
+        conditions = prepare(settings, evaluated="val")
+        try_own_parts(settings, conditions)
+        if settings.trainer.time_budget is None:
+            total = settings.trainer.plan(conditions[0].source.num_rows(), settings.loader.batch_size).total_steps
+            refuse(schedule_errors(settings, total))
+        if again or not any(run.checkpoints.glob("*.ckpt")):
+            check_tokens(settings, parent, conditions[0].source.vocab)
     if again and run.folder.exists():
         with run.locked():
             aside = run.move_aside()
         log.info("starting again; the old run is in %s", aside)
     with run.locked():
-        if conditions is None or run.summary is not None:
-            log.info("complete: %s (resume=never runs it again)", run.folder)
-            return run.summary or {}
+        if run.summary is not None:  # another process has completed it
+            return _complete(run)
         try:
             position = begin(run, settings, parent, conditions)
-            if settings.trainer.world_size() > 1:
-                return ranks.lead(run, settings, position, nodes)
-            from mlm_lightning.training.fit import fit  # Lightning, which a complete run does without
+            with run.disk_named():
+                if settings.trainer.world_size() > 1:
+                    return ranks.lead(run, settings, position, nodes)
+                from mlm_lightning.training.fit import fit  # Lightning, which a complete run does without
 
-            return fit(run, settings, position, conditions)
+                return fit(run, settings, position, conditions)
         except Exception as error:
             if not isinstance(error, UserError | PrunedError):
                 run.fail(error)
             raise
+
+
+def _complete(run: Run) -> dict[str, Any]:
+    log.info("complete: %s (resume=never runs it again)", run.folder)
+    return run.summary or {}
 
 
 def _requeue() -> None:

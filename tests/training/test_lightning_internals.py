@@ -32,6 +32,8 @@ ATTRIBUTES: tuple[tuple[str, str, Callable[[L.Trainer], Any], str], ...] = (
     ("restarting", "….epoch_loop.val_loop", lambda trainer: trainer.fit_loop.epoch_loop.val_loop, "validate_now"),
     ("run", "….epoch_loop.val_loop", lambda trainer: trainer.fit_loop.epoch_loop.val_loop, "validate_now"),
     ("progress_bar_metrics", "Trainer", lambda trainer: trainer, "show_in_progress_bar"),
+    ("_signal_connector", "Trainer", lambda trainer: trainer, "leave_signals_alone"),
+    ("register_signal_handlers", "….connector", lambda trainer: trainer._signal_connector, "leave_signals_alone"),
     ("_accelerator_connector", "Trainer", lambda trainer: trainer, "take_over_length"),
     ("use_distributed_sampler", "….connector", lambda trainer: trainer._accelerator_connector, "take_over_length"),
     ("_get_file_writer", "torch.utils.tensorboard.SummaryWriter", lambda trainer: SummaryWriter, "add_summary"),

@@ -17,7 +17,7 @@ from helpers import AT, At, assert_equal_results, run_of, train
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.errors import Interrupted, UserError
 from mlm_lightning.runs.folder import Run
-from mlm_lightning.training.ranks import check_environment
+from mlm_lightning.training.nodes import check_environment
 
 Toy = Callable[..., dict[str, Any]]
 
