@@ -65,6 +65,9 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
             os.fsync(file.fileno())
         temporary.replace(path)
         sync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # writing to an open file names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -152,7 +152,8 @@ class Run:
         except OSError as error:
             raise UserError(f"output_dir={folder.parent.parent}: {folder} cannot be made there: {error.strerror}") from error
         try:
-            lock = FileLock(path, timeout=_PATIENCE, on_acquired=_write_process_id).acquire()
+            with self.disk_named():
+                lock = FileLock(path, timeout=_PATIENCE, on_acquired=_write_process_id).acquire()
         except Timeout as error:
             process = path.read_text().strip() or "?"
             raise BusyError(f"{folder}: process {process} is working in this run; wait for it, or stop it first") from error

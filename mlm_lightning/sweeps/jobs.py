@@ -209,7 +209,9 @@ class Sweep:
             "trials": self.settings.trials,
             "jobs": [{"folder": name, "overrides": job.settings.composed.typed_overrides} for name, job in runs.items()],
         }
-        write_atomically(self.folder / "sweep.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        file, text = self.folder / "sweep.json", json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+        if not (file.is_file() and file.read_bytes() == text):  # else its disk may be read-only by now
+            write_atomically(file, text)
 
     def value(self, job: Job) -> float | None:
         """A complete job's objective."""

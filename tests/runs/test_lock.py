@@ -1,14 +1,20 @@
 """A run's folder is one process's, for as long as that process lives."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
+from helpers import train
 
 from mlm_lightning.errors import BusyError, UserError
+from mlm_lightning.files import DiskError
 from mlm_lightning.runs.folder import Run
 
 HOLDS = """
@@ -110,3 +116,35 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
         Run(tmp_path / "outputs/a/b").locked(),
     ):
         pass
+
+
+def test_a_complete_run_shows_its_result_without_its_lock(
+    toy: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk may be read-only."""
+    config = toy()
+    expected = train(config)
+
+    def read_only(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(FileLock, "acquire", read_only)
+    monkeypatch.setattr(os, "replace", read_only)
+    assert train(config) == expected
+    with pytest.raises(DiskError, match="Read-only file system"):
+        train(toy("seed=1"))
+
+
+def test_a_full_disk_is_named_before_anything_is_trained(
+    toy: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy()
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DiskError, match=r"config\.yaml: No space left on device\. The checkpoints in .* are whole"):
+            train(config)
+    assert train(config)["steps"] == 8
