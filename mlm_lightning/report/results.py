@@ -232,7 +232,8 @@ def read_result(folder: Path, job_overrides: list[str] | None = None) -> Result:
                     curves.setdefault(name, []).append((int(line["step"]), float(value)))
         result.curves = curves
     if result.status == "complete":
-        result.reason = f"its code has been edited since: {', '.join(edits)}" if (edits := run.edits) else ""
+        with _reading("manifest.json", result):
+            result.reason = f"its code has been edited since: {', '.join(edits)}" if (edits := run.edits) else ""
         with _reading("summary.json", result, "damaged"):
             result.summary = _read_dict(folder / "summary.json")
         for entry in evaluations.read(run).values():

@@ -96,8 +96,8 @@ def _read(folder: Path, objective: str) -> Listed:
         value, step = _last_logged(folder / "metrics.csv", objective)
     if status == "running" and (progress := RunProgress.read(folder)) is not None:
         step = progress.step
-    if not isinstance(value, int | float | None):
-        raise ValueError(f"its {objective} is {value}")
+    if not isinstance(value, int | float | None) or not isinstance(step, int | None):
+        raise ValueError(f"its {objective} is {value}, and its steps are {step}")
     files = [path for path in folder.iterdir() if path.is_file()]
     changed = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)
     return Listed(folder, status, size_of([folder]), objective, value, step, changed, run.reason)

@@ -58,8 +58,9 @@ def digests_now(manifest: Mapping[str, Any]) -> dict[str, str]:
         if made := getattr(sys.modules["__main__"], name.removeprefix("__main__."), None):  # of a notebook
             now[name] = _digest_of_source(made)
         for folder in [*manifest.get("code_folders", ()), *reversed(sys.path)]:
+            file = Path(folder, name)  # a foreign manifest may name a device
             with contextlib.suppress(OSError):  # it is not there, or may not be read
-                now[name] = _digest(Path(folder, name).read_bytes())
+                now[name] = _digest(file.read_bytes()) if file.suffix == ".py" and file.is_file() else now[name]
     return now
 
 

@@ -253,7 +253,8 @@ def test_a_sweep_s_runs_are_sorted_by_what_it_looks_for(tmp_path: Path, capsys: 
     [
         ("metrics.csv", "1.5,2,3\n4,5,6\n"),
         ("metrics.csv", "step,val/loss\nNaN,x\n"),
-        ("summary.json", '{"steps": [], "val/loss": {}}'),
+        ("summary.json", '{"steps": [], "val/loss": 1.0}'),
+        ("summary.json", '{"steps": 1, "val/loss": {}}'),
         ("manifest.json", '{"data": 3, "own_code": 4}'),
         ("error.json", "[]"),
         ("config.yaml", "\0"),

@@ -90,6 +90,14 @@ def test_a_manifest_and_a_sweep_that_are_damaged_stop_nothing(run, overrides, ca
     assert main(command_of("continue", run, overrides)) == 0
 
 
+@pytest.mark.parametrize("content", ['{"own_code": 4}', '{"own_code": {"zero": "1"}, "code_folders": ["/dev"]}', "[]"])
+def test_a_foreign_manifest_stops_no_report(content, run, capsys):
+    (run / "manifest.json").write_text(content)
+    assert main(["report", str(run.parent)]) == 0
+    assert main(["runs", str(run.parent)]) == 0
+    assert main(["clean", str(run.parent)]) == 0
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "model.json", "vocab.json"])
 def test_removing_the_summary_does_help(name, run, overrides):
     lines, metrics = (run / name).read_text().count("\n"), evaluate(str(run))
