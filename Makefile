@@ -25,7 +25,7 @@ docs: $(VENV)/.dev
 
 # for an hour, with nothing beside it: tables in build/benchmarks.md and build/benchmarks.json
 benchmark: $(VENV)/.dev
-	for each in steps start synthetic_data masking text_preparation resume sweeps languages scaling table; do \
+	for each in steps start synthetic_data masking text_preparation resume sweeps languages ranks scaling table; do \
 		$(BIN)/python benchmarks/$$each.py || exit 1; done
 
 format: $(VENV)/.dev
