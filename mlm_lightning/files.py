@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +32,14 @@ def disk_named(place: Path, remedy: str) -> Iterator[None]:
             raise
         where = getattr(error, "filename", None) or place
         raise DiskError(f"{where}: {os.strerror(number)}. {remedy}") from error
+
+
+def run_disk_named(folder: Path) -> AbstractContextManager[None]:
+    """The same for a run's folder, with what that means for the run."""
+    checkpoints = folder / "checkpoints"
+    return disk_named(
+        folder, f"The checkpoints in {checkpoints} are whole: free space or give access, and the same command continues"
+    )
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

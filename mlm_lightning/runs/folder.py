@@ -10,9 +10,8 @@
         .lock                             locked by the operating system while a process works in the folder, until it
                                           ends, however it ends; holds the id of that process
 
-The same command finds the same folder, so it continues what it left, or says that it is done. A renamed folder is known by its
-config, and the original among copies by its manifest, which notes the folder's name. `filelock` closes the lock's file in
-forked children: a data worker that outlives its killed parent doesn't hold the lock.
+The same command finds the same folder, and continues it or says that it is done. A renamed folder is known by its config, the
+original among copies by the name in its manifest. `filelock` closes the lock in forked children, which may outlive the run.
 """
 
 import contextlib
@@ -42,7 +41,7 @@ from mlm_lightning.config.compose import config_yaml, read_config
 from mlm_lightning.config.located import CHECKPOINTS
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import BusyError, UserError
-from mlm_lightning.files import disk_named, read_json, write_atomically
+from mlm_lightning.files import read_json, run_disk_named, write_atomically
 from mlm_lightning.runs.checkpoint import DamagedCheckpointError, Position, differences
 from mlm_lightning.runs.identity import identity, slug
 from mlm_lightning.runs.own_code import digests_now
@@ -152,7 +151,7 @@ class Run:
         except OSError as error:
             raise UserError(f"output_dir={folder.parent.parent}: {folder} cannot be made there: {error.strerror}") from error
         try:
-            with self.disk_named():
+            with run_disk_named(folder):
                 lock = FileLock(path, timeout=_PATIENCE, on_acquired=_write_process_id).acquire()
         except Timeout as error:
             process = path.read_text().strip() or "?"
@@ -166,11 +165,6 @@ class Run:
                     for each in (folder, folder.parent, folder.parent.parent):
                         with contextlib.suppress(OSError):  # others are in it
                             each.rmdir()
-
-    def disk_named(self) -> contextlib.AbstractContextManager[None]:
-        """What the disk refuses inside is told with its path, and with what that means for the run."""
-        remedy = f"The checkpoints in {self.checkpoints} are whole: free space or give access, and the same command continues"
-        return disk_named(self.folder, remedy)
 
     @property
     def is_locked(self) -> bool:

@@ -163,8 +163,7 @@ class MLMModule(L.LightningModule):
         loss, (loss_sum, predicted, *squares) = training_loss(self.model, batch, self._z_loss)
         mask_BL = batch.attention_mask_BL
         tokens = torch.tensor(batch.input_ids_BL.numel()) if mask_BL is None else mask_BL.count_nonzero()
-        sums = [loss_sum, predicted, tokens, *squares]
-        self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in sums])
+        self._step_sums += torch.stack([each.detach().to(self._step_sums) for each in (loss_sum, predicted, tokens, *squares)])
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

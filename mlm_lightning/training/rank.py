@@ -10,6 +10,7 @@ from mlm_lightning.processes import die_with_parent
 def main(folder: Path, checkpoint: Path | None) -> int:
     from mlm_lightning.config.compose import read_config
     from mlm_lightning.config.parse import parse
+    from mlm_lightning.files import run_disk_named
     from mlm_lightning.messages import report
     from mlm_lightning.runs.checkpoint import Position
     from mlm_lightning.runs.folder import Run
@@ -18,7 +19,7 @@ def main(folder: Path, checkpoint: Path | None) -> int:
 
     run = Run(folder)
     try:
-        with run.disk_named():
+        with run_disk_named(folder):
             fit(run, parse(read_config(folder)), Position.read(checkpoint) if checkpoint else None)
     except BaseException as error:
         status = status_of(error)

@@ -16,6 +16,7 @@ from mlm_lightning.config.build import prepare
 from mlm_lightning.config.located import locate
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.errors import Interrupted, PrunedError, UserError, mistakes, refuse
+from mlm_lightning.files import run_disk_named
 from mlm_lightning.messages import speak
 from mlm_lightning.runs.folder import Run
 from mlm_lightning.runs.resume import begin, check_complete, check_tokens, parent_of
@@ -87,7 +88,7 @@ def _train(run: Run, settings: Settings, nodes: Nodes) -> dict[str, Any]:
             return _complete(run)
         try:
             position = begin(run, settings, parent, conditions)
-            with run.disk_named():
+            with run_disk_named(run.folder):
                 if settings.trainer.world_size() > 1:
                     return ranks.lead(run, settings, position, nodes)
                 from mlm_lightning.training.fit import fit  # Lightning, which a complete run does without
