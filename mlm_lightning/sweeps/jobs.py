@@ -151,7 +151,8 @@ class Search:
             )
             before = description(first, processes, begun[0].distributions)
         check_same(folder, before, note)
-        study.set_user_attr(NOTE, note)
+        if NOTE not in study.user_attrs:
+            study.set_user_attr(NOTE, note)
         self.jobs = [self._job(trial) for trial in begun]
         self._again = [job for job, trial in zip(self.jobs, begun, strict=True) if not trial.state.is_finished()]
 
