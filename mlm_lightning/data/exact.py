@@ -1,0 +1,20 @@
+"""What sources, oracles and counts compute is exact, whatever precision the model has."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Within it, also as a decorator: no autocast on any device, and float32 as the default dtype, which precisions such as
+    bf16-true change."""
+    dtype, accelerator = torch.get_default_dtype(), torch.accelerator.current_accelerator()
+    devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_default_dtype, dtype)
+        yield
