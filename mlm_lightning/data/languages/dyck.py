@@ -6,7 +6,8 @@
     shuffle_dyck    (  [  )  ]                each kind is a counter of its own, of at most `max_depth`, and 0 at the end
     tokens          0  1  2  3                symbol i opens kind i, symbol k + i closes it
 
-What a gap holds may be told by tokens far away. A larger `max_depth` makes it harder: more must be kept in mind.
+What a gap holds may depend on tokens far away. A larger `max_depth` makes it harder: more must be kept in mind. All words of a
+length are equally likely, other than in Hewitt et al., who draw each next bracket by a fixed chance to close.
 
 Source: Chomsky, Schützenberger, "The algebraic theory of context-free languages", 1963; bounded, Hewitt, Hahn, Ganguli, Liang,
 Manning, "RNNs can generate bounded hierarchical languages with optimal memory", EMNLP 2020, arXiv 2010.07515; shuffled, Suzgun,
@@ -14,113 +15,108 @@ Belinkov, Shieber, Gehrmann, "LSTM networks can perform dynamic counting", 2019,
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from math import cos, log, pi
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Interval
+from torch.nn.functional import one_hot
 
-from mlm_lightning.data.languages.chain import MAX_STATES, Chain, check_memory
-from mlm_lightning.data.languages.chain_source import ChainSource
-from mlm_lightning.data.languages.joint import Path, as_joint, check_size
-from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, NumRows, SeqLen
-from mlm_lightning.data.source import Joint
+from mlm_lightning.data.languages.chain import MAX_STATES, Chain, Latent, too_long
+from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, SeqLen
 from mlm_lightning.errors import ConfigError
-from mlm_lightning.values import checked
 
 NumKinds = Annotated[int, Interval(ge=1, le=MAX_SYMBOLS // 2), "it is the number of kinds of brackets"]
 MaxDepth = Annotated[int, Ge(1), "so many brackets may be open"]
 Open = tuple[int, ...]
+"""The open brackets after a token: a stack of kinds, or a count of each kind."""
 
 
-class _Brackets(ChainSource):
-    """What both share; `Open` is what is open after a token: a stack of kinds, or a count of each kind."""
+@dataclass(frozen=True, eq=False)
+class _Brackets(ChainLanguage):
+    """The part that both languages share."""
 
-    def __init__(
-        self, num_kinds: int, max_depth: int, seq_len: int, seed: int, train_size: int, val_size: int, test_size: int
-    ) -> None:
-        super().__init__(2 * num_kinds, seed, train_size, val_size, test_size)
-        if seq_len % 2:
-            raise ConfigError("data.seq_len", seq_len, "brackets come in pairs", f"give an even number, such as {seq_len + 1}")
-        if self._num_open(num_kinds, max_depth) > MAX_STATES:
-            fits = [depth for depth in range(1, min(max_depth, MAX_STATES)) if self._num_open(num_kinds, depth) <= MAX_STATES]
-            problem = f"with data.num_kinds={num_kinds} there are more than {MAX_STATES} ways to be open, for lack of memory"
+    num_kinds: NumKinds = 2
+    max_depth: MaxDepth = 4
+    seq_len: SeqLen = 64
+
+    def errors(self) -> Iterable[ConfigError]:
+        if self.seq_len % 2:
+            remedy = f"give an even number, such as {self.seq_len + 1}"
+            yield ConfigError("data.seq_len", self.seq_len, "brackets come in pairs", remedy)
+        if self._num_open(self.max_depth) > MAX_STATES:
+            depths = range(1, min(self.max_depth, MAX_STATES))
+            fits = [depth for depth in depths if self._num_open(depth) <= MAX_STATES]
+            ways = f"there are more than {MAX_STATES} ways to be open, for lack of memory"
             remedy = f"use data.max_depth={max(fits)} or less, or fewer kinds" if fits else "use fewer kinds"
-            raise ConfigError("data.max_depth", max_depth, problem, remedy)
-        self.num_kinds, self.max_depth, self._length = num_kinds, max_depth, seq_len
-        check_memory(seq_len, len(self.chain.initial_S))
+            yield ConfigError("data.max_depth", self.max_depth, f"with data.num_kinds={self.num_kinds} {ways}", remedy)
+        else:
+            yield from too_long(self.seq_len, self.chain.initial_MS.numel())
 
-    @staticmethod
+    @property
+    def num_symbols(self) -> int:  # type: ignore[override]
+        return 2 * self.num_kinds
+
     @abstractmethod
-    def _num_open(num_kinds: int, max_depth: int) -> int:
+    def _num_open(self, max_depth: int) -> int:
         """In how many ways brackets may be open."""
 
+    @property
     @abstractmethod
-    def _none_open(self) -> Open: ...
+    def _closed(self) -> Open:
+        """The state in which no bracket is open."""
 
     @abstractmethod
     def _following(self, open_: Open) -> Iterable[tuple[Open, int]]:
-        """What may be open next, and the token that leads there."""
+        """The brackets that may be open next, and the token that leads there."""
 
-    @staticmethod
     @abstractmethod
-    def _height(open_: Open) -> int:
+    def _height(self, open_: Open) -> int:
         """How many brackets are open."""
 
+    @property
     def _highest(self) -> int:
         return self.max_depth
 
     @cached_property
     def chain(self) -> Chain:
-        closed, num_values = self._none_open(), self._highest() + 1
-        return Chain.of_words(
-            self._following(closed),
-            self._following,
-            lambda open_: open_ == closed,
-            self.num_symbols,
-            self._length,
-            lambda open_: {"height": (self._height(open_), num_values)},
-        )
+        """All words of brackets, equally likely. Its states are pairs of what is open and the token before."""
+        first = list(self._following(self._closed))
+        number = {pair: place for place, pair in enumerate(first)}
+        successors: list[list[int]] = []
+        waiting = list(first)
+        for open_, _ in waiting:  # grows while it is read
+            following = list(self._following(open_))
+            new = [pair for pair in following if pair not in number]
+            number |= {pair: len(number) + place for place, pair in enumerate(new)}
+            waiting += new
+            successors.append([number[pair] for pair in following])
 
-    def joint(self) -> Joint:
-        """Every row of brackets that can be read to its end."""
-        counts = range(self.num_symbols)
-        paths: list[Path] = [
-            (1.0, list(tokens), heights)
-            for tokens in product(counts, repeat=self._length)
-            if (heights := self._read(tokens)) is not None
-        ]
-        check_size(len(paths))
-        return as_joint(paths, {"height": list})
-
-    @abstractmethod
-    def _read(self, tokens: Sequence[int]) -> list[int] | None:
-        """The height after each token; None where they are not balanced."""
+        widest = max(map(len, successors))
+        successor_SR = torch.tensor([row + [0] * (widest - len(row)) for row in successors])
+        step_1SR = torch.tensor([[1.0] * len(row) + [0.0] * (widest - len(row)) for row in successors]).double()[None]
+        emission_SQ = one_hot(torch.tensor([token for _, token in waiting]), self.num_symbols).double()
+        initial_1S = (torch.arange(len(waiting)) < len(first)).double()[None]
+        final_1S = torch.tensor([open_ == self._closed for open_, _ in waiting]).double()[None]
+        height_1S = torch.tensor([self._height(open_) for open_, _ in waiting])[None]
+        latents = {"height": Latent(height_1S, self._highest + 1)}
+        return Chain(initial_1S, step_1SR, emission_SQ, self.seq_len, final_1S, successor_SR, latents)
 
 
+@dataclass(frozen=True, eq=False)
 class DyckSource(_Brackets):
     """Rows in which brackets are well nested, at most `max_depth` deep."""
 
-    @checked("data")
-    def __init__(
-        self,
-        num_kinds: NumKinds = 2,
-        max_depth: MaxDepth = 4,
-        seq_len: SeqLen = 64,
-        seed: int = 0,
-        train_size: NumRows = 1_048_576,
-        val_size: NumRows = 4096,
-        test_size: NumRows = 4096,
-    ) -> None:
-        super().__init__(num_kinds, max_depth, seq_len, seed, train_size, val_size, test_size)
+    def _num_open(self, max_depth: int) -> int:
+        k = self.num_kinds
+        return max_depth + 1 if k == 1 else (k ** (max_depth + 1) - 1) // (k - 1)
 
-    @staticmethod
-    def _num_open(num_kinds: int, max_depth: int) -> int:
-        return max_depth + 1 if num_kinds == 1 else (num_kinds ** (max_depth + 1) - 1) // (num_kinds - 1)
-
-    def _none_open(self) -> Open:
+    @property
+    def _closed(self) -> Open:
         return ()
 
     def _following(self, open_: Open) -> Iterable[tuple[Open, int]]:
@@ -129,8 +125,7 @@ class DyckSource(_Brackets):
         if open_:
             yield open_[:-1], self.num_kinds + open_[-1]
 
-    @staticmethod
-    def _height(open_: Open) -> int:
+    def _height(self, open_: Open) -> int:
         return len(open_)
 
     def entropy_rate(self) -> float:
@@ -138,39 +133,16 @@ class DyckSource(_Brackets):
         kind."""
         return log(2 * cos(pi / (self.max_depth + 2))) + log(self.num_kinds) / 2
 
-    def _read(self, tokens: Sequence[int]) -> list[int] | None:
-        stack: list[int] = []
-        heights = []
-        for token in tokens:
-            if token < self.num_kinds:
-                stack.append(token)
-            elif not stack or stack.pop() != token - self.num_kinds:
-                return None
-            heights.append(len(stack))
-        return heights if not stack and max(heights) <= self.max_depth else None
 
-
+@dataclass(frozen=True, eq=False)
 class ShuffleDyckSource(_Brackets):
     """Rows in which the brackets of each kind are balanced by themselves, at most `max_depth` of a kind open."""
 
-    @checked("data")
-    def __init__(
-        self,
-        num_kinds: NumKinds = 2,
-        max_depth: MaxDepth = 4,
-        seq_len: SeqLen = 64,
-        seed: int = 0,
-        train_size: NumRows = 1_048_576,
-        val_size: NumRows = 4096,
-        test_size: NumRows = 4096,
-    ) -> None:
-        super().__init__(num_kinds, max_depth, seq_len, seed, train_size, val_size, test_size)
+    def _num_open(self, max_depth: int) -> int:
+        return (max_depth + 1) ** self.num_kinds
 
-    @staticmethod
-    def _num_open(num_kinds: int, max_depth: int) -> int:
-        return (max_depth + 1) ** num_kinds
-
-    def _none_open(self) -> Open:
+    @property
+    def _closed(self) -> Open:
         return (0,) * self.num_kinds
 
     def _following(self, open_: Open) -> Iterable[tuple[Open, int]]:
@@ -179,24 +151,13 @@ class ShuffleDyckSource(_Brackets):
                 if 0 <= count + change <= self.max_depth:
                     yield (*open_[:kind], count + change, *open_[kind + 1 :]), token
 
-    @staticmethod
-    def _height(open_: Open) -> int:
+    def _height(self, open_: Open) -> int:
         return sum(open_)
 
+    @property
     def _highest(self) -> int:
         return self.num_kinds * self.max_depth
 
     def entropy_rate(self) -> float:
         """Steps of the kinds, each in a strip of this height, are interleaved freely: what each grows by adds up."""
         return log(self.num_kinds * 2 * cos(pi / (self.max_depth + 2)))
-
-    def _read(self, tokens: Sequence[int]) -> list[int] | None:
-        counts = [0] * self.num_kinds
-        heights = []
-        for token in tokens:
-            kind = token % self.num_kinds
-            counts[kind] += 1 if token < self.num_kinds else -1
-            if not 0 <= counts[kind] <= self.max_depth:
-                return None
-            heights.append(sum(counts))
-        return None if any(counts) else heights

@@ -11,7 +11,7 @@ The notation of files is that of NLTK's `PCFG.fromstring`.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -82,42 +82,41 @@ class Grammar:
         return word_NQ
 
     @cached_property
-    def rules_of_NI(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Left children, right children and probabilities of each nonterminal's rules, I at most: 0 where it has fewer."""
+    def rules_of_NJ(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Left children, right children and probabilities of each nonterminal's rules, J at most: 0 where it has fewer."""
         parent_R = self.binary_R4[:, 0].long()
         place_R = torch.zeros_like(parent_R)
         seen = [0] * len(self.names)
         for rule, parent in enumerate(parent_R.tolist()):
             place_R[rule] = seen[parent]
             seen[parent] += 1
-        table_3NI = torch.zeros(3, len(self.names), max(1, *seen), dtype=torch.float64)
-        table_3NI[:, parent_R, place_R] = self.binary_R4[:, 1:].T
-        return table_3NI[0].long(), table_3NI[1].long(), table_3NI[2]
+        table_3NJ = torch.zeros(3, len(self.names), max(1, *seen), dtype=torch.float64)
+        table_3NJ[:, parent_R, place_R] = self.binary_R4[:, 1:].T
+        return table_3NJ[0].long(), table_3NJ[1].long(), table_3NJ[2]
 
     @cached_property
-    def layers_JN(self) -> Tensor:
-        """The value of each nonterminal in each layer, -1 where it is of none."""
-        return torch.tensor([[layer.get(name, -1) for name in self.names] for layer in self.layers.values()])
+    def layers_N(self) -> dict[str, Tensor]:
+        """By layer, the value of each nonterminal, -1 where it is of none."""
+        return {layer: torch.tensor([value.get(name, -1) for name in self.names]) for layer, value in self.layers.items()}
 
-    def lengths(self, longest: int) -> Iterator[tuple[Tensor, float]]:
-        """Of each length from 1 on, how probable a nonterminal makes it: `weight_N`, and the log of what it is to be multiplied
-        by."""
+    def lengths(self, longest: int) -> tuple[Tensor, Tensor]:
+        """The probability that a nonterminal has a length, from 1 on: `weight_LN`, times the exponential of `log_L`."""
         parent_R, left_R, right_R = self.binary_R4[:, :3].long().T
         weight_LN = torch.zeros(longest, len(self.names), dtype=torch.float64)
-        log_scale_L = torch.full((longest,), -torch.inf, dtype=torch.float64)
-        for length in range(1, longest + 1):
-            if length == 1:
-                weight_N, most = self.word_NQ.sum(1), 0.0
-            else:
-                log_K = log_scale_L[: length - 1] + log_scale_L[: length - 1].flip(0)
+        log_L = torch.full((longest,), -torch.inf, dtype=torch.float64)
+        weight_N, most = self.word_NQ.sum(1), 0.0
+        for place in range(longest):
+            if place > 0:
+                log_K = log_L[:place] + log_L[:place].flip(0)
                 most = max(float(log_K.max()), -1e300)
-                both_KR = weight_LN[: length - 1, left_R] * weight_LN[: length - 1, right_R].flip(0)
-                told_R = ((log_K - most).exp() @ both_KR) * self.binary_R4[:, 3]
-                weight_N = torch.zeros(len(self.names), dtype=torch.float64).index_add_(0, parent_R, told_R)
+                both_KR = weight_LN[:place, left_R] * weight_LN[:place, right_R].flip(0)
+                rule_R = ((log_K - most).exp() @ both_KR) * self.binary_R4[:, 3]
+                weight_N = torch.zeros(len(self.names), dtype=torch.float64).index_add(0, parent_R, rule_R)
             scale = float(weight_N.max())
             if scale > 0:
-                weight_LN[length - 1], log_scale_L[length - 1] = weight_N / scale, most + float(torch.tensor(scale).log())
-            yield weight_LN[length - 1], float(log_scale_L[length - 1])
+                weight_LN[place] = weight_N / scale
+                log_L[place] = most + float(torch.tensor(scale, dtype=torch.float32).log())  # rows depend on its digits
+        return weight_LN, log_L
 
 
 def quoted(word: int) -> str:

@@ -15,20 +15,21 @@ Source: Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 1989; mess3 an
 Riechers, "Transformers represent belief state geometry in their residual stream", NeurIPS 2024, arXiv 2405.15943.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
+from torch import Tensor
 
-from mlm_lightning.data.languages.chain import Chain, Concentration, Latent, check_memory, stationary
-from mlm_lightning.data.languages.chain_source import ChainSource
-from mlm_lightning.data.languages.joint import as_joint, unfold
-from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, NumRows, SeqLen
-from mlm_lightning.data.source import Joint
+from mlm_lightning.data.languages.chain import Chain, Concentration, Latent, too_long
+from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.stationary import stationary
+from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, SeqLen
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, dirichlet
-from mlm_lightning.values import checked
 
 _SIZE = 8  # of both, where neither they nor a preset are given
 _MESS3 = (
@@ -41,58 +42,52 @@ PRESETS = {"mess3": _MESS3, "z1r": _Z1R}
 NumStates = Annotated[int, Interval(ge=1, le=256), "it is the number of hidden states"]
 
 
-class HMMSource(ChainSource):
+@dataclass(frozen=True, eq=False)
+class HMMSource(ChainLanguage):
     """Rows of the model that `grammar_seed` draws, or of a `preset`; `seed` makes the rows alone."""
 
-    @checked("data")
-    def __init__(
-        self,
-        num_states: NumStates | None = None,
-        num_symbols: Annotated[int, Interval(ge=2, le=MAX_SYMBOLS), "it is the number of different tokens"] | None = None,
-        preset: Literal["mess3", "z1r"] | None = None,
-        concentration: Concentration = 0.3,
-        seq_len: SeqLen = 64,
-        grammar_seed: int = 0,
-        seed: int = 0,
-        train_size: NumRows = 1_048_576,
-        val_size: NumRows = 4096,
-        test_size: NumRows = 4096,
-    ) -> None:
-        if preset is None:
-            states, symbols = num_states or _SIZE, num_symbols or _SIZE
-            self.transition_SS = dirichlet(concentration, (states, states), grammar_seed, Stream.GRAMMAR, 0)
-            self.emission_SQ = dirichlet(concentration, (states, symbols), grammar_seed, Stream.GRAMMAR, 1)
-        else:
-            self.transition_SS, self.emission_SQ = (torch.tensor(each, dtype=torch.float64) for each in PRESETS[preset])
-            for key, given, own in zip(
-                ("num_states", "num_symbols"), (num_states, num_symbols), self.emission_SQ.shape, strict=True
-            ):
-                if given not in (None, own):
-                    raise ConfigError(f"data.{key}", given, f"data.preset={preset} has {own}", f"leave data.{key} out")
-        super().__init__(self.emission_SQ.shape[1], seed, train_size, val_size, test_size)
-        check_memory(seq_len, len(self.transition_SS))
-        self._length = seq_len
+    num_states: NumStates | None = None
+    num_symbols: Annotated[int, Interval(ge=2, le=MAX_SYMBOLS), "it is the number of different tokens"] | None = None  # type: ignore[assignment]
+    preset: Literal["mess3", "z1r"] | None = None
+    concentration: Concentration = 0.3
+    seq_len: SeqLen = 64
+    grammar_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, size in zip(("num_states", "num_symbols"), self._sizes, strict=True):
+            object.__setattr__(self, name, size)
+
+    def errors(self) -> Iterable[ConfigError]:
+        for key, size in zip(("num_states", "num_symbols"), self._sizes, strict=True):
+            if getattr(self, key) not in (None, size):
+                problem = f"data.preset={self.preset} has {size}"
+                yield ConfigError(f"data.{key}", getattr(self, key), problem, f"leave data.{key} out")
+        yield from too_long(self.seq_len, self._sizes[0])
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        if self.preset is None:
+            return self.num_states or _SIZE, self.num_symbols or _SIZE
+        _, emission = PRESETS[self.preset]
+        return len(emission), len(emission[0])
+
+    @cached_property
+    def transition_SS(self) -> Tensor:
+        if self.preset is not None:
+            return torch.tensor(PRESETS[self.preset][0], dtype=torch.float64)
+        num_states, _ = self._sizes
+        return dirichlet(self.concentration, (num_states, num_states), self.grammar_seed, Stream.GRAMMAR, 0)
+
+    @cached_property
+    def emission_SQ(self) -> Tensor:
+        if self.preset is not None:
+            return torch.tensor(PRESETS[self.preset][1], dtype=torch.float64)
+        return dirichlet(self.concentration, self._sizes, self.grammar_seed, Stream.GRAMMAR, 1)
 
     @cached_property
     def chain(self) -> Chain:
+        initial_1S, transition_1SS = stationary(self.transition_SS)[None], self.transition_SS[None]
         num_states = len(self.transition_SS)
-        latents = {"state": Latent(torch.arange(num_states), num_states)}
-        initial_S = stationary(self.transition_SS)
-        return Chain.full(initial_S, self.transition_SS, self.emission_SQ, self._length, latents=latents)
-
-    def joint(self) -> Joint:
-        transition, emission = self.transition_SS.tolist(), self.emission_SQ.tolist()
-        states = range(len(transition))
-        share = [1 / len(states)] * len(states)
-        for _ in range(10_000):
-            moved = [sum(share[a] * transition[a][b] for a in states) for b in states]
-            share = [(here + there) / 2 for here, there in zip(share, moved, strict=True)]  # half: a cycle would never settle
-
-        def emitted(weight: float, state: int) -> list[tuple[float, int, int]]:
-            return [(weight * prob, token, state) for token, prob in enumerate(emission[state])]
-
-        first = [step for state in states for step in emitted(share[state], state)]
-        paths = unfold(
-            self._length, first, lambda state, _: [step for to in states for step in emitted(transition[state][to], to)]
-        )
-        return as_joint(paths, {"state": list})
+        latents = {"state": Latent(torch.arange(num_states)[None], num_states)}
+        return Chain(initial_1S, transition_1SS, self.emission_SQ, self.seq_len, latents=latents)

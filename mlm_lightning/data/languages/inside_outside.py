@@ -1,242 +1,159 @@
-"""The exact posterior of hidden words under a grammar: messages from short spans to long ones, and back.
+"""The posterior of hidden words under a grammar in Chomsky normal form: inside and outside.
 
-    inside    what a span's words say of the nonterminal above it        S          all splits k of a span, all rules A -> B C:
-    outside   what all other words say of it                        ┌────┴────┐       in[A]   = Σ p · in_left[B] · in_right[C]
-                                                                    NP        VP      out[B] += Σ p · out[A] · in_right[C]
-    posterior of a word  ∝  Σ_A out[A] · p(A -> word)             ┌─┴─┐     ┌─┴─┐
-    sample: from the root down, split and rule in                 the M     saw M
-    proportion to  p · in_left[B] · in_right[C]                         k
+    inside[n][i, A]   =  p(the n words from i on | A)
+                      =  Σ over splits k and rules A -> B C  of  p · inside[k][i, B] · inside[n-k][i+k, C]
+    outside[n][i, A]  =  p(all other words, A above these)      the same sums, from long spans to short ones
 
-For each pair B C that a rule has, all spans of one length and all their splits are worked on together (`span_plan`). Where
-messages become small, those of a span are divided by their largest, whose logarithm is kept.
+           S             belief of A above a span     ∝  outside · inside
+      ┌────┴────┐        posterior of a word          ∝  Σ_A outside[1][i, A] · p(A -> word)
+      NP        VP       sample: from the root down, split and rule in proportion to  p · inside[k][i, B] · inside[n-k][i+k, C]
+    ┌─┴─┐     ┌─┴─┐
+    the M     saw M      inside messages of a span are divided by their largest, whose logarithm is kept: log[n][i]
 
 Source: Lari, Young, "The estimation of stochastic context-free grammars using the inside-outside algorithm", Computer Speech
-and Language 1990, after Baker 1979. Shapes beyond those of `span_plan` and `batch`: I rules of a nonterminal, J layers, M some
-spans of some rows. The batch is the last dimension of all messages.
+and Language 1990, after Baker 1979. Shapes beyond those of `batch`: I spans of a length, by their start; N nonterminals, R
+rules A -> B C, K splits, Q words, V values of a layer, M some spans of some rows.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from mlm_lightning.data.languages.grammar import Grammar
-from mlm_lightning.data.languages.hidden import nonzero_flat
 from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
-from mlm_lightning.data.languages.span_plan import Length, SpanPlan
+from mlm_lightning.data.languages.parse_trees import grow
 from mlm_lightning.randomness import uniform
 
 _TINY = torch.finfo(torch.float64).tiny
-_SMALL = 1e-75
-"""A span whose messages are all smaller has them scaled: products of two others are far from underflow."""
-_MAX_EXPONENT = 600.0
-"""Beyond it, what a split adds is too small to be told from 0 (and its factor would overflow)."""
-_WEIGHTS = 2**20  # of splits and rules, that are chosen from at once
-
-Choose = Callable[[int, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Of spans of a length, from the rows, starts and nonterminals of M of them and a random number each: the length of the left
-part, and the nonterminals of both parts."""
+_MAX_EXPONENT = 600.0  # beyond it, a split adds nothing, and its weight would overflow
 
 
-def grow(keys_B: Tensor, seq_len: int, device: torch.device, choose_split: Choose) -> Tensor:
-    """Trees from the root down: `symbol_LLB[length - 1, start, row]`, the nonterminal of each span, -1 where there is none. The
-    number of a row's random numbers that a span takes is start · L + length - 1."""
-    num_rows = len(keys_B)
-    symbol_LC = torch.full((seq_len, seq_len * num_rows), -1, dtype=torch.int16, device=device)  # a cell: start · B + row
-    symbol_LC[seq_len - 1, :num_rows] = 0
-    for length in range(seq_len, 1, -1):
-        cell_M = nonzero_flat(symbol_LC[length - 1, : (seq_len - length + 1) * num_rows] >= 0)
-        if len(cell_M) == 0:
-            continue
-        start_M = cell_M // num_rows
-        row_M = cell_M - start_M * num_rows
-        u_M = uniform(keys_B.index_select(0, row_M.to(keys_B.device)), start_M * seq_len + length - 1).to(device)
-        symbol_M = symbol_LC[length - 1].index_select(0, cell_M).long()
-        split_M, left_M, right_M = choose_split(length, row_M, start_M, symbol_M, u_M)
-        size = seq_len * num_rows
-        symbol_LC.view(-1).scatter_(0, (split_M - 1) * size + cell_M, left_M.short())
-        symbol_LC.view(-1).scatter_(0, (length - 1 - split_M) * size + cell_M + split_M * num_rows, right_M.short())
-    return symbol_LC.view(seq_len, seq_len, num_rows)
-
-
+@dataclass(frozen=True, eq=False)
 class _Inside:
-    """`value_CB`, and `log_SLB`, by start and length - 1: the log of what a span's messages are to be multiplied by, 0 (-inf
-    where nothing is possible) before any are `scaled`."""
+    """By length, the messages `value_BIN`, and `log_BI`, the logarithm of what they are to be multiplied by."""
 
-    def __init__(self, plan: SpanPlan, said_BL: Tensor) -> None:
-        num_rows, length_L = said_BL.shape
-        self.value_CB = torch.zeros(plan.num_cells, num_rows, dtype=torch.float64, device=said_BL.device)
-        self.log_SLB = self.value_CB.new_full((length_L, length_L, num_rows), -torch.inf)
-        self.scaled = False
+    value: dict[int, Tensor] = field(default_factory=dict)
+    log: dict[int, Tensor] = field(default_factory=dict)
 
-    def put(self, at: Length, value_ASB: Tensor, log_SB: Tensor | float = 0.0) -> None:
-        most_SB = value_ASB.amax(0)
-        small_SB = (most_SB < _SMALL) & (most_SB > 0)
-        if small_SB.any():
-            scale_SB = torch.where(small_SB, most_SB, 1.0)
-            value_ASB /= scale_SB
-            log_SB = scale_SB.log_().add_(log_SB)
-            self.scaled = True
-        self.log_SLB[: len(most_SB), at.length - 1] = torch.where(most_SB > 0, log_SB, -torch.inf)
-        self.value_CB[at.cell_AS.flatten()] = value_ASB.flatten(0, 1)
+    def put(self, length: int, value_BIN: Tensor, log_BI: Tensor) -> None:
+        most_BI = value_BIN.amax(2)
+        self.value[length], self.log[length] = value_BIN / most_BI.clamp(min=_TINY)[..., None], log_BI + most_BI.log()
 
-    def log_parts(self, at: Length) -> Tensor:
-        """`log_KSB` of the left and the right parts together, at all splits."""
-        left_KSB, right_KSB = at.whole.parts(self.log_SLB.flatten(0, 1), at.num_starts)
-        return left_KSB + right_KSB
+    def log_parts(self, length: int, split: int) -> Tensor:
+        """`log_BI` of the left and the right part together."""
+        right_BI = self.log[length - split][:, split:]
+        return self.log[split][:, : right_BI.shape[1]] + right_BI
+
+    def weight(self, length: int, split: int, log_BI: Tensor) -> Tensor:
+        """What the messages of both parts are to be multiplied by for those of the whole, whose logarithm is `log_BI`."""
+        log_BI = log_BI.masked_fill(log_BI == -torch.inf, torch.inf)
+        return (self.log_parts(length, split) - log_BI).clamp(max=_MAX_EXPONENT).exp()
+
+    @property
+    def log_root_B(self) -> Tensor:
+        longest = len(self.value)
+        return self.value[longest][:, 0, 0].log() + self.log[longest][:, 0]
 
 
 class InsideOutside(LanguageOracle):
     """The answers about rows of one length of a grammar, given that length."""
 
     def __init__(self, grammar: Grammar, seq_len: int) -> None:
-        self._plan = SpanPlan.of(grammar, seq_len)
-        super().__init__(grammar.num_words, seq_len, row_elements=2 * self._plan.num_cells)
-        self._grammar, self._word_NQ = grammar, grammar.word_NQ
-        self._word_XN = torch.cat((grammar.word_NQ, grammar.word_NQ.sum(1, keepdim=True)), dim=1).T.contiguous()
+        num_rules, num_nonterminals = len(grammar.binary_R4), len(grammar.names)
+        super().__init__(grammar.num_words, seq_len, seq_len**2 * num_nonterminals + 4 * seq_len * num_rules)
+        parent_R, self.left_R, self.right_R = grammar.binary_R4[:, :3].long().T
+        self.rule_RN = one_hot(parent_R, num_nonterminals) * grammar.binary_R4[:, 3:]
+        self.grammar, self.word_NQ = grammar, grammar.word_NQ
+        self.word_XN = torch.cat((grammar.word_NQ, grammar.word_NQ.sum(1, keepdim=True)), dim=1).T
 
-    @cached_property
-    def _log_total(self) -> float:
-        """Of the probability of the length."""
-        nothing_1L = torch.full((1, self.seq_len), self.num_symbols, device=self._word_XN.device)
-        return float(self._log_root(self._inside(nothing_1L)))
+        can_LN = torch.zeros(seq_len + 1, num_nonterminals, dtype=torch.bool)  # whether a nonterminal can have a length
+        can_LN[1] = (grammar.word_NQ > 0).any(1)
+        self.splits: dict[int, list[tuple[int, Tensor]]] = {1: []}
+        for n in range(2, seq_len + 1):
+            may_KR = can_LN[1:n, self.left_R] & can_LN[1:n].flip(0)[:, self.right_R]
+            self.splits[n] = [(k, may_R.nonzero()[:, 0]) for k, may_R in enumerate(may_KR, 1) if may_R.any()]
+            can_LN[n, parent_R[may_KR.any(0)]] = True
 
-    def _log_likelihood(self, said_BL: Tensor) -> Tensor:
-        return self._log_root(self._inside(said_BL)) - self._log_total
+    def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
+        nothing_1L = torch.full_like(evidence_BL[:1], self.num_symbols)  # its weight is that of the length
+        return self._inside(evidence_BL).log_root_B - self._inside(nothing_1L).log_root_B
 
-    def _posterior(self, said_BL: Tensor) -> Answer:
-        inside = self._inside(said_BL)
-        at, outside_ALB = deque(self._outside(inside), maxlen=1).pop()
-        probs_BLQ = _times(self._word_NQ[at.symbol_A].T, outside_ALB).permute(2, 1, 0)
-        total_BL1 = probs_BLQ.sum(-1, keepdim=True)
-        possible_BL1 = (total_BL1 > 0) | (said_BL < self.num_symbols)[..., None]
-        return probs_BLQ / total_BL1, possible_BL1.all(1)[:, 0] & (self._log_root(inside) > -torch.inf)
+    def _posterior(self, evidence_BL: Tensor) -> Answer:
+        inside = self._inside(evidence_BL)
+        *_, (_, outside_BLN) = self._outside(inside)
+        probs_BLQ = outside_BLN @ self.word_NQ
+        return probs_BLQ / probs_BLQ.sum(2, keepdim=True), inside.log_root_B > -torch.inf
 
-    def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """`split`, the length of the root's left part (0 where the row is one word); each layer's nonterminal above each word,
         or, where there are no layers, `parent`, the one directly above it."""
-        inside, layers = self._inside(said_BL), self._grammar.layers
-        value_JN = self._grammar.layers_JN.to(said_BL.device)
-        sizes = [1 + max(layer.values()) for layer in layers.values()]
-        one_hots = [torch.nn.functional.one_hot(v + 1, n + 1)[:, 1:].T.double() for v, n in zip(value_JN, sizes, strict=True)]
-        # what begins at a position, less what has ended before it: the sums up to a position are what covers it
-        changes = [inside.value_CB.new_zeros(n, self.seq_len + 1, len(said_BL)) for n in sizes]
-        for at, outside_ASB in self._outside(inside):
-            belief_ASB = outside_ASB * inside.value_CB[at.cell_AS]
-            for change_VLB, one_hot_VN in zip(changes, one_hots, strict=True):
-                covers_VSB = _times(one_hot_VN[:, at.symbol_A], belief_ASB)
-                change_VLB[:, : covers_VSB.shape[1]] += covers_VSB
-                change_VLB[:, at.length :] -= covers_VSB
-        found = {"split": self._split(inside)}
-        if layers:
-            found |= {name: each[:, :-1].cumsum(1).clamp_(min=0) for name, each in zip(layers, changes, strict=True)}
-        else:
-            parent_NLB = belief_ASB.new_zeros(len(self._word_NQ), *belief_ASB.shape[1:])
-            found["parent"] = parent_NLB.index_copy_(0, at.symbol_A, belief_ASB)
-        possible_B = self._log_root(inside) > -torch.inf
-        for name, belief_VLB in found.items():
-            total_LB = belief_VLB.sum(0)
-            possible_B &= (total_LB > 0).all(0)
-            found[name] = (belief_VLB / total_LB).permute(2, 1, 0).contiguous()
-        return found, possible_B
+        inside, seq_len = self._inside(evidence_BL), self.seq_len
+        found = {"split": self.word_NQ.new_zeros(len(evidence_BL), 1, seq_len)}
+        found["split"][..., 0] = seq_len == 1
+        for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, seq_len, inside.log[seq_len]):
+            found["split"][..., k] = (weight_BI1 * left_BIR * right_BIR) @ self.rule_RN[rule_R, 0]
+        layers = {name: one_hot(value_N + 1)[:, 1:].to(self.word_NQ) for name, value_N in self.grammar.layers_N.items()}
+        found |= {name: self.word_NQ.new_zeros(*evidence_BL.shape, layer_NV.shape[1]) for name, layer_NV in layers.items()}
+        for n, outside_BIN in self._outside(inside):
+            belief_BIN = outside_BIN * inside.value[n]
+            for name, layer_NV in layers.items():
+                for place in range(n):
+                    found[name][:, place : seq_len - n + 1 + place] += belief_BIN @ layer_NV
+        found |= {} if layers else {"parent": belief_BIN}
+        found = {name: probs_BNS / probs_BNS.sum(2, keepdim=True) for name, probs_BNS in found.items()}
+        return found, inside.log_root_B > -torch.inf
 
-    def _split(self, inside: _Inside) -> Tensor:
-        """The weights of the root's splits, `split_K1B`; number 0 is for a row of one word."""
-        split_K1B = inside.value_CB.new_zeros(self.seq_len, 1, inside.value_CB.shape[1])
-        if self.seq_len == 1:
-            return split_K1B + 1
-        root = self._plan.lengths[-1]
-        for pair, prob, both_KSB in zip(root.pairs, root.rule_AP[0].tolist(), _both(inside, root)[0], strict=True):
-            pair.at_splits(split_K1B[1:]).add_(both_KSB, alpha=prob)
-        return split_K1B
+    def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
+        inside = self._inside(evidence_BL)
 
-    def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
-        inside, length_L = self._inside(said_BL), self.seq_len
-        left_NI, right_NI, prob_NI = (table_NI.to(said_BL.device) for table_NI in self._grammar.rules_of_NI)
-        num_rules, plan = left_NI.shape[1], self._plan
+        def choose_split(
+            n: int, row_M: Tensor, start_M: Tensor, symbol_M: Tensor, u_M: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            weights = []
+            for k in range(1, n):
+                left_MR = inside.value[k][row_M, start_M][:, self.left_R]
+                right_MR = inside.value[n - k][row_M, start_M + k][:, self.right_R]
+                weight_M1 = inside.weight(n, k, inside.log[n])[row_M, start_M, None]
+                weights.append(weight_M1 * left_MR * right_MR * self.rule_RN.T[symbol_M])
+            taken_M = choose(torch.cat(weights, dim=1), u_M)
+            rule_M = taken_M % len(self.left_R)
+            return taken_M // len(self.left_R) + 1, self.left_R[rule_M], self.right_R[rule_M]
 
-        def choose_some(length: int, row_M: Tensor, start_M: Tensor, symbol_M: Tensor, u_M: Tensor) -> tuple[Tensor, ...]:
-            k_K, start_M1, row_M1 = torch.arange(1, length, device=row_M.device), start_M[:, None], row_M[:, None]
-            left, right = (k_K, start_M1), (length - k_K, start_M1 + k_K)
-            left_log_MK, right_log_MK = (inside.log_SLB[start, length_K - 1, row_M1] for length_K, start in (left, right))
-            left_MKI, right_MKI = (
-                inside.value_CB[plan.cell(length_K[:, None], table_NI[symbol_M][:, None], start[..., None]), row_M1[..., None]]
-                for (length_K, start), table_NI in ((left, left_NI), (right, right_NI))
-            )
-            weight_MKI = (
-                left_MKI * right_MKI * prob_NI[symbol_M][:, None] * _weights((left_log_MK + right_log_MK).T)[0].T[..., None]
-            )
-            taken_M = choose(weight_MKI.flatten(1), u_M)
-            rule_M = taken_M % num_rules
-            return taken_M // num_rules + 1, left_NI[symbol_M, rule_M], right_NI[symbol_M, rule_M]
+        parent_BL = grow(keys_B, self.seq_len, evidence_BL.device, choose_split)[0].T.long()
+        u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len) * self.seq_len).to(evidence_BL.device)
+        return choose(self.word_NQ[parent_BL.clamp(min=0)], u_BL), inside.log_root_B > -torch.inf
 
-        def choose_split(length: int, *spans: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            size = max(1, _WEIGHTS // (length * num_rules))
-            parts = [choose_some(length, *some) for some in zip(*(each_M.split(size) for each_M in spans), strict=True)]
-            split_M, left_M, right_M = (torch.cat(each) for each in zip(*parts, strict=True))
-            return split_M, left_M, right_M
-
-        parent_BL = grow(keys_B, length_L, said_BL.device, choose_split)[0].T.long()
-        u_BL = uniform(keys_B[:, None], torch.arange(length_L) * length_L).to(said_BL.device)
-        return choose(self._word_NQ[parent_BL.clamp_(min=0)], u_BL), self._log_root(inside) > -torch.inf
-
-    def _inside(self, said_BL: Tensor) -> _Inside:
-        plan = self._plan = self._plan.to(said_BL.device)
-        inside = _Inside(plan, said_BL)
-        first = plan.lengths[0]
-        inside.put(first, self._word_XN[:, first.symbol_A][said_BL].permute(2, 1, 0))
-        for each in plan.lengths[1:]:
-            told, log_SB = _both(inside, each)
-            told_PSB = inside.value_CB.new_empty(len(each.pairs), each.num_starts, len(said_BL))
-            for told_SB, both_KSB in zip(told_PSB, told, strict=True):
-                torch.sum(both_KSB, 0, out=told_SB)
-            inside.put(each, _times(each.rule_AP, told_PSB), log_SB)
+    def _inside(self, evidence_BL: Tensor) -> _Inside:
+        inside = _Inside()
+        inside.put(1, self.word_XN[evidence_BL], torch.zeros_like(evidence_BL, dtype=torch.float64))
+        for n in range(2, self.seq_len + 1):
+            log_BI = torch.stack([inside.log_parts(n, k) for k in range(1, n)]).amax(0)
+            rules_BIR = log_BI.new_zeros(*log_BI.shape, len(self.rule_RN))
+            for _, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, n, log_BI):
+                rules_BIR[..., rule_R] += weight_BI1 * left_BIR * right_BIR
+            inside.put(n, rules_BIR @ self.rule_RN, log_BI)
         return inside
 
-    def _log_root(self, inside: _Inside) -> Tensor:
-        return inside.value_CB[self._plan.lengths[-1].cell_AS[0, 0]].log() + inside.log_SLB[0, -1]
+    def _outside(self, inside: _Inside) -> Iterator[tuple[int, Tensor]]:
+        """From the longest spans to the words, length and `outside_BIN`: times the inside, it is the belief of a nonterminal."""
+        outside = {n: torch.zeros_like(value_BIN) for n, value_BIN in inside.value.items()}
+        outside[self.seq_len][:, 0, 0] = 1 / inside.value[self.seq_len][:, 0, 0]
+        for n in range(self.seq_len, 1, -1):
+            yield n, outside[n]
+            above_BIR = outside[n] @ self.rule_RN.T
+            for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, n, inside.log[n]):
+                parent_BIR = weight_BI1 * above_BIR[..., rule_R]
+                outside[k][:, : parent_BIR.shape[1]].index_add_(2, self.left_R[rule_R], parent_BIR * right_BIR)
+                outside[n - k][:, k:].index_add_(2, self.right_R[rule_R], parent_BIR * left_BIR)
+        yield 1, outside[1]
 
-    def _outside(self, inside: _Inside) -> Iterator[tuple[Length, Tensor]]:
-        """From the longest spans to the words, `outside_ASB`: times the inside, it is the posterior of the span's symbol."""
-        plan, outside_CB = self._plan, torch.zeros_like(inside.value_CB)
-        root = plan.lengths[-1].cell_AS[0, 0]
-        outside_CB[root] = 1 / inside.value_CB[root].clamp_min(_TINY)
-        for each in reversed(plan.lengths):
-            yield each, (outside_ASB := outside_CB[each.cell_AS])
-            told_PSB, factor_KSB = _times(each.rule_AP.T, outside_ASB), None
-            if inside.scaled:
-                log_SB = inside.log_SLB[: each.num_starts, each.length - 1]
-                factor_KSB = inside.log_parts(each).sub_(log_SB.masked_fill(log_SB == -torch.inf, torch.inf))
-                factor_KSB.clamp_(max=_MAX_EXPONENT).exp_()
-            for pair, told_SB in zip(each.pairs, told_PSB, strict=True):
-                told_KSB = told_SB if factor_KSB is None else told_SB * pair.at_splits(factor_KSB)
-                left_KSB, right_KSB = pair.parts(inside.value_CB, each.num_starts)
-                to_left_KSB, to_right_KSB = pair.parts(outside_CB, each.num_starts)
-                to_left_KSB.addcmul_(told_KSB, right_KSB)
-                to_right_KSB.addcmul_(told_KSB, left_KSB)
-
-
-def _both(inside: _Inside, at: Length) -> tuple[Iterator[Tensor], Tensor | float]:
-    """Of each pair, `both_KSB`: the left times the right part, up to a factor whose logarithm is given."""
-    weight_KSB, log_SB = _weights(inside.log_parts(at)) if inside.scaled else (None, 0.0)
-
-    def products() -> Iterator[Tensor]:
-        for pair in at.pairs:
-            left_KSB, right_KSB = pair.parts(inside.value_CB, at.num_starts)
-            both_KSB = left_KSB * right_KSB
-            yield both_KSB if weight_KSB is None else both_KSB.mul_(pair.at_splits(weight_KSB))
-
-    return products(), log_SB
-
-
-def _times(matrix: Tensor, value_ASB: Tensor) -> Tensor:
-    return (matrix @ value_ASB.flatten(1)).unflatten(1, value_ASB.shape[1:])
-
-
-def _weights(log_KSB: Tensor) -> tuple[Tensor, Tensor]:
-    """What splits are to be multiplied by, and the log of what all of them were divided by."""
-    most_SB = log_KSB.amax(0)
-    most_SB = most_SB.masked_fill(most_SB == -torch.inf, 0.0)
-    return (log_KSB - most_SB).exp_(), most_SB
+    def _parts(self, inside: _Inside, n: int, log_BI: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
+        """For each split k of spans of n words: the rules that they may have there, the weight beside a scale `log_BI`, and the
+        messages of both parts, `left_BIR` and `right_BIR`."""
+        for k, rule_R in self.splits[n]:
+            left_BIR = inside.value[k][:, : log_BI.shape[1], self.left_R[rule_R]]
+            right_BIR = inside.value[n - k][:, k:, self.right_R[rule_R]]
+            yield k, rule_R, inside.weight(n, k, log_BI)[..., None], left_BIR, right_BIR

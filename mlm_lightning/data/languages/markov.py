@@ -11,94 +11,68 @@ Source: Shannon, "A mathematical theory of communication", 1948; as a task for t
 Tsilivis, "The evolution of statistical induction heads", 2024, arXiv 2402.11004.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Annotated
 
 import torch
 from annotated_types import Interval
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from mlm_lightning.data.languages.chain import (
-    MAX_STATES,
-    Chain,
-    Concentration,
-    check_memory,
-    entropy_rate,
-    stationary,
-)
-from mlm_lightning.data.languages.chain_source import ChainSource
-from mlm_lightning.data.languages.joint import as_joint, unfold
-from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SeqLen
-from mlm_lightning.data.source import Joint
+from mlm_lightning.data.languages.chain import MAX_STATES, Chain, Concentration, too_long
+from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.stationary import entropy_rate, stationary
+from mlm_lightning.data.languages.synthetic import NumSymbols, SeqLen
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, dirichlet
-from mlm_lightning.values import checked
 
 
-class MarkovSource(ChainSource):
+@dataclass(frozen=True, eq=False)
+class MarkovSource(ChainLanguage):
     """Rows of the chain that `grammar_seed` draws; `seed` makes the rows alone."""
 
-    @checked("data")
-    def __init__(
-        self,
-        num_symbols: NumSymbols = 4,
-        order: Annotated[int, Interval(ge=1, le=3), "a token depends on so many before it"] = 2,
-        concentration: Concentration = 0.3,
-        seq_len: SeqLen = 64,
-        grammar_seed: int = 0,
-        seed: int = 0,
-        train_size: NumRows = 1_048_576,
-        val_size: NumRows = 4096,
-        test_size: NumRows = 4096,
-    ) -> None:
-        super().__init__(num_symbols, seed, train_size, val_size, test_size)
-        if num_symbols**order > MAX_STATES:
-            most = int(MAX_STATES ** (1 / order) + 1e-9)
-            problem = f"with data.order={order}, num_symbols^order is above {MAX_STATES}, for lack of memory"
-            raise ConfigError(
-                "data.num_symbols", num_symbols, problem, f"use data.num_symbols={most} or fewer, or a lower order"
-            )
-        check_memory(seq_len, num_symbols**order)
-        self.order, self._length = order, seq_len
-        self.next_CQ = dirichlet(concentration, (num_symbols**order, num_symbols), grammar_seed, Stream.GRAMMAR)
-        """The probability of each symbol after each context, the oldest token of a context its highest digit."""
+    num_symbols: NumSymbols = 4
+    order: Annotated[int, Interval(ge=1, le=3), "a token depends on so many before it"] = 2
+    concentration: Concentration = 0.3
+    seq_len: SeqLen = 64
+    grammar_seed: int = 0
+
+    def errors(self) -> Iterable[ConfigError]:
+        num_contexts = self.num_symbols**self.order
+        if num_contexts > MAX_STATES:
+            most = int(MAX_STATES ** (1 / self.order) + 1e-9)
+            problem = f"with data.order={self.order}, num_symbols^order is above {MAX_STATES}, for lack of memory"
+            remedy = f"use data.num_symbols={most} or fewer, or a lower order"
+            yield ConfigError("data.num_symbols", self.num_symbols, problem, remedy)
+        else:
+            yield from too_long(self.seq_len, num_contexts)
+
+    @cached_property
+    def next_CQ(self) -> Tensor:
+        """The probability of each symbol after each of C contexts, which are numbers whose highest digit is the oldest token."""
+        q = self.num_symbols
+        return dirichlet(self.concentration, (q**self.order, q), self.grammar_seed, Stream.GRAMMAR)
 
     @cached_property
     def _successor_CQ(self) -> Tensor:
-        """Contexts as numbers, the oldest token their highest digit."""
         num_contexts, q = self.next_CQ.shape
         return (torch.arange(num_contexts)[:, None] * q + torch.arange(q)) % num_contexts
 
     @cached_property
     def _stationary_C(self) -> Tensor:
-        transition_CC = torch.zeros(len(self.next_CQ), len(self.next_CQ), dtype=torch.float64)
-        return stationary(transition_CC.scatter_(1, self._successor_CQ, self.next_CQ))
+        num_contexts = len(self.next_CQ)
+        transition_CC = torch.zeros(num_contexts, num_contexts, dtype=torch.float64)
+        return stationary(transition_CC.scatter(1, self._successor_CQ, self.next_CQ))
 
     @cached_property
     def chain(self) -> Chain:
         """Its states are the contexts, which end in the token at hand."""
         num_contexts, q = self.next_CQ.shape
-        emission_CQ = torch.nn.functional.one_hot(torch.arange(num_contexts) % q, q).double()
-        return Chain(self._stationary_C, self._successor_CQ, self.next_CQ, emission_CQ, self._length)
+        emission_CQ = one_hot(torch.arange(num_contexts) % q, q).double()
+        initial_1C, step_1CQ = self._stationary_C[None], self.next_CQ[None]
+        return Chain(initial_1C, step_1CQ, emission_CQ, self.seq_len, successor_SR=self._successor_CQ)
 
     def entropy_rate(self) -> float:
         return entropy_rate(self.next_CQ, self._stationary_C)
-
-    def joint(self) -> Joint:
-        symbols = range(self.num_symbols)
-        contexts = list(product(symbols, repeat=self.order))
-        following = dict(zip(contexts, self.next_CQ.tolist(), strict=True))
-        share = dict.fromkeys(contexts, 1 / len(contexts))
-        for _ in range(10_000):  # from anywhere, it comes to what it is in the long run
-            after = dict.fromkeys(contexts, 0.0)
-            for context, weight in share.items():
-                for token in symbols:
-                    after[(*context[1:], token)] += weight * following[context][token]
-            share = after
-        paths = unfold(
-            self._length,
-            [(weight, context[-1], context) for context, weight in share.items()],
-            lambda context, _: [(following[context][token], token, (*context[1:], token)) for token in symbols],
-        )
-        return as_joint(paths, {})

@@ -11,85 +11,60 @@ Bayesian inference", ICLR 2022, arXiv 2111.02080 (mixtures of HMMs); of Markov c
 dynamics shape algorithmic phases of in-context learning", ICLR 2025, arXiv 2412.01003.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
 import torch
 from annotated_types import Interval
+from torch import Tensor
 
-from mlm_lightning.data.languages.chain import (
-    MAX_STATES,
-    Chain,
-    Concentration,
-    Latent,
-    check_memory,
-    entropy_rate,
-    stationary,
-)
-from mlm_lightning.data.languages.chain_source import ChainSource
-from mlm_lightning.data.languages.joint import as_joint, unfold
-from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SeqLen
-from mlm_lightning.data.source import Joint
+from mlm_lightning.data.languages.chain import MAX_STATES, Chain, Concentration, Latent, too_long
+from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.stationary import entropy_rate, stationary
+from mlm_lightning.data.languages.synthetic import NumSymbols, SeqLen
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, dirichlet
-from mlm_lightning.values import checked
 
 
-class MixtureSource(ChainSource):
+@dataclass(frozen=True, eq=False)
+class MixtureSource(ChainLanguage):
     """Rows of the chains that `grammar_seed` draws; `seed` makes the rows alone."""
 
-    @checked("data")
-    def __init__(
-        self,
-        num_symbols: NumSymbols = 4,
-        num_components: Annotated[int, Interval(ge=1, le=MAX_STATES // 2), "a row is of one of so many chains"] = 8,
-        concentration: Concentration = 0.5,
-        seq_len: SeqLen = 64,
-        grammar_seed: int = 0,
-        seed: int = 0,
-        train_size: NumRows = 1_048_576,
-        val_size: NumRows = 4096,
-        test_size: NumRows = 4096,
-    ) -> None:
-        super().__init__(num_symbols, seed, train_size, val_size, test_size)
-        if num_components * num_symbols > MAX_STATES:
-            problem = (
-                f"with data.num_symbols={num_symbols}, num_components · num_symbols is above {MAX_STATES}, for lack of memory"
-            )
-            raise ConfigError("data.num_components", num_components, problem, f"use {MAX_STATES // num_symbols} or fewer")
-        check_memory(seq_len, num_components * num_symbols)
-        self._length = seq_len
-        shape = (num_components, num_symbols, num_symbols)
-        self.transition_MQQ = dirichlet(concentration, shape, grammar_seed, Stream.GRAMMAR)
+    num_symbols: NumSymbols = 4
+    num_components: Annotated[int, Interval(ge=1, le=MAX_STATES // 2), "a row is of one of so many chains"] = 8
+    concentration: Concentration = 0.5
+    seq_len: SeqLen = 64
+    grammar_seed: int = 0
+
+    def errors(self) -> Iterable[ConfigError]:
+        q, num_states = self.num_symbols, self.num_components * self.num_symbols
+        if num_states > MAX_STATES:
+            problem = f"with data.num_symbols={q}, num_components · num_symbols is above {MAX_STATES}, for lack of memory"
+            yield ConfigError("data.num_components", self.num_components, problem, f"use {MAX_STATES // q} or fewer")
+        else:
+            yield from too_long(self.seq_len, num_states)
+
+    @cached_property
+    def transition_MQQ(self) -> Tensor:
+        shape = (self.num_components, self.num_symbols, self.num_symbols)
+        return dirichlet(self.concentration, shape, self.grammar_seed, Stream.GRAMMAR)
+
+    @cached_property
+    def _stationary_MQ(self) -> Tensor:
+        return torch.stack([stationary(transition_QQ) for transition_QQ in self.transition_MQQ])
 
     @cached_property
     def chain(self) -> Chain:
-        """Its states are pairs of a component and a token."""
-        components, q, _ = self.transition_MQQ.shape
-        initial_MQ = torch.stack([stationary(each_QQ) for each_QQ in self.transition_MQQ]) / components
-        component_S, token_S = torch.arange(components * q) // q, torch.arange(components * q) % q
-        successor_SR = component_S[:, None] * q + torch.arange(q)
-        emission_SQ = torch.nn.functional.one_hot(token_S, q).double()
-        latents = {"component": Latent(component_S, components, once=True)}
-        weight_SR = self.transition_MQQ.flatten(0, 1)
-        return Chain(initial_MQ.flatten(), successor_SR, weight_SR, emission_SQ, self._length, latents=latents)
+        """One for each component, whose states are the tokens."""
+        num_components, q, _ = self.transition_MQQ.shape
+        component_MQ = torch.arange(num_components)[:, None].expand(-1, q)
+        latents = {"component": Latent(component_MQ, num_components, once=True)}
+        initial_MQ, emission_QQ = self._stationary_MQ / num_components, torch.eye(q, dtype=torch.float64)
+        return Chain(initial_MQ, self.transition_MQQ, emission_QQ, self.seq_len, latents=latents)
 
     def entropy_rate(self) -> float:
-        """Of a long row, in which its component is known."""
-        rates = [entropy_rate(each_QQ, stationary(each_QQ)) for each_QQ in self.transition_MQQ]
+        """That of a long row, in which its component is known."""
+        rates = [entropy_rate(*each) for each in zip(self.transition_MQQ, self._stationary_MQ, strict=True)]
         return sum(rates) / len(rates)
-
-    def joint(self) -> Joint:
-        tables, symbols = self.transition_MQQ.tolist(), range(self.num_symbols)
-        first = []
-        for component, table in enumerate(tables):
-            share = [1 / len(symbols)] * len(symbols)
-            for _ in range(10_000):
-                share = [sum(share[a] * table[a][b] for a in symbols) for b in symbols]
-            first += [(prob / len(tables), token, (component, token)) for token, prob in enumerate(share)]
-        paths = unfold(
-            self._length,
-            first,
-            lambda state, _: [(prob, token, (state[0], token)) for token, prob in enumerate(tables[state[0]][state[1]])],
-        )
-        return as_joint(paths, {"component": lambda states: [states[0][0]]})

@@ -11,149 +11,151 @@ here: the checks of what is observed, blocks that fit the memory, the device, th
 """
 
 from collections.abc import Iterator
-from math import ceil
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from mlm_lightning.data.languages.synthetic import observed_tokens
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.randomness import uniform
 
 _ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
 """Elements (of 8 bytes) that a block of rows may need, by the device; on others there is no float64."""
 
 Answer = tuple[Tensor, Tensor]
-"""Of a block of rows: what is asked, and `possible_B`, False where what is observed has probability zero."""
+"""The answer about a block of rows, and `possible_B`, False where the evidence has probability zero."""
 
 
 class LanguageOracle:
     """Exact answers in float64, for `num_symbols` symbols and rows of `seq_len` tokens, about any tokens given any others.
 
-    Tokens that are not observed may hold anything. All but `log_likelihood` raise ValueError, naming the first such row, where
-    what is observed has probability zero; all of them where it is no symbol."""
+    Tokens that are not observed may hold anything. ValueError for tokens that are not whole numbers, observed ones that are no
+    symbol, and an `observed_BL` with other values than True and False, 1 and 0. All questions but `log_likelihood` raise
+    ValueError, naming the first such row, where the evidence has probability zero."""
 
     def __init__(self, num_symbols: int, seq_len: int, row_elements: int) -> None:
         """`row_elements`: how many numbers are kept for one row while it is worked on."""
         self.num_symbols, self.seq_len, self._row_elements = num_symbols, seq_len, row_elements
         self._one_hot_VV = torch.eye(num_symbols + 1, dtype=torch.float64)
 
+    @exactly()
     def posterior(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
         """`probs_BLV`: all on the token where it is observed; `[MASK]` (the last) has probability 0."""
-        if tokens_BL.device.type not in _ELEMENTS:
-            return self.posterior(tokens_BL.cpu(), observed_BL.cpu()).float().to(tokens_BL.device)
-        said_BL = self._said(tokens_BL, observed_BL)
-        probs_BLV = torch.empty(*said_BL.shape, self.num_symbols + 1, dtype=torch.float64, device=said_BL.device)
-        for rows in self._blocks(said_BL):
-            self._refuse_impossible(self._write(probs_BLV[rows], said_BL[rows]), rows.start)
-        return probs_BLV
+        evidence_BL = self._evidence(tokens_BL, observed_BL)
+        shape = (*evidence_BL.shape, self.num_symbols + 1)
+        probs_BLV = torch.empty(shape, dtype=torch.float64, device=evidence_BL.device)
+        for rows in self._blocks(evidence_BL):
+            probs_BLQ, possible_B = self._posterior(evidence_BL[rows])
+            hidden_BL1 = (evidence_BL[rows] == self.num_symbols)[..., None]
+            probs_BLV[rows] = torch.where(hidden_BL1, pad(probs_BLQ, (0, 1)), self._one_hot_VV[evidence_BL[rows]])
+            # a message that underflows leaves 0 / 0
+            self._refuse_impossible(possible_B & probs_BLV[rows].isfinite().all(2).all(1), rows)
+        return _on_device_of(tokens_BL, probs_BLV)
 
+    @exactly()
     def log_likelihood(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
         """`log_prob_B` (nats): of the tokens that are observed, the others summed out; -inf where they are impossible."""
-        if tokens_BL.device.type not in _ELEMENTS:
-            return self.log_likelihood(tokens_BL.cpu(), observed_BL.cpu()).float().to(tokens_BL.device)
-        said_BL = self._said(tokens_BL, observed_BL)
-        parts = [self._log_likelihood(said_BL[rows]) for rows in self._blocks(said_BL)]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=said_BL.device)
+        evidence_BL = self._evidence(tokens_BL, observed_BL)
+        parts = [self._log_likelihood(evidence_BL[rows]) for rows in self._blocks(evidence_BL)]
+        return _on_device_of(tokens_BL, torch.cat(parts))
 
+    @exactly()
     def sample(self, tokens_BL: Tensor, observed_BL: Tensor, keys_B: Tensor) -> Tensor:
         """`tokens_BL` (int64): the observed tokens, and the others drawn jointly from their posterior, each row a function of
         its key (`randomness.row_keys`)."""
-        if tokens_BL.device.type not in _ELEMENTS:
-            return self.sample(tokens_BL.cpu(), observed_BL.cpu(), keys_B.cpu()).to(tokens_BL.device)
-        said_BL = self._said(tokens_BL, observed_BL)
-        drawn_BL = said_BL.clone()
-        for rows in self._blocks(said_BL):
-            sampled_BL, possible_B = self._sample(said_BL[rows], keys_B[rows])
-            self._refuse_impossible(possible_B, rows.start)
-            drawn_BL[rows] = torch.where(said_BL[rows] == self.num_symbols, sampled_BL, said_BL[rows])
-        return drawn_BL
+        evidence_BL = self._evidence(tokens_BL, observed_BL)
+        drawn_BL = torch.empty_like(evidence_BL)
+        for rows in self._blocks(evidence_BL):
+            sampled_BL, possible_B = self._sample(evidence_BL[rows], keys_B[rows])
+            self._refuse_impossible(possible_B, rows)
+            drawn_BL[rows] = torch.where(evidence_BL[rows] == self.num_symbols, sampled_BL, evidence_BL[rows])
+        return _on_device_of(tokens_BL, drawn_BL)
 
+    @exactly()
     def latents(self, tokens_BL: Tensor, observed_BL: Tensor) -> dict[str, Tensor]:
         """The posterior of the latent variables, `probs_BNS` by name (N nodes, S states); empty where the language has none."""
-        if tokens_BL.device.type not in _ELEMENTS:
-            found = self.latents(tokens_BL.cpu(), observed_BL.cpu())
-            return {name: probs_BNS.float().to(tokens_BL.device) for name, probs_BNS in found.items()}
-        said_BL = self._said(tokens_BL, observed_BL)
+        evidence_BL = self._evidence(tokens_BL, observed_BL)
         parts: list[dict[str, Tensor]] = []
-        for rows in self._blocks(said_BL):
-            found, possible_B = self._latents(said_BL[rows])
-            self._refuse_impossible(possible_B, rows.start)
+        for rows in self._blocks(evidence_BL):
+            found, possible_B = self._latents(evidence_BL[rows])
+            for probs_BNS in found.values():
+                possible_B = possible_B & probs_BNS.isfinite().all(2).all(1)
+            self._refuse_impossible(possible_B, rows)
             parts.append(found)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return {name: _on_device_of(tokens_BL, torch.cat([part[name] for part in parts])) for name in parts[0]}
 
-    def _write(self, probs_BLV: Tensor, said_BL: Tensor) -> Tensor:
-        """Writes the whole posterior of a block of rows, hidden and observed tokens alike; returns `possible_B`."""
-        pick_rows(self._one_hot_VV, said_BL, probs_BLV)
-        return self._fill(probs_BLV, said_BL)
-
-    def _fill(self, probs_BLV: Tensor, said_BL: Tensor) -> Tensor:
-        """Writes the posterior of those tokens that are hidden, where `probs_BLV` has all on `[MASK]`; returns `possible_B`."""
-        probs_BLQ, possible_B = self._posterior(said_BL)
-        hidden_BL1 = (said_BL == self.num_symbols)[..., None]
-        probs_BLV[..., :-1] = torch.where(hidden_BL1, probs_BLQ, probs_BLV[..., :-1])
-        probs_BLV[..., -1] = 0.0
-        return possible_B
-
-    def _posterior(self, said_BL: Tensor) -> Answer:
-        """`probs_BLQ` of the symbols, right wherever a token is hidden. In `said_BL`, hidden tokens are `num_symbols`."""
+    def _posterior(self, evidence_BL: Tensor) -> Answer:
+        """`probs_BLQ` of the symbols, right wherever a token is hidden. In `evidence_BL`, hidden tokens are `num_symbols`."""
         raise NotImplementedError
 
-    def _log_likelihood(self, said_BL: Tensor) -> Tensor:
+    def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         """`log_prob_B`, -inf where impossible. By default each token's given those before it, which takes L posteriors."""
-        log_prob_B = torch.zeros(len(said_BL), dtype=torch.float64, device=said_BL.device)
-        seen_BL = torch.full_like(said_BL, self.num_symbols)
-        for position, token_B in enumerate(said_BL.unbind(1)):
+        log_prob_B = torch.zeros(len(evidence_BL), dtype=torch.float64, device=evidence_BL.device)
+        seen_BL = torch.full_like(evidence_BL, self.num_symbols)
+        for position, token_B in enumerate(evidence_BL.unbind(1)):
             probs_BQ = self._posterior(seen_BL)[0][:, position]
-            told_B = token_B < self.num_symbols
-            prob_B = probs_BQ.gather(1, token_B.clamp(max=self.num_symbols - 1)[:, None])[:, 0].masked_fill(~told_B, 1.0)
+            prob_B = pad(probs_BQ, (0, 1), value=1.0).gather(1, token_B[:, None])[:, 0]
             log_prob_B = torch.where(log_prob_B == -torch.inf, log_prob_B, log_prob_B + prob_B.log())
             seen_BL[:, position] = token_B
         return log_prob_B
 
-    def _sample(self, said_BL: Tensor, keys_B: Tensor) -> Answer:
+    def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         """`tokens_BL`, right wherever a token is hidden. By default one after the other, which takes L posteriors."""
-        drawn_BL = said_BL.clone()
-        u_BL = uniform(keys_B[:, None], torch.arange(said_BL.shape[1])).to(said_BL.device)
-        possible_B = self._posterior(said_BL)[1]
-        for position in range(said_BL.shape[1]):
-            probs_BQ = self._posterior(drawn_BL)[0][:, position]
-            token_B = choose(probs_BQ, u_BL[:, position])
-            drawn_BL[:, position] = torch.where(said_BL[:, position] == self.num_symbols, token_B, said_BL[:, position])
+        drawn_BL = evidence_BL.clone()
+        u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len)).to(evidence_BL.device)
+        _, possible_B = self._posterior(evidence_BL)
+        for position in range(self.seq_len):
+            probs_BLQ, _ = self._posterior(drawn_BL)
+            token_B = choose(probs_BLQ[:, position], u_BL[:, position])
+            hidden_B = evidence_BL[:, position] == self.num_symbols
+            drawn_BL[:, position] = torch.where(hidden_B, token_B, evidence_BL[:, position])
         return drawn_BL, possible_B
 
-    def _latents(self, said_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        return {}, torch.ones(len(said_BL), dtype=torch.bool, device=said_BL.device)
+    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return {}, torch.ones(len(evidence_BL), dtype=torch.bool, device=evidence_BL.device)
 
-    def _said(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
-        """What each token says: itself, or `num_symbols` where it is hidden. And all tables are on the tokens' device."""
-        if tokens_BL.dim() != 2 or tokens_BL.shape[1] != self.seq_len:
-            raise ValueError(f"tokens_BL of shape {tuple(tokens_BL.shape)}: rows have {self.seq_len} tokens")
+    def _evidence(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
+        """The observed tokens, and `num_symbols` where they are hidden. All tables go to the tokens' device."""
+        check_tokens(tokens_BL, observed_BL, self.seq_len)
+        device = tokens_BL.device if tokens_BL.device.type in _ELEMENTS else torch.device("cpu")
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                setattr(self, name, value.to(tokens_BL.device))
-            elif isinstance(value, list) and value and isinstance(value[0], Tensor):
-                setattr(self, name, [each.to(tokens_BL.device) for each in value])
-        return observed_tokens(tokens_BL, observed_BL, self.num_symbols)
+                setattr(self, name, value.to(device))
+        tokens_BL, observed_BL = tokens_BL.to(device, torch.int64), observed_BL.to(device, torch.bool)
+        wrong_BL = observed_BL & ((tokens_BL < 0) | (tokens_BL >= self.num_symbols))
+        if wrong_BL.any():
+            row, position = wrong_BL.nonzero()[0].tolist()
+            raise ValueError(
+                f"row {row} of the batch: the token {int(tokens_BL[row, position])} observed at position {position} is no "
+                f"symbol (0 … {self.num_symbols - 1}); observe only positions that hold a symbol"
+            )
+        return torch.where(observed_BL, tokens_BL, self.num_symbols).contiguous()
 
-    def _blocks(self, said_BL: Tensor) -> Iterator[slice]:
-        num_rows, largest = len(said_BL), max(1, _ELEMENTS[said_BL.device.type] // self._row_elements)
-        num_blocks = max(1, ceil(num_rows / largest))
-        size = max(1, ceil(num_rows / num_blocks))  # all alike: a small one takes nearly as long
-        return (slice(start, min(start + size, len(said_BL))) for start in range(0, len(said_BL), size))
+    def _blocks(self, evidence_BL: Tensor) -> Iterator[slice]:
+        """Blocks of rows that fit the memory; an empty one where there are no rows, so that answers have their shapes."""
+        size = max(1, _ELEMENTS[evidence_BL.device.type] // self._row_elements)
+        for start in range(0, max(1, len(evidence_BL)), size):
+            yield slice(start, start + size)
 
-    def _refuse_impossible(self, possible_B: Tensor, first_row: int) -> None:
+    def _refuse_impossible(self, possible_B: Tensor, rows: slice) -> None:
         if not possible_B.all():
-            row = first_row + int((~possible_B).nonzero()[0])
+            row = rows.start + int((~possible_B).nonzero()[0])
             raise ValueError(
                 f"row {row} of the batch: the observed tokens have probability zero in this language; they must come from rows "
                 "of a source with the same settings"
             )
 
 
-def pick_rows(table_TV: Tensor, index_BL: Tensor, out_BLV: Tensor) -> None:
-    """Writes `table_TV[index_BL]`."""
-    # half of the time of indexing, and a third of that of zeros and a scatter
-    torch.index_select(table_TV, 0, index_BL.flatten().int(), out=out_BLV.view(-1, table_TV.shape[1]))
+def check_tokens(tokens_BL: Tensor, observed_BL: Tensor, seq_len: int) -> None:
+    """Raises ValueError for other shapes, tokens that are not whole numbers, and values of `observed_BL` that mean nothing."""
+    if tokens_BL.dim() != 2 or tokens_BL.shape[1] != seq_len:
+        raise ValueError(f"tokens_BL of shape {tuple(tokens_BL.shape)}: rows have {seq_len} tokens")
+    if tokens_BL.shape != observed_BL.shape:
+        raise ValueError(f"tokens_BL and observed_BL differ in shape: {tuple(tokens_BL.shape)} and {tuple(observed_BL.shape)}")
+    if tokens_BL.is_floating_point() or tokens_BL.is_complex():
+        raise ValueError(f"tokens_BL is {tokens_BL.dtype}: tokens are whole numbers, such as int64")
+    if not torch.equal(observed_BL.bool().to(observed_BL.dtype), observed_BL):
+        raise ValueError("observed_BL has values other than True and False (or 1 and 0)")
 
 
 def cdf(weights: Tensor, dim: int = -1) -> Tensor:
@@ -164,4 +166,11 @@ def cdf(weights: Tensor, dim: int = -1) -> Tensor:
 
 def choose(weights: Tensor, u: Tensor) -> Tensor:
     """A place of the last dimension, in proportion to the weights, for each number of [0, 1)."""
-    return (cdf(weights) <= u[..., None]).sum(-1).clamp_(max=weights.shape[-1] - 1)
+    return (cdf(weights) <= u[..., None]).sum(-1).clamp(max=weights.shape[-1] - 1)
+
+
+def _on_device_of(tokens_BL: Tensor, answer: Tensor) -> Tensor:
+    """On the device of the tokens; in float32 where that has no float64."""
+    if answer.device == tokens_BL.device:
+        return answer
+    return answer.to(tokens_BL.device, torch.float32 if answer.is_floating_point() else answer.dtype)

@@ -7,29 +7,33 @@ A language is one subclass: `draw` says how rows come from their keys, and `orac
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from torch import Tensor
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.source import SPLITS, Source, Split
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.errors import ConfigError, refuse
 from mlm_lightning.randomness import Stream, key, row_keys
-from mlm_lightning.values import checked
+from mlm_lightning.values import check_fields, checked
 
 MAX_SYMBOLS = 256
 MAX_SEQ_LEN = 2**16
 _COUNTED = 2**17  # tokens: they tell the unigram's loss within 1e-5 nats
+_DRAWN = 2**21  # tokens times symbols that are drawn at once
 
 NumSymbols = Annotated[int, Interval(ge=2, le=MAX_SYMBOLS), "it is the number of different tokens"]
 SeqLen = Annotated[int, Interval(ge=1, le=MAX_SEQ_LEN), "it is the number of tokens in a row"]
-NumRows = Annotated[int, Ge(1), "synthetic data has no natural end to take all or a share of: give a number of rows"]
+_NATURAL_END = "synthetic data has no natural end to take all or a share of: give a number of rows"
+NumRows = Annotated[int, Interval(ge=1, le=sys.maxsize), _NATURAL_END]
 
 
 class SyntheticSource(Source):
@@ -41,11 +45,7 @@ class SyntheticSource(Source):
     @checked("data")
     def __init__(self, num_symbols: NumSymbols, seed: int, train_size: NumRows, val_size: NumRows, test_size: NumRows) -> None:
         self.num_symbols, self.seed = num_symbols, seed
-        self._counted: NGramCounts | None = None
-        self._sizes = {"train": train_size, "val": val_size, "test": test_size}
-        for split, size in self._sizes.items():
-            if size > sys.maxsize:  # the longest that len() can say
-                raise ConfigError(f"data.{split}_size", size, f"must be at most {sys.maxsize}")
+        self.train_size, self.val_size, self.test_size = train_size, val_size, test_size
 
     @property
     def vocab(self) -> Vocab:
@@ -54,7 +54,8 @@ class SyntheticSource(Source):
     def rows(self, split: Split) -> "SyntheticRows":
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: there is no such split; use one of {', '.join(SPLITS)}")
-        return SyntheticRows(self.draw, self.draw_latents, key(self.seed, Stream.ROWS, SPLITS.index(split)), self._sizes[split])
+        sizes = dict(zip(SPLITS, (self.train_size, self.val_size, self.test_size), strict=True))
+        return SyntheticRows(self, key(self.seed, Stream.ROWS, SPLITS.index(split)), sizes[split])
 
     def classes(self, label: str, node: int) -> tuple[str, ...]:
         sizes = self.latent_sizes()
@@ -71,13 +72,15 @@ class SyntheticSource(Source):
         return partial(_values, self.rows(split), label, node)
 
     def ngrams(self, fingerprint: str | None = None) -> NGramCounts:
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> NGramCounts:
         """The counts of the first rows for training; the config says all of them."""
-        if self._counted is None:
-            num_rows = min(self._sizes["train"], max(1, _COUNTED // self.seq_len))
-            tokens_BL = self.rows("train")[torch.arange(num_rows)]
-            # no token is the neighbour of another row's
-            self._counted = NGramCounts.count(F.pad(tokens_BL, (0, 1), value=self.vocab.mask_id).flatten().numpy(), self.vocab)
-        return self._counted
+        num_rows = min(self.train_size, max(1, _COUNTED // self.seq_len))
+        tokens_BL = self.rows("train")[torch.arange(num_rows)]
+        # no token is the neighbour of another row's
+        return NGramCounts.count(F.pad(tokens_BL, (0, 1), value=self.vocab.mask_id).flatten().numpy(), self.vocab)
 
     def latent_sizes(self) -> dict[str, tuple[int, int]]:
         """The numbers of nodes and of states of each latent variable."""
@@ -92,58 +95,51 @@ class SyntheticSource(Source):
         return {}
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Language(SyntheticSource):
+    """A language of this package: a frozen dataclass whose fields are the keys of its YAML, their ranges beside them."""
+
+    seed: int = 0
+    train_size: NumRows = 1_048_576
+    val_size: NumRows = 4096
+    test_size: NumRows = 4096
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data")
+        refuse(self.errors())
+
+    def errors(self) -> Iterable[ConfigError]:
+        """The rules between keys that are broken, each value being within its own range."""
+        return ()
+
+
 class SyntheticRows:
     """The rows of a split, made when they are asked for."""
 
-    def __init__(
-        self,
-        draw: Callable[[Tensor], Tensor],
-        draw_latents: Callable[[Tensor], dict[str, Tensor]],
-        split_key: int,
-        size: int,
-    ) -> None:
-        self._draw, self._draw_latents, self._split_key, self._size = draw, draw_latents, split_key, size
+    def __init__(self, source: SyntheticSource, split_key: int, size: int) -> None:
+        self._source, self._split_key, self._size = source, split_key, size
 
     def __len__(self) -> int:
         return self._size
 
+    @exactly()
     def __getitem__(self, index_B: Tensor) -> Tensor:
-        return self._draw(self._keys(index_B))
+        return torch.cat([self._source.draw(keys_B) for keys_B in self._keys(index_B)])
 
+    @exactly()
     def latents(self, index_B: Tensor) -> dict[str, Tensor]:
         """The true values of the latent variables of the rows, `values_BN` (int64) by name."""
-        return self._draw_latents(self._keys(index_B))
+        parts = [self._source.draw_latents(keys_B) for keys_B in self._keys(index_B)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _keys(self, index_B: Tensor) -> Tensor:
+    def _keys(self, index_B: Tensor) -> tuple[Tensor, ...]:
+        """The keys of the rows, in blocks that fit the memory."""
         outside_B = (index_B < 0) | (index_B >= self._size)
         if outside_B.any():
             raise IndexError(f"row {int(index_B[outside_B][0])} of a split whose rows are 0 … {self._size - 1}")
-        return row_keys(self._split_key, index_B)
+        block = max(1, _DRAWN // (self._source.seq_len * self._source.num_symbols))
+        return row_keys(self._split_key, index_B).split(block)
 
 
 def _values(rows: SyntheticRows, label: str, node: int, index_B: Tensor) -> Tensor:
     return rows.latents(index_B)[label][:, node]
-
-
-def observed_tokens(tokens_BL: Tensor, observed_BL: Tensor, num_symbols: int) -> Tensor:
-    """The tokens with `num_symbols` (that is, `[MASK]`) wherever they are not observed; a ValueError if what is observed is
-    no symbol, since no row holds it."""
-    if tokens_BL.shape != observed_BL.shape:
-        raise ValueError(f"tokens_BL and observed_BL differ in shape: {tuple(tokens_BL.shape)} and {tuple(observed_BL.shape)}")
-    if tokens_BL.numel():
-        least, most = torch.stack(tokens_BL.aminmax()).tolist()
-        if least < 0 or most >= num_symbols:  # perhaps only where nothing is observed
-            _refuse_no_symbol(tokens_BL, observed_BL, num_symbols)
-    # as `where`, in a third of its time: all bits of (token - q), or none
-    return (tokens_BL - num_symbols).bitwise_and_(observed_BL.long().neg_()).add_(num_symbols)
-
-
-def _refuse_no_symbol(tokens_BL: Tensor, observed_BL: Tensor, num_symbols: int) -> None:
-    wrong_BL = observed_BL & ((tokens_BL < 0) | (tokens_BL >= num_symbols))
-    if wrong_BL.any():
-        row, position = wrong_BL.nonzero()[0].tolist()
-        token = int(tokens_BL[row, position])
-        raise ValueError(
-            f"row {row} of the batch: the token {token} observed at position {position} is no symbol (0 … {num_symbols - 1}); "
-            "observe only positions that hold a symbol"
-        )

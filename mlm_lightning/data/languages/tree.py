@@ -23,28 +23,24 @@ filtering", ICML 2025, arXiv 2408.15138.
 Shapes beyond those of `batch`: Q symbols (also the rules of a symbol), N nodes of a level.
 """
 
-from functools import cached_property, partial
-from itertools import product
-from math import prod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.joint import Path, as_joint, check_size
-from mlm_lightning.data.languages.synthetic import NumRows, NumSymbols, SyntheticSource
-from mlm_lightning.data.languages.tree_oracle import TreeOracle
-from mlm_lightning.data.source import Joint
+from mlm_lightning.data.languages.synthetic import Language, NumSymbols
+from mlm_lightning.data.languages.upward_downward import UpwardDownward
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, generator, uniform
-from mlm_lightning.values import checked
 
 MAX_DEPTH = 16
 MAX_SIGMA = 1e6
 MAX_TABLE = 2**24  # num_symbols² · 2^depth: entries of the sampler's largest table, floats that the oracle needs for one row
 SIGMA = "it is the spread of the log-probabilities of a symbol's rules, such as 1.0 (0: all alike)"
-_CHUNK = 2**17  # random numbers that are worked on at once: they stay in the processor's cache
 
 
 class Grammar:
@@ -119,53 +115,55 @@ class AliasTable:
         return self._outcomes[cell.mul_(2).add_(above)]
 
 
-class TreeSource(SyntheticSource):
+@dataclass(frozen=True, eq=False)
+class TreeSource(Language):
     """Rows of 2^`depth` leaves of the grammar of `grammar_seed`; `filter_level` is k. `seed` makes the rows alone."""
 
-    @checked("data")
-    def __init__(
-        self,
-        depth: Annotated[int, Interval(ge=1, le=MAX_DEPTH), "a row has 2^depth tokens"] = 4,
-        num_symbols: NumSymbols = 4,
-        sigma: Annotated[float, Interval(ge=0, le=MAX_SIGMA), SIGMA] = 1.0,
-        filter_level: Annotated[int, Ge(0), "it is a level of the tree"] = 0,
-        grammar_seed: int = 0,
-        seed: int = 0,
-        train_size: NumRows = 1_048_576,
-        val_size: NumRows = 4096,
-        test_size: NumRows = 4096,
-    ) -> None:
-        super().__init__(num_symbols, seed, train_size, val_size, test_size)
-        if num_symbols**2 << depth > MAX_TABLE:
-            deepest = (MAX_TABLE // num_symbols**2).bit_length() - 1
-            problem = f"with data.num_symbols={num_symbols}, num_symbols² · 2^depth is above {MAX_TABLE}, for lack of memory"
-            raise ConfigError("data.depth", depth, problem, f"use data.depth={deepest} or less, or fewer symbols")
-        if filter_level > depth:
-            remedy = f"it is a level of the tree, from 0 (full hierarchy) to data.depth={depth} (independent leaves)"
-            raise ConfigError("data.filter_level", filter_level, f"must be at most {depth}", remedy)
-        self.depth, self.filter_level, self.grammar_seed, self.sigma = depth, filter_level, grammar_seed, float(sigma)
-        self.grammar = Grammar(num_symbols, self.sigma, grammar_seed)
-        self._rules = AliasTable(self.grammar.probs_QQ, self.grammar.children_QQ2)
+    depth: Annotated[int, Interval(ge=1, le=MAX_DEPTH), "a row has 2^depth tokens"] = 4
+    num_symbols: NumSymbols = 4
+    sigma: Annotated[float, Interval(ge=0, le=MAX_SIGMA), SIGMA] = 1.0
+    filter_level: Annotated[int, Ge(0), "it is a level of the tree"] = 0
+    grammar_seed: int = 0
+
+    def errors(self) -> Iterable[ConfigError]:
+        if self.num_symbols**2 << self.depth > MAX_TABLE:
+            deepest = (MAX_TABLE // self.num_symbols**2).bit_length() - 1
+            above = f"num_symbols² · 2^depth is above {MAX_TABLE}, for lack of memory"
+            remedy = f"use data.depth={deepest} or less, or fewer symbols"
+            yield ConfigError("data.depth", self.depth, f"with data.num_symbols={self.num_symbols}, {above}", remedy)
+        if self.filter_level > self.depth:
+            remedy = f"it is a level of the tree, from 0 (full hierarchy) to data.depth={self.depth} (independent leaves)"
+            yield ConfigError("data.filter_level", self.filter_level, f"must be at most {self.depth}", remedy)
 
     @property
-    def seq_len(self) -> int:
+    def seq_len(self) -> int:  # type: ignore[override]
         return 2**self.depth
 
+    @cached_property
+    def grammar(self) -> Grammar:
+        return Grammar(self.num_symbols, float(self.sigma), self.grammar_seed)
+
+    @cached_property
+    def _rules(self) -> AliasTable:
+        return AliasTable(self.grammar.probs_QQ, self.grammar.children_QQ2)
+
+    @cached_property
+    def _star(self) -> AliasTable:
+        """Draws the nodes of level k given the root: the row of node v and root a is v·q + a."""
+        probs_RQ = self.grammar.marginals_NQQ(self.filter_level).flatten(0, 1)
+        return AliasTable(probs_RQ, torch.arange(self.num_symbols).expand(len(probs_RQ), -1))
+
     def draw(self, keys_B: Tensor) -> Tensor:
-        return torch.cat([self._draw_levels(chunk_B)[self.depth] for chunk_B in self._chunks(keys_B)])
+        return self._draw_levels(keys_B)[self.depth]
 
     def draw_latents(self, keys_B: Tensor) -> dict[str, Tensor]:
-        """The symbols of the nodes, `root` and `level_j`, as in `TreeOracle.latents`."""
-        chunks = [self._draw_levels(chunk_B) for chunk_B in self._chunks(keys_B)]
-        found = {level: torch.cat([chunk[level] for chunk in chunks]) for level in chunks[0]}
-        return {"root": found[0], **{f"level_{level}": symbol_BN for level, symbol_BN in found.items()}}
+        """The symbols of the nodes, `root` and `level_j`, as in `UpwardDownward`."""
+        levels = self._draw_levels(keys_B)
+        return {"root": levels[0], **{f"level_{level}": symbol_BN for level, symbol_BN in levels.items()}}
 
     def latent_sizes(self) -> dict[str, tuple[int, int]]:
         levels = [0, *range(max(1, self.filter_level), self.depth + 1)]
         return {name: (n, self.num_symbols) for name, n in [("root", 1), *((f"level_{j}", 2**j) for j in levels)]}
-
-    def _chunks(self, keys_B: Tensor) -> tuple[Tensor, ...]:
-        return keys_B.split(max(1, _CHUNK >> self.depth))
 
     def _draw_levels(self, keys_B: Tensor) -> dict[int, Tensor]:
         """The symbols of the root, of level k and of those below it, down to the leaves, by the level.
@@ -173,12 +171,12 @@ class TreeSource(SyntheticSource):
         Position 0 of a row's random numbers is the root's symbol; position v the rule of the inner node v, in the numbering
         where the children of v are 2v and 2v + 1; position 2^depth + v, if k > 0, the symbol of the v-th node of level k."""
         q, num_filtered = self.num_symbols, 2**self.filter_level
-        symbol_BN = uniform(keys_B, torch.tensor(0)).mul_(q).long()[:, None]
+        symbol_BN = (uniform(keys_B, torch.tensor(0)) * q).long()[:, None]
         num_positions = self.seq_len + (num_filtered if self.filter_level > 0 else 0)
-        scaled_BN = uniform(keys_B[:, None], torch.arange(num_filtered, num_positions)).mul_(q)
+        scaled_BN = uniform(keys_B[:, None], torch.arange(num_filtered, num_positions)) * q
         levels = {0: symbol_BN}
         cell_BN = scaled_BN.long()
-        rest_BN = scaled_BN.sub_(cell_BN)
+        rest_BN = scaled_BN - cell_BN
         if self.filter_level > 0:
             first_cell_BN = (torch.arange(num_filtered) * q + symbol_BN) * q
             start = self.seq_len - num_filtered
@@ -189,59 +187,10 @@ class TreeSource(SyntheticSource):
             symbol_BN = levels[level + 1] = children_BN2.flatten(1)
         return levels
 
-    @cached_property
-    def _star(self) -> AliasTable:
-        """Draws the nodes of level k given the root: the row of node v and root a is v·q + a."""
-        probs_RQ = self.grammar.marginals_NQQ(self.filter_level).flatten(0, 1)
-        return AliasTable(probs_RQ, torch.arange(self.num_symbols).expand(len(probs_RQ), -1))
-
-    def oracle(self) -> TreeOracle:
-        return TreeOracle(self.grammar.M, self.grammar.marginals_NQQ(self.filter_level), self.depth, self.filter_level)
-
-    def joint(self) -> Joint:
-        """Every tree that grows from every root; its latent variables are those of `TreeOracle.latents`."""
-        q, k, rules = self.num_symbols, self.filter_level, self.grammar.M.tolist()
-        trees: list[Path] = [(1 / q, [root], [[root]]) for root in range(q)]
-        if k > 0:
-            trees = [
-                (
-                    weight * prod(given[place][symbol] for place, symbol in enumerate(symbols)),
-                    list(symbols),
-                    [[root], list(symbols)],
-                )
-                for weight, (root,), _ in trees
-                for given in [[_below(rules, root, place, k) for place in range(2**k)]]
-                for symbols in product(range(q), repeat=2**k)
-            ]
-        pairs = list(product(range(q), repeat=2))
-        for _ in range(k, self.depth):
-            trees = [
-                (
-                    weight * prod(rules[parent][b][c] for parent, (b, c) in zip(symbols, chosen, strict=True)),
-                    below,
-                    [*levels, below],
-                )
-                for weight, symbols, levels in trees
-                for chosen in product(*([pair for pair in pairs if rules[parent][pair[0]][pair[1]] > 0] for parent in symbols))
-                for below in [[symbol for pair in chosen for symbol in pair]]
-            ]
-            check_size(len({tuple(symbols) for _, symbols, _ in trees}))
-        names = [0, *range(max(1, k), self.depth + 1)]
-        latents = {f"level_{level}": partial(_level, place) for place, level in enumerate(names)}
-        return as_joint(trees, {"root": partial(_level, 0), **latents})
-
-
-def _below(rules: list[list[list[float]]], root: int, place: int, level: int) -> list[float]:
-    """What the symbol of a node of a level is, given the root: on its way down, each step goes left or right."""
-    q = len(rules)
-    probs = [float(symbol == root) for symbol in range(q)]
-    for bit in reversed(range(level)):
-        moved = [0.0] * q
-        for a, b, c in product(range(q), repeat=3):
-            moved[c if place >> bit & 1 else b] += probs[a] * rules[a][b][c]
-        probs = moved
-    return probs
-
-
-def _level(place: int, levels: list[list[int]]) -> list[int]:
-    return levels[place]
+    def oracle(self) -> UpwardDownward:
+        """Each symbol's rules by descending probability; where that is equal, in the order of the grammar."""
+        probs_QQ, order_QQ = self.grammar.probs_QQ.sort(descending=True, stable=True)
+        children_QQ2 = self.grammar.children_QQ2.gather(1, order_QQ[..., None].expand(-1, -1, 2))
+        children_DSR = children_QQ2.flatten(0, 1).T.expand(self.depth - self.filter_level, -1, -1)
+        star_NQQ = self.grammar.marginals_NQQ(self.filter_level)
+        return UpwardDownward(children_DSR, probs_QQ.flatten(), star_NQQ, self.filter_level)

@@ -1,0 +1,76 @@
+"""The posterior of a pattern of unknown period, by a sum over periods. Given one, the places of the pattern are independent:
+
+    p(period r | evidence)     ∝  Π over places of  Σ over symbols s of  1/q · hit^(n_s) · miss^(n - n_s)
+    p(place's symbol s | r, e) ∝  hit^(n_s) · miss^(n - n_s)              s is seen n_s times at the place, all symbols n times
+    p(token)                   =  Σ_r p(r | e) · Σ_s p(s | r, e) · (hit if the token is s, else miss)
+
+Shapes beyond those of `batch`: P places of a pattern, C times that it comes, R periods, Q symbols.
+"""
+
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from mlm_lightning.data.languages.noise import Noise
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
+from mlm_lightning.randomness import uniform
+
+
+class PeriodicOracle(LanguageOracle):
+    """Sums over `periods`."""
+
+    def __init__(self, noise: Noise, periods: range, seq_len: int) -> None:
+        super().__init__(noise.num_symbols, seq_len, row_elements=6 * (seq_len + periods[-1]) * noise.num_symbols)
+        self.noise, self.periods = noise, periods
+
+    def _posterior(self, evidence_BL: Tensor) -> Answer:
+        log_BR = self._log_periods(evidence_BL)
+        prob_BR = log_BR.softmax(1)
+        meant_BLQ = torch.zeros(*evidence_BL.shape, self.num_symbols, dtype=torch.float64, device=evidence_BL.device)
+        for period, prob_B in zip(self.periods, prob_BR.T, strict=True):
+            symbol_BPQ = self._log_symbols(evidence_BL, period).softmax(2).nan_to_num(0.0)  # of an impossible period
+            place_L = torch.arange(self.seq_len, device=evidence_BL.device) % period
+            meant_BLQ += prob_B[:, None, None] * symbol_BPQ[:, place_L]
+        return self.noise.miss + (1 - self.noise.share) * meant_BLQ, _possible(log_BR)
+
+    def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
+        return self._log_periods(evidence_BL).logsumexp(1) - log(len(self.periods))
+
+    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        log_BR = self._log_periods(evidence_BL)
+        return {"period": log_BR.softmax(1)[:, None]}, _possible(log_BR)
+
+    def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
+        log_BR, longest = self._log_periods(evidence_BL), self.periods[-1]
+        u_BN = uniform(keys_B[:, None], torch.arange(1 + longest + self.seq_len)).to(evidence_BL.device)
+        chosen_B = choose(log_BR.softmax(1), u_BN[:, 0])
+        pattern_BP = torch.zeros(len(evidence_BL), longest, dtype=torch.int64, device=evidence_BL.device)
+        for number, period in enumerate(self.periods):
+            rows = (chosen_B == number).nonzero()[:, 0]
+            symbol_MPQ = self._log_symbols(evidence_BL[rows], period).softmax(2)
+            pattern_BP[rows, :period] = choose(symbol_MPQ, u_BN[rows, 1 : 1 + period])
+        meant_BL = repeated(pattern_BP, self.periods[0] + chosen_B, self.seq_len)
+        return self.noise.apply(meant_BL, u_BN[:, 1 + longest :]), _possible(log_BR)
+
+    def _log_periods(self, evidence_BL: Tensor) -> Tensor:
+        """log p(evidence | period), `log_BR`."""
+        log_R = [self._log_symbols(evidence_BL, period).logsumexp(2).sum(1) for period in self.periods]
+        places_R = torch.tensor(self.periods, dtype=torch.float64, device=evidence_BL.device)
+        return torch.stack(log_R, dim=1) - places_R * log(self.num_symbols)
+
+    def _log_symbols(self, evidence_BL: Tensor, period: int) -> Tensor:
+        """log p(the evidence at a place | its symbol), `log_BPQ`."""
+        whole_BL = pad(evidence_BL, (0, -self.seq_len % period), value=self.num_symbols)
+        count_BPQ = one_hot(whole_BL.unflatten(1, (-1, period)), self.num_symbols + 1).sum(1)[..., :-1].double()
+        return self.noise.log_prob(count_BPQ, count_BPQ.sum(2, keepdim=True) - count_BPQ)
+
+
+def repeated(pattern_BP: Tensor, period_B: Tensor, seq_len: int) -> Tensor:
+    """The first `period_B` symbols of each pattern, again and again."""
+    return pattern_BP.gather(1, torch.arange(seq_len, device=pattern_BP.device) % period_B[:, None])
+
+
+def _possible(log_BR: Tensor) -> Tensor:
+    return (log_BR > -torch.inf).any(1)

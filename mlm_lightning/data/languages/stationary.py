@@ -1,0 +1,73 @@
+"""The distribution of a Markov chain in the long run, π = π T, and how much a step of it tells.
+
+Where several distributions are stationary, because states fall into classes that are never left, it is the limit of the chain
+that stays where it is with chance ½, from the uniform distribution: each class has as much of it as chains are caught there.
+"""
+
+import torch
+from torch import Tensor
+
+_EXACT = 1e-12
+
+
+def stationary(transition_SS: Tensor) -> Tensor:
+    """`stationary_S` of a matrix whose rows sum to 1; it sums to 1, and a step changes it by at most 1e-12."""
+    num_states = len(transition_SS)
+    balance_SS = torch.eye(num_states, dtype=torch.float64) - transition_SS.T
+    balance_SS[-1] = 1.0  # one of the equations follows from the others: in its place, the sum
+    try:
+        found_S = torch.linalg.solve(balance_SS, torch.eye(num_states, dtype=torch.float64)[-1]).clamp(min=0)
+    except torch.linalg.LinAlgError:
+        return by_elimination(transition_SS)
+    off = torch.cat((found_S @ transition_SS - found_S, found_S.sum()[None] - 1)).abs().max()
+    is_right = bool(off <= _EXACT) and _is_reached_from_all(int(found_S.argmax()), transition_SS)
+    return found_S if is_right else by_elimination(transition_SS)
+
+
+def by_elimination(transition_SS: Tensor) -> Tensor:
+    """The same without a subtraction, so that no digit is lost: states are taken out of the chain one after the other, and
+    those that lead to them lead on to where they lead.
+
+        T'[r, s]  =  T[r, s] + T[r, x] · T[x, s] / Σ_s≠x T[x, s]           x is taken out
+        π[x]      =  Σ_r π[r] · T[r, x] / Σ_s≠x T[x, s]                    by the states that are left then
+
+    The last state of a class leads nowhere; it stays, and gets what of the uniform distribution comes to it.
+
+    Source: Grassmann, Taksar, Heyman, "Regenerative analysis and steady state distributions for Markov chains", Operations
+    Research 1985."""
+    step_SS, mass_S = transition_SS.clone().fill_diagonal_(0), torch.full_like(transition_SS[0], 1 / len(transition_SS))
+    last: list[int] = []
+    taken_out: list[tuple[int, Tensor]] = []
+    for x in range(len(step_SS)):
+        leaves = step_SS[x].sum()
+        if leaves == 0:
+            last.append(x)
+            continue
+        onward_S, to_x_S = step_SS[x] / leaves, step_SS[:, x].clone()
+        rows_R = to_x_S.nonzero()[:, 0]
+        step_SS[rows_R] += to_x_S[rows_R, None] * onward_S
+        step_SS[rows_R, rows_R] = 0  # to stay has no effect
+        step_SS[:, x] = step_SS[x] = 0
+        mass_S += mass_S[x] * onward_S
+        taken_out.append((x, to_x_S / leaves))
+
+    share_SC = torch.zeros(len(step_SS), len(last), dtype=torch.float64)  # C classes, each by its last state
+    share_SC[last, range(len(last))] = 1
+    for x, ratio_S in reversed(taken_out):
+        share_SC[x] = ratio_S @ share_SC
+    return (share_SC / share_SC.sum(0)) @ mass_S[last]
+
+
+def entropy_rate(transition_SS: Tensor, stationary_S: Tensor) -> float:
+    """Nats a step of a Markov chain: Σ_s π_s · H(T[s])."""
+    return float(stationary_S @ torch.special.entr(transition_SS).sum(1))
+
+
+def _is_reached_from_all(state: int, transition_SS: Tensor) -> bool:
+    """Whether there is a single class of states that is never left, given a state of one."""
+    reached_S = torch.zeros(len(transition_SS), dtype=torch.bool)
+    new_N = torch.tensor([state])
+    while len(new_N):
+        reached_S[new_N] = True
+        new_N = ((transition_SS[:, new_N] > 0).any(1) & ~reached_S).nonzero()[:, 0]
+    return bool(reached_S.all())
