@@ -5,8 +5,8 @@
     token    x_1      x_2      x_3        x_L
 
 A row goes along one of M chains: a mixture has as many as components, a ring of spins one for each first spin, all others one.
-Where `final` weighs the last state (brackets that must end closed, a ring that must close), steps need not sum to 1: the weights
-of whole rows are normalised.
+Where `final` weights the last state (brackets that must end closed, a ring that must close), steps need not sum to 1: the
+weights of whole rows are normalised.
 
 Shapes beyond those of `batch`: M chains, S states of each, R successors of a state, F = M · S states of all chains together, Q
 symbols.
@@ -80,8 +80,8 @@ class Chain:
         return cdf(self.step_MSR.flatten(0, 1) * self.future_LF[step][self.successors_FR])
 
     def draw(self, keys_B: Tensor) -> tuple[Tensor, Tensor]:
-        """`(states_BL, tokens_BL)`, states numbered through all chains. Number t of a row is the state's at step t, number L + t
-        the token's."""
+        """`(states_BL, tokens_BL)`, states numbered through all chains. Number t of a row is the state's at step t, number
+        L + t the token's."""
         u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len))
         first_F = cdf(self.initial_MS.flatten() * self.future_LF[0])
         state_B = torch.searchsorted(first_F, u_BL[:, 0].contiguous(), right=True)

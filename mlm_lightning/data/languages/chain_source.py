@@ -5,7 +5,7 @@ from functools import cached_property
 from torch import Tensor
 
 from mlm_lightning.data.languages.chain import Chain
-from mlm_lightning.data.languages.forward_backward import ForwardBackward, SparseForwardBackward
+from mlm_lightning.data.languages.forward_backward import ForwardBackward
 from mlm_lightning.data.languages.synthetic import Language
 
 
@@ -30,4 +30,4 @@ class ChainLanguage(Language):
         return {name: (1 if latent.once else self.seq_len, latent.num_values) for name, latent in self.chain.latents.items()}
 
     def oracle(self) -> ForwardBackward:
-        return ForwardBackward(self.chain) if self.chain.successor_SR is None else SparseForwardBackward(self.chain)
+        return ForwardBackward(self.chain)

@@ -56,12 +56,12 @@ class CodeSource(Language):
         if self.num_checks >= self.seq_len:
             problem = f"with data.seq_len={self.seq_len}, so many checks leave one row at most"
             remedy = f"use data.num_checks={self.seq_len - 1} or fewer"
-            yield ConfigError("data.num_checks", self.num_checks, problem, remedy)
+            yield self.error("num_checks", problem, remedy)
         if self.check_weight is not None and self.check_weight > self.seq_len:
-            yield ConfigError("data.check_weight", self.check_weight, rows, f"use data.check_weight={self.seq_len} or less")
+            yield self.error("check_weight", rows, f"use data.check_weight={self.seq_len} or less")
         if p == 2 and self.check_weight == self.seq_len and self.num_checks > 1:
             remedy = "use data.num_checks=1, or a lower data.check_weight"
-            yield ConfigError("data.num_checks", self.num_checks, "there is one check of all tokens modulo 2", remedy)
+            yield self.error("num_checks", "there is one check of all tokens modulo 2", remedy)
 
     @property
     def checks_CL(self) -> Tensor:

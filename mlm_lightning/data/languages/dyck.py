@@ -27,6 +27,7 @@ from torch.nn.functional import one_hot
 
 from mlm_lightning.data.languages.chain import MAX_STATES, Chain, Latent, too_long
 from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.large_chains import Brackets
 from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, SeqLen
 from mlm_lightning.errors import ConfigError
 
@@ -47,13 +48,13 @@ class _Brackets(ChainLanguage):
     def errors(self) -> Iterable[ConfigError]:
         if self.seq_len % 2:
             remedy = f"give an even number, such as {self.seq_len + 1}"
-            yield ConfigError("data.seq_len", self.seq_len, "brackets come in pairs", remedy)
+            yield self.error("seq_len", "brackets come in pairs", remedy)
         if self._num_open(self.max_depth) > MAX_STATES:
             depths = range(1, min(self.max_depth, MAX_STATES))
             fits = [depth for depth in depths if self._num_open(depth) <= MAX_STATES]
             ways = f"there are more than {MAX_STATES} ways to be open, for lack of memory"
             remedy = f"use data.max_depth={max(fits)} or less, or fewer kinds" if fits else "use fewer kinds"
-            yield ConfigError("data.max_depth", self.max_depth, f"with data.num_kinds={self.num_kinds} {ways}", remedy)
+            yield self.error("max_depth", f"with data.num_kinds={self.num_kinds} {ways}", remedy)
         else:
             yield from too_long(self.seq_len, self.chain.initial_MS.numel())
 
@@ -83,28 +84,45 @@ class _Brackets(ChainLanguage):
         return self.max_depth
 
     @cached_property
-    def chain(self) -> Chain:
-        """All words of brackets, equally likely. Its states are pairs of what is open and the token before."""
-        first = list(self._following(self._closed))
-        number = {pair: place for place, pair in enumerate(first)}
-        successors: list[list[int]] = []
-        waiting = list(first)
-        for open_, _ in waiting:  # grows while it is read
+    def _states(self) -> tuple[list[tuple[Open, int]], list[list[int]]]:
+        """All pairs of what is open and the token before, in the order in which they are found from the start, and the numbers
+        of those that follow each."""
+        pairs = list(self._following(self._closed))
+        number = {pair: place for place, pair in enumerate(pairs)}
+        successors = []
+        for open_, _ in pairs:  # grows while it is read
             following = list(self._following(open_))
-            new = [pair for pair in following if pair not in number]
-            number |= {pair: len(number) + place for place, pair in enumerate(new)}
-            waiting += new
+            for pair in following:
+                if pair not in number:
+                    number[pair] = len(pairs)
+                    pairs.append(pair)
             successors.append([number[pair] for pair in following])
+        return pairs, successors
 
+    @cached_property
+    def chain(self) -> Chain:
+        """All words of brackets, equally likely."""
+        pairs, successors = self._states
         widest = max(map(len, successors))
         successor_SR = torch.tensor([row + [0] * (widest - len(row)) for row in successors])
-        step_1SR = torch.tensor([[1.0] * len(row) + [0.0] * (widest - len(row)) for row in successors]).double()[None]
-        emission_SQ = one_hot(torch.tensor([token for _, token in waiting]), self.num_symbols).double()
-        initial_1S = (torch.arange(len(waiting)) < len(first)).double()[None]
-        final_1S = torch.tensor([open_ == self._closed for open_, _ in waiting]).double()[None]
-        height_1S = torch.tensor([self._height(open_) for open_, _ in waiting])[None]
+        step_1SR = torch.tensor([[[1.0] * len(row) + [0.0] * (widest - len(row)) for row in successors]], dtype=torch.float64)
+        emission_SQ = one_hot(torch.tensor([token for _, token in pairs]), self.num_symbols).double()
+        num_first = len(list(self._following(self._closed)))
+        initial_1S = (torch.arange(len(pairs)) < num_first).double()[None]
+        final_1S = torch.tensor([[open_ == self._closed for open_, _ in pairs]]).double()
+        height_1S = torch.tensor([[self._height(open_) for open_, _ in pairs]])
         latents = {"height": Latent(height_1S, self._highest + 1)}
         return Chain(initial_1S, step_1SR, emission_SQ, self.seq_len, final_1S, successor_SR, latents)
+
+    def oracle(self) -> Brackets:
+        """A bracket's state is known by what is open after it, and by what was open before it, from which it follows."""
+        pairs, successors = self._states
+        number = {open_: place for place, open_ in enumerate(dict.fromkeys([self._closed, *(open_ for open_, _ in pairs)]))}
+        after_S = torch.tensor([number[open_] for open_, _ in pairs])
+        before_S = torch.zeros_like(after_S)
+        for (open_, _), following in zip(pairs, successors, strict=True):
+            before_S[following] = number[open_]
+        return Brackets(self.chain, before_S, after_S)
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,12 +95,11 @@ class ForwardBackward(LanguageOracle):
         ahead_BMS = self.initial_MS.expand(len(evidence_BL), -1, -1)
         ahead, log_BM = [], torch.zeros_like(ahead_BMS[..., 0])
         for token_B in evidence_BL.T:
-            if ahead:
-                ahead_BMS = self._step(reached_BMS)
             ahead.append(ahead_BMS)
             reached_BMS = ahead_BMS * self._says(token_B)
             log_BM = log_BM + reached_BMS.sum(2).log()
             reached_BMS = _scaled(reached_BMS)
+            ahead_BMS = self._step(reached_BMS)
         return ahead, log_BM + (reached_BMS * self.final_MS).sum(2).log()
 
     def _backward(self, evidence_BL: Tensor) -> Iterator[Tensor]:
@@ -120,23 +119,6 @@ class ForwardBackward(LanguageOracle):
 
     def _step_back(self, message_BMS: Tensor) -> Tensor:
         return torch.einsum("bmt,mst->bms", message_BMS, self.step_MSR)
-
-
-class SparseForwardBackward(ForwardBackward):
-    """States have few successors: of 49,152 states a matrix would have 19 GB."""
-
-    def __init__(self, chain: Chain) -> None:
-        super().__init__(chain)
-        assert chain.successor_SR is not None
-        self._row_elements += 2 * chain.step_MSR.numel()
-        self.successor_SR = chain.successor_SR
-
-    def _step(self, message_BMS: Tensor) -> Tensor:
-        sent_BMSR = message_BMS[..., None] * self.step_MSR
-        return torch.zeros_like(message_BMS).index_add(2, self.successor_SR.flatten(), sent_BMSR.flatten(2))
-
-    def _step_back(self, message_BMS: Tensor) -> Tensor:
-        return (self.step_MSR * message_BMS[..., self.successor_SR]).sum(3)
 
 
 def _possible(log_BM: Tensor) -> Tensor:

@@ -33,14 +33,17 @@ _MAX_EXPONENT = 600.0  # beyond it, a split adds nothing, and its weight would o
 
 @dataclass(frozen=True, eq=False)
 class _Inside:
-    """By length, the messages `value_BIN`, and `log_BI`, the logarithm of what they are to be multiplied by."""
+    """By length, the messages `value_BIN`; `log_BI`, the logarithm of what they are to be multiplied by; and `can_N`, which
+    nonterminals any of its spans may have."""
 
     value: dict[int, Tensor] = field(default_factory=dict)
     log: dict[int, Tensor] = field(default_factory=dict)
+    can: dict[int, Tensor] = field(default_factory=dict)
 
     def put(self, length: int, value_BIN: Tensor, log_BI: Tensor) -> None:
         most_BI = value_BIN.amax(2)
         self.value[length], self.log[length] = value_BIN / most_BI.clamp(min=_TINY)[..., None], log_BI + most_BI.log()
+        self.can[length] = (value_BIN > 0).flatten(0, 1).any(0)
 
     def log_parts(self, length: int, split: int) -> Tensor:
         """`log_BI` of the left and the right part together."""
@@ -68,14 +71,6 @@ class InsideOutside(LanguageOracle):
         self.rule_RN = one_hot(parent_R, num_nonterminals) * grammar.binary_R4[:, 3:]
         self.grammar, self.word_NQ = grammar, grammar.word_NQ
         self.word_XN = torch.cat((grammar.word_NQ, grammar.word_NQ.sum(1, keepdim=True)), dim=1).T
-
-        can_LN = torch.zeros(seq_len + 1, num_nonterminals, dtype=torch.bool)  # whether a nonterminal can have a length
-        can_LN[1] = (grammar.word_NQ > 0).any(1)
-        self.splits: dict[int, list[tuple[int, Tensor]]] = {1: []}
-        for n in range(2, seq_len + 1):
-            may_KR = can_LN[1:n, self.left_R] & can_LN[1:n].flip(0)[:, self.right_R]
-            self.splits[n] = [(k, may_R.nonzero()[:, 0]) for k, may_R in enumerate(may_KR, 1) if may_R.any()]
-            can_LN[n, parent_R[may_KR.any(0)]] = True
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         nothing_1L = torch.full_like(evidence_BL[:1], self.num_symbols)  # its weight is that of the length
@@ -138,7 +133,7 @@ class InsideOutside(LanguageOracle):
         return inside
 
     def _outside(self, inside: _Inside) -> Iterator[tuple[int, Tensor]]:
-        """From the longest spans to the words, length and `outside_BIN`: times the inside, it is the belief of a nonterminal."""
+        """From the longest spans to the words, their length and `outside_BIN`: times the inside, it is the belief."""
         outside = {n: torch.zeros_like(value_BIN) for n, value_BIN in inside.value.items()}
         outside[self.seq_len][:, 0, 0] = 1 / inside.value[self.seq_len][:, 0, 0]
         for n in range(self.seq_len, 1, -1):
@@ -153,7 +148,9 @@ class InsideOutside(LanguageOracle):
     def _parts(self, inside: _Inside, n: int, log_BI: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
         """For each split k of spans of n words: the rules that they may have there, the weight beside a scale `log_BI`, and the
         messages of both parts, `left_BIR` and `right_BIR`."""
-        for k, rule_R in self.splits[n]:
-            left_BIR = inside.value[k][:, : log_BI.shape[1], self.left_R[rule_R]]
-            right_BIR = inside.value[n - k][:, k:, self.right_R[rule_R]]
-            yield k, rule_R, inside.weight(n, k, log_BI)[..., None], left_BIR, right_BIR
+        for k in range(1, n):
+            (rule_R,) = (inside.can[k][self.left_R] & inside.can[n - k][self.right_R]).nonzero(as_tuple=True)
+            if len(rule_R) > 0:
+                left_BIR = inside.value[k][:, : log_BI.shape[1], self.left_R[rule_R]]
+                right_BIR = inside.value[n - k][:, k:, self.right_R[rule_R]]
+                yield k, rule_R, inside.weight(n, k, log_BI)[..., None], left_BIR, right_BIR

@@ -43,7 +43,7 @@ class IsingSource(ChainLanguage):
     def errors(self) -> Iterable[ConfigError]:
         if self.num_symbols**2 > MAX_STATES:
             problem, most = f"num_symbols² is above {MAX_STATES}, for lack of memory", int(MAX_STATES**0.5)
-            yield ConfigError("data.num_symbols", self.num_symbols, problem, f"use data.num_symbols={most} or fewer")
+            yield self.error("num_symbols", problem, f"use data.num_symbols={most} or fewer")
         else:
             yield from too_long(self.seq_len, self.num_symbols**2)
 

@@ -23,6 +23,7 @@ from torch.nn.functional import one_hot
 
 from mlm_lightning.data.languages.chain import MAX_STATES, Chain, Concentration, too_long
 from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.large_chains import Contexts
 from mlm_lightning.data.languages.stationary import entropy_rate, stationary
 from mlm_lightning.data.languages.synthetic import NumSymbols, SeqLen
 from mlm_lightning.errors import ConfigError
@@ -45,13 +46,13 @@ class MarkovSource(ChainLanguage):
             most = int(MAX_STATES ** (1 / self.order) + 1e-9)
             problem = f"with data.order={self.order}, num_symbols^order is above {MAX_STATES}, for lack of memory"
             remedy = f"use data.num_symbols={most} or fewer, or a lower order"
-            yield ConfigError("data.num_symbols", self.num_symbols, problem, remedy)
+            yield self.error("num_symbols", problem, remedy)
         else:
             yield from too_long(self.seq_len, num_contexts)
 
     @cached_property
     def next_CQ(self) -> Tensor:
-        """The probability of each symbol after each of C contexts, which are numbers whose highest digit is the oldest token."""
+        """The probability of each symbol after each of C contexts: numbers, their highest digit the oldest token."""
         q = self.num_symbols
         return dirichlet(self.concentration, (q**self.order, q), self.grammar_seed, Stream.GRAMMAR)
 
@@ -73,6 +74,9 @@ class MarkovSource(ChainLanguage):
         emission_CQ = one_hot(torch.arange(num_contexts) % q, q).double()
         initial_1C, step_1CQ = self._stationary_C[None], self.next_CQ[None]
         return Chain(initial_1C, step_1CQ, emission_CQ, self.seq_len, successor_SR=self._successor_CQ)
+
+    def oracle(self) -> Contexts:
+        return Contexts(self.chain)
 
     def entropy_rate(self) -> float:
         return entropy_rate(self.next_CQ, self._stationary_C)

@@ -42,7 +42,7 @@ class MixtureSource(ChainLanguage):
         q, num_states = self.num_symbols, self.num_components * self.num_symbols
         if num_states > MAX_STATES:
             problem = f"with data.num_symbols={q}, num_components · num_symbols is above {MAX_STATES}, for lack of memory"
-            yield ConfigError("data.num_components", self.num_components, problem, f"use {MAX_STATES // q} or fewer")
+            yield self.error("num_components", problem, f"use {MAX_STATES // q} or fewer")
         else:
             yield from too_long(self.seq_len, num_states)
 

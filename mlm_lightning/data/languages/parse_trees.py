@@ -14,9 +14,8 @@ from mlm_lightning.data.languages.oracle import cdf
 from mlm_lightning.randomness import uniform
 
 Choose = Callable[[int, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""For M spans of a length, by their rows, starts and nonterminals and a random number each: the length of the left part, and the
-nonterminals of both parts."""
-_CELLS = 2**10  # a power of 2: their borders are exact
+"""For M spans of a length, by their rows, starts and nonterminals and a random number each: the length of the left part, and
+the nonterminals of both parts."""
 _BELOW_1 = 1 - 2**-40
 
 
@@ -35,20 +34,12 @@ def grow(keys_B: Tensor, seq_len: int, device: torch.device, choose_split: Choos
 
 
 class Choices:
-    """Draws one of C outcomes from each of R distributions: a search among the sums of their weights, r + sum. Most cells of a
-    grid lie within one outcome, and there the search is a look into a table."""
+    """Draws one of C outcomes from each of R distributions: a search among the sums of their weights, r + sum."""
 
     def __init__(self, weight_RC: Tensor) -> None:
         num_rows, self._num_outcomes = weight_RC.shape
         sums_RC = cdf(weight_RC).nan_to_num(1.0)  # rows without any weight are never asked for
         self._sums = (sums_RC + torch.arange(num_rows)[:, None]).flatten()
-        borders = torch.arange(num_rows * _CELLS + 1, dtype=torch.float64) / _CELLS
-        self._first = torch.searchsorted(self._sums, borders, right=True)
 
     def draw(self, row: Tensor, u: Tensor) -> Tensor:
-        place = (row + u.clamp(max=_BELOW_1)).flatten()
-        cell = (place * _CELLS).long()
-        found = self._first[cell]
-        unsure = (found != self._first[cell + 1]).nonzero()[:, 0]
-        found[unsure] = torch.searchsorted(self._sums, place[unsure], right=True)
-        return found.view(row.shape) - row * self._num_outcomes
+        return torch.searchsorted(self._sums, row + u.clamp(max=_BELOW_1), right=True) - row * self._num_outcomes

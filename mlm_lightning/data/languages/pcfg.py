@@ -69,7 +69,7 @@ class GrammarSource(Language):
         lengths = [length for length in range(1, MAX_LENGTH + 1) if _has(self.grammar, length)]
         nearest = sorted(sorted(lengths, key=lambda length: abs(length - self.seq_len))[:2])
         remedy = f"the nearest that it has: {' and '.join(map(str, nearest))}" if nearest else "check its rules"
-        yield ConfigError("data.seq_len", self.seq_len, "the grammar has no rows of this length", remedy)
+        yield self.error("seq_len", "the grammar has no rows of this length", remedy)
 
     @property
     def num_symbols(self) -> int:  # type: ignore[override]
@@ -157,7 +157,7 @@ class PCFGSource(GrammarSource):
         most = self.num_nonterminals**2
         if self.num_rules > most:
             problem = f"there are {most} pairs of nonterminals"
-            yield ConfigError("data.num_rules", self.num_rules, problem, f"use data.num_rules={most} or less")
+            yield self.error("num_rules", problem, f"use data.num_rules={most} or less")
         elif found := list(too_large(self.seq_len, self.num_nonterminals, self.num_rules)):  # before it is drawn
             yield from found
         else:
@@ -184,11 +184,11 @@ class PCFGLevelsSource(GrammarSource):
         if self.num_rules > q + q**2:
             problem = f"{q} symbols have no {self.num_rules} rules each without sharing one of the {q}² + {q}³"
             remedy = f"use data.num_rules={q + q**2} or less"
-            found.append(ConfigError("data.num_rules", self.num_rules, problem, remedy))
+            found.append(self.error("num_rules", problem, remedy))
         if not 2**levels <= self.seq_len <= 3**levels:
             problem = f"rows of {levels} levels have from {2**levels} to {3**levels} tokens"
             remedy = f"use data.seq_len={min(int(2.5**levels), MAX_LENGTH)}, or other levels"
-            found.append(ConfigError("data.seq_len", self.seq_len, problem, remedy))
+            found.append(self.error("seq_len", problem, remedy))
         most = (MAX_NONTERMINALS - 1 - self.num_rules) // ((levels - 1) * (1 + self.num_rules) + 1)
         if q > most:
             many = "too many nonterminals, for lack of time"

@@ -5,8 +5,8 @@
                                                          which is replaced by a uniform one with probability `noise`: a 2
     tokens: keys are 0 … num_keys - 1, values num_keys … num_keys + num_values - 1
 
-A hidden value is found in the list, unless it is hidden there, too: then the row's other queries of its key vote. Of a hidden key
-there is no evidence but its value, and which keys share it. `num_keys` makes it harder, and `noise` leaves less to be found out.
+A hidden value is found in the list, unless it is hidden there, too: then the row's other queries of its key vote. Of a hidden
+key there is no evidence but its value, and which keys share it. `num_keys` makes it harder, and `noise` leaves less to find.
 
 Source: Ba, Hinton, Mnih, Leibo, Ionescu, "Using fast weights to attend to the recent past", NIPS 2016, arXiv 1610.06258; many
 queries a row: Arora et al., "Zoology", ICLR 2024, arXiv 2312.04927.
@@ -50,10 +50,10 @@ class RecallSource(Language):
             yield ConfigError("data.num_keys", m, problem, remedy)
         if self.seq_len % 2:
             remedy = f"use data.seq_len={self.seq_len + 1}"
-            yield ConfigError("data.seq_len", self.seq_len, "rows are pairs of a key and a value", remedy)
+            yield self.error("seq_len", "rows are pairs of a key and a value", remedy)
         if self.seq_len < 2 * m:
             problem = f"the list of data.num_keys={m} keys and their values is longer"
-            yield ConfigError("data.seq_len", self.seq_len, problem, f"use data.seq_len={2 * m} or more")
+            yield self.error("seq_len", problem, f"use data.seq_len={2 * m} or more")
 
     @property
     def num_symbols(self) -> int:  # type: ignore[override]

@@ -8,8 +8,8 @@
 
 A symbol can be known only by the tuples that stand for it, and these are synonyms of each other that share no single token:
 levels must be learned one after the other. More rules (`num_rules`, m) make it harder, and with m = v^(s-1) every row is
-possible and there is nothing to learn. With `disjoint: false` tuples are drawn one by one, several symbols may share one, and rows
-become ambiguous.
+possible and there is nothing to learn. With `disjoint: false` tuples are drawn one by one, several symbols may share one, and
+rows become ambiguous.
 
 Source: Cagnetta, Petrini, Tomasini, Favero, Wyart, "How deep neural networks learn compositional data: the random hierarchy
 model", PRX 2024, arXiv 2307.02129.

@@ -112,6 +112,9 @@ class Language(SyntheticSource):
         """The rules between keys that are broken, each value being within its own range."""
         return ()
 
+    def error(self, key: str, problem: str, remedy: str) -> ConfigError:
+        return ConfigError(f"data.{key}", getattr(self, key), problem, remedy)
+
 
 class SyntheticRows:
     """The rows of a split, made when they are asked for."""

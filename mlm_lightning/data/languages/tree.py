@@ -130,10 +130,10 @@ class TreeSource(Language):
             deepest = (MAX_TABLE // self.num_symbols**2).bit_length() - 1
             above = f"num_symbols² · 2^depth is above {MAX_TABLE}, for lack of memory"
             remedy = f"use data.depth={deepest} or less, or fewer symbols"
-            yield ConfigError("data.depth", self.depth, f"with data.num_symbols={self.num_symbols}, {above}", remedy)
+            yield self.error("depth", f"with data.num_symbols={self.num_symbols}, {above}", remedy)
         if self.filter_level > self.depth:
             remedy = f"it is a level of the tree, from 0 (full hierarchy) to data.depth={self.depth} (independent leaves)"
-            yield ConfigError("data.filter_level", self.filter_level, f"must be at most {self.depth}", remedy)
+            yield self.error("filter_level", f"must be at most {self.depth}", remedy)
 
     @property
     def seq_len(self) -> int:  # type: ignore[override]

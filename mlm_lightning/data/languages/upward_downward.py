@@ -4,7 +4,7 @@
               ·  ·    ·  ·                 down_c[b]  =  Σ over rules r with b_c = b  of  p(r | a) · down[a] · Π_o≠c up_o[b_o]
             v      …      w   level k      belief     =  p(symbol of a node | evidence)  ∝  up · down
           ┌─┴─┐         ┌─┴─┐
-         2     M       0     M             of a leaf, belief is the posterior; up holds the evidence below a node, down all other
+         2     M       0     M             up holds the evidence below a node, down all other; a leaf's belief is its posterior
 
 Above the rules stands a star: the nodes of level k hang on a uniform root, each by a table of its own, p(node | root).
 
