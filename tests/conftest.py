@@ -1,6 +1,7 @@
 """Tests run offline, on toy sizes."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+
+for each in (signal.SIGINT, signal.SIGHUP):  # a shell's background jobs and nohup ignore them, and so would what tests start
+    if signal.getsignal(each) == signal.SIG_IGN:
+        signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
 TOY = (
     "data.num_symbols=3",

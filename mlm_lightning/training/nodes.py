@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future
-from threading import Semaphore, Thread
+from threading import Lock, Semaphore, Thread
 from typing import Any
 
 from mlm_lightning.config.settings import Settings
@@ -91,6 +91,8 @@ class Nodes:
         self._message: Future[dict[str, Any]] = Future()
         self._heard = Semaphore(0)
         self._lines: list[socket.socket] = []
+        self._end: dict[str, Any] | None = None
+        self._lock = Lock()  # a machine that is told the start as this one ends hears of the end, too
 
     @contextlib.contextmanager
     def leading(self) -> Iterator[None]:
@@ -147,10 +149,12 @@ class Nodes:
             end = {"status": status_of(error), "message": f"machine {node_rank()}: {error}"}
             raise
         finally:
-            for line in self._lines:
-                with contextlib.suppress(OSError):
-                    _say(line, end)
-                line.close()
+            with self._lock:
+                self._end = end
+                for line in self._lines:
+                    with contextlib.suppress(OSError):
+                        _say(line, end)
+                    line.close()
             self.tell(end)
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -174,8 +178,12 @@ class Nodes:
         asked = _heard_from(line)
         with contextlib.suppress(OSError):  # it is gone
             if asked.get("identity") == self._identity:
-                _say(line, self._message.result())
-                self._lines.append(line)
+                message = self._message.result()
+                with self._lock:
+                    _say(line, message)
+                    if self._end is not None:
+                        _say(line, self._end)
+                    self._lines.append(line)
                 self._heard.release()
                 return
             _say(line, {"differences": differences(self._settings, asked.get("settings", {}))})

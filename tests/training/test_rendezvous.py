@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -113,6 +114,35 @@ def test_how_it_ended_is_announced(machine: Machine, others: ThreadPoolExecutor)
         raise Interrupted(signal.SIGUSR1)
     with pytest.raises(Interrupted, match="SIGUSR1"):
         message.result(60)
+
+
+def test_a_machine_that_is_told_the_start_as_the_first_one_ends_hears_of_the_end(
+    machine: Machine, others: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say, is_told = nodes._say, Event()
+
+    def say_slowly(line: socket.socket, message: dict[str, Any]) -> None:
+        say(line, message)
+        if message == HERE:  # and the first machine is stopped before this is back
+            is_told.set()
+            time.sleep(1)
+
+    monkeypatch.setattr(nodes, "_say", say_slowly)
+    first, follower = machine(), machine()
+
+    def lead() -> None:
+        with first.leading():
+            first.tell(HERE)
+            assert is_told.wait(60)
+            raise Interrupted(signal.SIGTERM)
+
+    led = others.submit(lead)
+    with follower.following() as message:
+        assert message == HERE
+        ((status, why),) = ends(follower)
+    assert nodes.signal_of(status) == signal.SIGTERM, why
+    with pytest.raises(Interrupted):
+        led.result(60)
 
 
 @pytest.mark.parametrize(
