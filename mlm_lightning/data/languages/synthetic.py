@@ -17,6 +17,7 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 
 from mlm_lightning.batch import Vocab
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.data.ngrams import NGramCounts
 from mlm_lightning.data.source import SPLITS, Source, Split
 from mlm_lightning.errors import ConfigError
@@ -70,12 +71,13 @@ class SyntheticSource(Source):
     def labels(self, split: Split, label: str, node: int) -> Callable[[Tensor], Tensor]:
         return partial(_values, self.rows(split), label, node)
 
+    @exactly()
     def ngrams(self, fingerprint: str | None = None) -> NGramCounts:
         """The counts of the first rows for training; the config says all of them."""
         if self._counted is None:
             num_rows = min(self._sizes["train"], max(1, _COUNTED // self.seq_len))
             tokens_BL = self.rows("train")[torch.arange(num_rows)]
-            # no token is the neighbour of another row's
+            # [MASK] is no context: no token is the neighbour of another row's
             self._counted = NGramCounts.count(F.pad(tokens_BL, (0, 1), value=self.vocab.mask_id).flatten().numpy(), self.vocab)
         return self._counted
 
