@@ -35,6 +35,9 @@ _MANY = 2**26
 """So many tokens take a while to count."""
 _TOLERANCE = 1e-5
 
+VERSION = 2
+"""Version 1 stopped on its way to λ, and took what stands between the rows of a language for a context."""
+
 
 @dataclass(frozen=True, eq=False)
 class NGramCounts:

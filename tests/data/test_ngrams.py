@@ -17,7 +17,7 @@ from mlm_lightning.data.languages.hmm import HMMSource
 from mlm_lightning.data.languages.pcfg import PCFGSource
 from mlm_lightning.data.languages.synthetic import SyntheticSource
 from mlm_lightning.data.languages.tree import TreeSource
-from mlm_lightning.data.ngrams import NGramCounts
+from mlm_lightning.data.ngrams import VERSION, NGramCounts
 from mlm_lightning.data.text.source import TextSource
 from mlm_lightning.masking import Bernoulli
 
@@ -391,6 +391,17 @@ class TestSource:
         assert not np.array_equal(other.ngrams().count_V, source.ngrams().count_V)
         assert other.ngrams("0" * 24) is None
         assert other.ngrams("") is None
+
+    def test_those_of_an_earlier_version_are_left_and_counted_again(self, source):
+        source.prepare()
+        older = NGramCounts.of_file(source.cache_folder / "train.ngrams", np.array([5, 6] * 50, np.uint16), source.vocab)
+        written = (source.cache_folder / "train.ngrams").read_bytes()
+        tokens = np.fromfile(source.cache_folder / "train.tokens", np.uint16)
+        counted = source.ngrams()
+        assert counted.bigram_weight == NGramCounts.count(tokens, source.vocab).bigram_weight != older.bigram_weight
+        assert len(counted.key_P) > len(older.key_P)
+        assert (source.cache_folder / "train.ngrams").read_bytes() == written
+        assert (source.cache_folder / f"train.ngrams-{VERSION}").is_file()
 
     def test_a_cache_that_cannot_be_written(self, source, monkeypatch):
         source.prepare()
