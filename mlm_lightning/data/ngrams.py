@@ -6,7 +6,7 @@
 A masked model whose loss is not below the unigram's has learned how often tokens are; one not below the bigram's has made no
 use of context worth the name. c(l) counts the regular tokens that follow l, so that p(w | l) sums to one; special tokens such
 as [CLS] are contexts, and are never predicted. λ is the likeliest weight of each training token under the counts of all others
-(leave-one-out; Jelinek & Mercer 1980), found by EM. Tokens are neighbours as they are in the text, whatever rows are cut of it.
+(leave-one-out; Jelinek & Mercer 1980). Tokens are neighbours as they are in the text, whatever rows are cut of it.
 
 The file, of arrays one after the other as np.save writes them, to be memory-mapped: λ, c(w), c(l), the pairs that occur as
 ascending keys l · V + w, how often each does.
@@ -33,7 +33,10 @@ BLOCK, SPAN = 2**22, 2**25
 """Tokens that are read at a time, and pairs that are sorted at a time: memory grows with the distinct pairs alone."""
 _MANY = 2**26
 """So many tokens take a while to count."""
-_TOLERANCE, _MOST_STEPS = 1e-5, 100
+_TOLERANCE = 1e-5
+
+VERSION = 2
+"""Version 1 stopped on its way to λ, and took what stands between the rows of a language for a context."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +60,10 @@ class NGramCounts:
         count_V, context_V = np.zeros(vocab.size, np.int64), np.zeros(vocab.size, np.int64)
         for start in range(0, len(token_T), block):
             count_V += np.bincount(token_T[start : start + block], minlength=vocab.size)
-        for left, word in _neighbours(token_T, block):
-            context_V += np.bincount(left[is_regular_V[word]], minlength=vocab.size)
+        for left, _ in _neighbours(token_T, vocab, block):
+            context_V += np.bincount(left, minlength=vocab.size)
         count_V[~is_regular_V] = 0
-        pairs = [*_sorted_pairs(token_T, is_regular_V, context_V, block, span)]
+        pairs = [*_sorted_pairs(token_T, vocab, context_V, block, span)]
         key_P, pair_count_P = (np.concatenate(each) for each in zip(*pairs, strict=True))
         counted = cls(vocab, 0.0, count_V, context_V, key_P, pair_count_P)
         return cls(vocab, counted._likeliest_weight(), count_V, context_V, key_P, pair_count_P)
@@ -152,18 +155,21 @@ class NGramCounts:
     # -- the weight ------------------------------------------------------------------------------------------------------
 
     def _likeliest_weight(self) -> float:
-        """λ by EM. One more token, which the unigram alone explains, keeps it below 1: a new pair stays possible."""
+        """λ, by bisection: the likelihood is concave, and a step of EM goes towards its maximum. EM itself takes thousands of
+        steps. It stays below 1, so that a new pair is possible."""
         num_tokens = int(self.context_V[self.context_V > 1].sum())
-        weight = 0.5
-        for _ in range(_MOST_STEPS):
+        low, high = 0.0, 1 - _TOLERANCE
+        while high - low > _TOLERANCE:
+            weight = (low + high) / 2
             explained = 0.0  # tokens, as far as the other pairs of their context explain them
             for count_M, bigram_M, unigram_M in self._left_out():
                 from_pairs_M = weight * bigram_M
                 explained += float((count_M * from_pairs_M / (from_pairs_M + (1 - weight) * unigram_M)).sum())
-            before, weight = weight, explained / (num_tokens + 1)
-            if abs(weight - before) < _TOLERANCE:
-                break
-        return weight
+            if explained > weight * num_tokens:
+                low = weight
+            else:
+                high = weight
+        return low
 
     def _left_out(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of the pairs that occur more than once, how often, and what the counts without one of them give: bigram, unigram.
@@ -175,27 +181,29 @@ class NGramCounts:
             yield count_M, (count_M - 1) / (self.context_V[left_M] - 1), self.count_V[word_M] / (self._total - 1)
 
 
-def _neighbours(token_T: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each token but the last, and the one that follows it."""
+def _neighbours(token_T: np.ndarray, vocab: Vocab, block: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs: each regular token, and before it its left neighbour. [MASK] is none: it stands between rows of a language,
+    and left of a predicted token it hides the neighbour."""
     for start in range(0, len(token_T) - 1, block):
         tokens = token_T[start : start + block + 1]
-        yield tokens[:-1], tokens[1:]
+        left, word = tokens[:-1], tokens[1:]
+        is_pair = vocab.is_regular_array_V[word] & (left != vocab.mask_id)
+        yield left[is_pair], word[is_pair]
 
 
 def _sorted_pairs(
-    token_T: np.ndarray, is_regular_V: np.ndarray, context_V: np.ndarray, block: int, span: int
+    token_T: np.ndarray, vocab: Vocab, context_V: np.ndarray, block: int, span: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The keys of the pairs that occur, ascending, and how often each does: of some contexts at a time, which have about `span`
     pairs together, in one pass over the text."""
-    vocab_size = len(is_regular_V)
-    key_type = np.uint32 if vocab_size**2 <= 2**32 else np.int64
+    key_type = np.uint32 if vocab.size**2 <= 2**32 else np.int64
     count_type = np.uint32 if len(token_T) < 2**32 else np.int64
     part_V = np.maximum(np.cumsum(context_V) - 1, 0) // span
     for part in np.unique(part_V[context_V > 0]):
         key_M, count_M, pending = np.empty(0, key_type), np.empty(0, count_type), [np.empty(0, key_type)]
-        for left, word in _neighbours(token_T, block):
-            is_wanted = is_regular_V[word] & (part_V[left] == part)
-            pending.append(left[is_wanted].astype(key_type) * key_type(vocab_size) + word[is_wanted].astype(key_type))
+        for left, word in _neighbours(token_T, vocab, block):
+            is_wanted = part_V[left] == part
+            pending.append(left[is_wanted].astype(key_type) * key_type(vocab.size) + word[is_wanted].astype(key_type))
             if sum(map(len, pending)) >= span:
                 key_M, count_M = _merged(key_M, count_M, pending)
                 pending = []

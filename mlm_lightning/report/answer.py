@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from mlm_lightning.data.ngrams import VERSION
 from mlm_lightning.report import gaps, stages
 from mlm_lightning.report.compare import Difference, Standing
 from mlm_lightning.report.groups import Group
@@ -41,11 +42,11 @@ def answer(study: Study) -> list[str]:
     if not study.collection.complete or (study.metrics and not standings):
         return ["No complete run has it yet."]
     if not standings:
-        return _no_answer(study)
+        return [*_no_answer(study), *_older_counts(study)]
     lines = [_by_condition(study), *_each_condition(study)] if study.by_condition else _single(study, standings[0])
     summaries = [result.summary for result in study.collection.complete]
     learned = [*_verdicts(study), *gaps.sentences(study), *stages.sentences(study)]
-    return [*lines, *learned, *_how_sure(study), *leaks(summaries), *shortfalls(summaries)]
+    return [*lines, *learned, *_how_sure(study), *leaks(summaries), *shortfalls(summaries), *_older_counts(study)]
 
 
 def _verdicts(study: Study) -> list[str]:
@@ -71,6 +72,19 @@ def _verdict(group: Group) -> str:
         return f"doesn't leak: {close}, and there is nothing to learn"
     share = 1 - excess.mean / (chance - limit)
     return f"learns {share:.1%} of what there is to learn from guessing on: {close}"
+
+
+def _older_counts(study: Study) -> list[str]:
+    """That some runs stand beside counts of an earlier version; empty where all have the same."""
+    counted = [result for result in study.collection.complete if "val/bigram_loss" in result.summary]
+    older = [result.name for result in counted if result.manifest.get("ngrams", 1) != VERSION]
+    if not 0 < len(older) < len(counted):
+        return []
+    return [
+        f"In {len(older)} of {len(counted)} runs val/bigram_loss is that of an earlier version, and has moved since (by less "
+        "than 0.001 nats on the shipped languages): mlm evaluate RUN measures it again, resume=never trains the run again "
+        f"({_joined(older)})."
+    ]
 
 
 def _no_answer(study: Study) -> list[str]:

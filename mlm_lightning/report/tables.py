@@ -17,9 +17,9 @@ from mlm_lightning.runs.checkpoint import flat
 _MAIN_METRICS = ("val/loss", "val/oracle_loss", "val/excess_loss", "val/unigram_loss", "val/bigram_loss", "val/accuracy")
 _COSTS = ("seconds", "tokens")
 _MOST_COLUMNS = 4  # of metrics, in a terminal
-# They name a run, or follow from its config.
+# They name a run, follow from its config, or have a sentence of their own.
 _NOT_COMPARED = (
-    *("kinship", "on_one_process", "processes", "parent", "num_parameters", "splits", "code_folders"),
+    *("kinship", "on_one_process", "processes", "parent", "num_parameters", "splits", "code_folders", "ngrams"),
     *("overrides", "config_dir", "config_name", "working_directory", "folder"),
 )
 

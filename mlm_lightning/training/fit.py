@@ -26,6 +26,7 @@ from mlm_lightning.config.settings import Settings
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.condition import Condition, fingerprint, packs_documents, sources
 from mlm_lightning.data.datamodule import MLMDataModule
+from mlm_lightning.data.ngrams import VERSION, NGramCounts
 from mlm_lightning.errors import ConfigError, mistakes
 from mlm_lightning.messages import speak
 from mlm_lightning.models.layers import detach_token
@@ -191,6 +192,7 @@ def _describe(
         "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
     }
     manifest |= {"compiled": True} if module.compiled else {}
+    manifest |= {"ngrams": VERSION} if any(isinstance(each.ngrams, NGramCounts) for each in conditions) else {}
     noted = ("settled", "own_code", "code_folders", "classes_of")
     manifest |= {name: origin.record[name] for name in noted if name in origin.record}
     manifest |= {"init": taken or run.manifest.get("init")} if settings.init.from_run else {}

@@ -12,6 +12,7 @@ import torch
 from conftest import TOY
 from helpers import assert_equal_checkpoints, lines_without_times, run_of, start, timeless, train, wait_for
 
+from mlm_lightning.data.ngrams import VERSION
 from mlm_lightning.errors import UserError
 from mlm_lightning.runs.identity import identity
 from mlm_lightning.runs.load import load_run
@@ -49,6 +50,7 @@ def test_a_run_leaves_what_the_design_promises(toy: Toy) -> None:
     assert {path.name for path in run.checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     manifest = json.loads((run.folder / "manifest.json").read_text())
     assert manifest["packages"]["torch"] == torch.__version__
+    assert manifest["ngrams"] == VERSION
     assert torch.load(run.checkpoints / "last.ckpt", weights_only=True)["global_step"] == 8
 
 

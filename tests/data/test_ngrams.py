@@ -13,7 +13,11 @@ import torch
 from mlm_lightning.batch import IGNORE_INDEX, PADDING_ROW, MLMBatch, Vocab
 from mlm_lightning.data import ngrams as ngrams_module
 from mlm_lightning.data.datamodule import MLMDataModule
-from mlm_lightning.data.ngrams import NGramCounts
+from mlm_lightning.data.languages.hmm import HMMSource
+from mlm_lightning.data.languages.pcfg import PCFGSource
+from mlm_lightning.data.languages.synthetic import SyntheticSource
+from mlm_lightning.data.languages.tree import TreeSource
+from mlm_lightning.data.ngrams import VERSION, NGramCounts
 from mlm_lightning.data.text.source import TextSource
 from mlm_lightning.masking import Bernoulli
 
@@ -79,6 +83,14 @@ class TestCounts:
             found.pair_counts(np.array([60_003]), np.array([60_004])), counted.pair_counts(*np.array([[3], [4]]))
         )
 
+    def test_mask_is_no_context_and_cls_is_one(self):
+        counted = NGramCounts.count(np.array([CLS, 5, 6, MASK, 6, CLS, 5, MASK]), VOCAB)
+        left, word = np.divmod(np.arange(V * V), V)
+        pairs = {(CLS, 5): 2, (5, 6): 1}
+        assert counted.pair_counts(left, word).tolist() == [pairs.get(pair, 0) for pair in zip(left, word, strict=True)]
+        assert {token: count for token, count in enumerate(counted.context_V.tolist()) if count} == {CLS: 2, 5: 1}
+        assert {token: count for token, count in enumerate(counted.count_V.tolist()) if count} == {5: 2, 6: 2}
+
     @pytest.mark.parametrize("tokens", [[5], [CLS], [5, CLS], [CLS, CLS], [5, 5]])
     def test_tiny_texts(self, tokens, tmp_path):
         counted = NGramCounts.of_file(tmp_path / "train.ngrams", np.array(tokens, np.uint16), VOCAB)
@@ -99,27 +111,73 @@ class TestProbabilities:
         assert counted.context_V[REGULAR[-1]] == 0
         assert np.array_equal(counted.bigram(np.full_like(words, REGULAR[-1]), words), counted.unigram(words))
 
-    @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
-    def test_the_weight_is_the_likeliest_of_a_grid(self, share):
-        text, vocab = zipf_text(4000, share), Vocab(size=400, mask_id=399)
-        weight = NGramCounts.count(text, vocab).bigram_weight
-        words, contexts = Counter(text.tolist()), Counter(text[:-1].tolist())
-        pairs = Counter(pairwise(text.tolist()))
-        total = len(text) + 399
 
-        def likelihood(weight: float) -> float:
-            """Of each token that follows another, under the counts of all others."""
-            found = 0.0
-            for (left, word), count in pairs.items():
-                p = words[word] / (total - 1)
-                if contexts[left] > 1:
-                    p = weight * (count - 1) / (contexts[left] - 1) + (1 - weight) * p
-                found += count * math.log(p)
-            return found
+def likeliest(rows: list[list[int]], num_regular: int) -> float:
+    """λ of a grid, of each token with a left neighbour in its row, under the counts of all others."""
+    words = Counter(token for row in rows for token in row)
+    pairs = Counter(pair for row in rows for pair in pairwise(row))
+    contexts: Counter = Counter()
+    for (left, _), count in pairs.items():
+        contexts[left] += count
+    total = sum(words.values()) + num_regular - 1
+    known = [(left, word, count) for (left, word), count in pairs.items() if contexts[left] > 1]
+    count_P = np.array([count for *_, count in known])
+    bigram_P = np.array([(count - 1) / (contexts[left] - 1) for left, _, count in known])
+    unigram_P = np.array([words[word] / total for _, word, _ in known])
 
-        best = max((place / 500 for place in range(500)), key=likelihood)
-        assert weight == pytest.approx(best, abs=3e-3)
+    def likelihood(weight: float) -> float:
+        mixed_P = weight * bigram_P + (1 - weight) * unigram_P
+        return float((count_P * np.log(mixed_P)).sum())
+
+    best = max((place / 1000 for place in range(1000)), key=likelihood)  # then a finer grid around it: it is concave
+    around = (best + step * 1e-5 for step in range(-100, 101))
+    return max((weight for weight in around if 0 <= weight < 1), key=likelihood)
+
+
+def rows_of(source: SyntheticSource) -> list[list[int]]:
+    """Those that are counted: all, where they are few."""
+    return source.rows("train")[torch.arange(len(source.rows("train")))].tolist()
+
+
+LANGUAGES = [HMMSource(train_size=256), TreeSource(train_size=1024), HMMSource(preset="z1r", train_size=32)]
+by_language = pytest.mark.parametrize("language", LANGUAGES, ids=["hmm", "tree", "z1r"])
+
+
+class TestWeight:
+    """It is 1e-4 from the likeliest of a grid at most."""
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
+    def test_of_text(self, share):
+        text = zipf_text(4000, share)
+        weight = NGramCounts.count(text, Vocab(size=400, mask_id=399)).bigram_weight
+        assert weight == pytest.approx(likeliest([text.tolist()], 399), abs=1e-4)
         assert weight < 0.05 if share == 0 else weight > share / 2
+
+    @by_language
+    def test_of_a_language_within_its_rows(self, language):
+        assert language.ngrams().bigram_weight == pytest.approx(likeliest(rows_of(language), language.num_symbols), abs=1e-4)
+
+    @pytest.mark.parametrize("length", [3, 10, 100_000])
+    def test_where_all_tokens_are_equal(self, length):
+        weight = NGramCounts.count(np.full(length, 5), VOCAB).bigram_weight
+        assert weight == pytest.approx(1, abs=1e-4)
+        assert weight < 1  # a new pair stays possible
+
+    def test_where_the_left_neighbour_always_decides(self):
+        text = REGULAR * 10_000
+        weight = NGramCounts.count(np.array(text), VOCAB).bigram_weight
+        assert weight == pytest.approx(likeliest([text], len(REGULAR)), abs=1e-4)
+        assert 0.9999 < weight < 1
+
+    @pytest.mark.parametrize("text", [REGULAR, [5], [CLS, 5], [MASK, 5, MASK, 5]])
+    def test_0_where_no_pair_comes_twice(self, text):
+        assert NGramCounts.count(np.array(text), VOCAB).bigram_weight == 0
+
+    def test_in_few_passes_over_the_pairs(self, text, monkeypatch):
+        passes, left_out = [], NGramCounts._left_out
+        monkeypatch.setattr(NGramCounts, "_left_out", lambda counts: passes.append(1) or left_out(counts))
+        NGramCounts.count(text, VOCAB)
+        assert len(passes) <= 20
 
 
 def zipf_text(length: int, share: float) -> np.ndarray:
@@ -220,6 +278,47 @@ class TestFile:
         assert file.read_bytes() == whole
 
 
+class TestLanguages:
+    @by_language
+    def test_rows_have_no_neighbours(self, language):
+        counted, rows = language.ngrams(), rows_of(language)
+        pairs = Counter(pair for row in rows for pair in pairwise(row))
+        left, word = np.divmod(np.arange(language.vocab.size**2), language.vocab.size)
+        assert counted.context_V[language.vocab.mask_id] == 0
+        assert counted.context_V.sum() == sum(len(row) - 1 for row in rows)
+        assert counted.pair_counts(left, word).tolist() == [pairs[pair] for pair in zip(left, word, strict=True)]
+
+    @by_language
+    def test_the_losses_are_those_of_a_loop(self, language):
+        rows, q = rows_of(language), language.num_symbols
+        words = Counter(token for row in rows for token in row)
+        pairs = Counter(pair for row in rows for pair in pairwise(row))
+        contexts = Counter(left for row in rows for left in row[:-1])
+        weight, losses = likeliest(rows, q), []
+        batches = MLMDataModule(language, Bernoulli(rate=0.3), batch_size=16)
+        (condition,) = batches.conditions
+        batch = next(iter(batches.eval_batches("val", condition)))
+        for tokens, labels in zip(batch.input_ids_BL.tolist(), batch.labels_BL.tolist(), strict=True):
+            for left, word in zip([language.vocab.mask_id, *tokens], labels, strict=False):
+                if word != IGNORE_INDEX:
+                    unigram = (words[word] + 1) / (sum(words.values()) + q)
+                    mixed = weight * pairs[left, word] / max(contexts[left], 1) + (1 - weight) * unigram
+                    losses.append(-math.log(unigram if left == language.vocab.mask_id else mixed))
+        assert condition.ngrams is not None
+        assert float(condition.ngrams.losses(batch)["bigram_loss"].sum()) == pytest.approx(sum(losses), rel=1e-4)
+
+    def test_they_are_the_same_under_every_precision(self):
+        there, here = PCFGSource(train_size=64), PCFGSource(train_size=64)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with torch.autocast("cpu", torch.bfloat16):
+                found = there.ngrams()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert found.bigram_weight == here.ngrams().bigram_weight
+        assert np.array_equal(found.pair_count_P, here.ngrams().pair_count_P)
+
+
 WORDS = [f"w{number}" for number in range(20)]
 
 
@@ -290,6 +389,17 @@ class TestSource:
         assert not np.array_equal(other.ngrams().count_V, source.ngrams().count_V)
         assert other.ngrams("0" * 24) is None
         assert other.ngrams("") is None
+
+    def test_those_of_an_earlier_version_are_left_and_counted_again(self, source):
+        source.prepare()
+        older = NGramCounts.of_file(source.cache_folder / "train.ngrams", np.array([5, 6] * 50, np.uint16), source.vocab)
+        written = (source.cache_folder / "train.ngrams").read_bytes()
+        tokens = np.fromfile(source.cache_folder / "train.tokens", np.uint16)
+        counted = source.ngrams()
+        assert counted.bigram_weight == NGramCounts.count(tokens, source.vocab).bigram_weight != older.bigram_weight
+        assert len(counted.key_P) > len(older.key_P)
+        assert (source.cache_folder / "train.ngrams").read_bytes() == written
+        assert (source.cache_folder / f"train.ngrams-{VERSION}").is_file()
 
     def test_a_cache_that_cannot_be_written(self, source, monkeypatch):
         source.prepare()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from made_runs import evaluation_of, make_grid, make_run, make_sweep, summary_of
 
+from mlm_lightning.data.ngrams import VERSION
 from mlm_lightning.report.answer import answer, question
 from mlm_lightning.report.figures import draw
 from mlm_lightning.report.metric import interval
@@ -151,6 +152,38 @@ def test_runs_of_other_versions_are_flagged(tmp_path: Path) -> None:
     equal, unequal = manifest_table(study(collect([str(tmp_path)])))
     assert [key for key, _ in unequal] == ["packages.torch", "threads"]
     assert ["packages", "lightning 2.6.6"] in equal
+
+
+def note_counts(folder: Path, version: int) -> None:
+    """A run whose bigram's loss is by counts of this version; earlier than 2, they noted none."""
+    noted = {"ngrams": version} if version > 1 else {}
+    for name, more in {"manifest": noted, "summary": {"val/bigram_loss": 1.5}}.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+
+
+@pytest.mark.parametrize(("key", "values"), [("optim.lr", [0.1, 0.2]), ("data.filter_level", [0, 1])])
+def test_counts_of_several_versions_are_flagged(tmp_path: Path, key: str, values: list[float]) -> None:
+    """Also where no group is best, and each stands beside its own optimum."""
+    make_grid(tmp_path, key, values)
+    first, *others = sorted(tmp_path.iterdir())
+    for folder in others:
+        note_counts(folder, VERSION)
+    assert "val/bigram_loss is that of an earlier version" not in written(tmp_path)[1].text  # the first has none
+    note_counts(first, 1)
+    _, read = written(tmp_path)
+    assert "In 1 of 4 runs val/bigram_loss is that of an earlier version" in read.text
+    assert f"resume=never trains the run again ({first.name})." in read.text
+    assert "not made under the same conditions" not in read.text
+    note_counts(first, VERSION)
+    assert "val/bigram_loss is that of an earlier version" not in written(tmp_path)[1].text
+
+
+def test_counts_of_one_earlier_version_are_compared(tmp_path: Path) -> None:
+    make_grid(tmp_path, "optim.lr", [0.1, 0.2])
+    for folder in tmp_path.iterdir():
+        note_counts(folder, 1)
+    assert "earlier version" not in written(tmp_path)[1].text
 
 
 def test_a_few_runs_stand_side_by_side(tmp_path: Path) -> None:

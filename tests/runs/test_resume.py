@@ -20,6 +20,7 @@ from helpers import AT, At, assert_equal_checkpoints, assert_equal_runs, lines_w
 from mlm_lightning.config.build import prepare
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.datamodule import TrainBatches
+from mlm_lightning.data.ngrams import VERSION
 from mlm_lightning.errors import Interrupted, UserError
 from mlm_lightning.runs.checkpoint import STATE, write_checkpoint
 from mlm_lightning.runs.folder import Run
@@ -359,6 +360,19 @@ def test_a_complete_run_of_an_earlier_version_on_two_processes_is_not_taken_for_
     file.write_text(file.read_text().replace("  devices: 1\n", "  devices: 2\n"))
     with pytest.raises(UserError, match=r"trained on 2 process\(es\), not on 1; resume=never"):
         train(config)
+
+
+def test_runs_of_an_earlier_version_of_the_counts_are_complete_and_go_on(toy: Toy) -> None:
+    train(config := toy())
+    run = run_of(config)
+    run.write_json("manifest.json", {key: value for key, value in run.manifest.items() if key != "ngrams"})
+    run.write_json("summary.json", older := run.summary | {"val/bigram_loss": 1.0})
+    assert train(config) == run.summary == older
+    assert "ngrams" not in run.manifest
+    (run.folder / "summary.json").unlink()
+    assert train(config)["val/bigram_loss"] != 1.0
+    assert run_of(config) == run
+    assert run.manifest["ngrams"] == VERSION
 
 
 def test_automatic_precision_is_kept_throughout_a_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

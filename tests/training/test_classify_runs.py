@@ -76,6 +76,7 @@ def test_an_encoder_is_taken_and_perhaps_frozen(toy: Toy, tmp_path: Path, freeze
     assert here[head].shape == (3, 16)
     manifest = run_of(config).manifest
     assert manifest["init"]["new"] == ["decoder.head.weight", "decoder.head.bias"]
+    assert "ngrams" not in manifest  # nothing is counted
     assert Path(manifest["init"]["checkpoint"]) == parent / "checkpoints" / "best.ckpt"
 
 

@@ -42,4 +42,5 @@ class Choices:
         self._sums = (sums_RC + torch.arange(num_rows)[:, None]).flatten()
 
     def draw(self, row: Tensor, u: Tensor) -> Tensor:
-        return torch.searchsorted(self._sums, row + u.clamp(max=_BELOW_1), right=True) - row * self._num_outcomes
+        place = (row + u.clamp(max=_BELOW_1)).contiguous()
+        return torch.searchsorted(self._sums, place, right=True) - row * self._num_outcomes

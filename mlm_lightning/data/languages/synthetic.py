@@ -75,11 +75,12 @@ class SyntheticSource(Source):
         return self._counts
 
     @cached_property
+    @exactly()
     def _counts(self) -> NGramCounts:
         """The counts of the first rows for training; the config says all of them."""
         num_rows = min(self.train_size, max(1, _COUNTED // self.seq_len))
         tokens_BL = self.rows("train")[torch.arange(num_rows)]
-        # no token is the neighbour of another row's
+        # [MASK] is no context: no token is the neighbour of another row's
         return NGramCounts.count(F.pad(tokens_BL, (0, 1), value=self.vocab.mask_id).flatten().numpy(), self.vocab)
 
     def latent_sizes(self) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,7 @@
       train.tokens  val.tokens  test.tokens            the tokens, nothing else: uint16 or uint32, to be memory-mapped
       train.ends    val.ends    test.ends              where each document ends (exclusive): int64
       reading-2               empty: no documents or labels are read otherwise today
-      train.ngrams            how often its tokens and pairs of them occur (ngrams.py); made when it is first asked for
+      train.ngrams-2          how often its tokens and pairs of them occur (ngrams.py); made when it is first asked for
       runs/                   the folder of each run that was trained on it, a file each: who needs it (`mlm clean`)
     <cache_dir>/.<fingerprint>.work/                   an unfinished one, which the same command goes on with
 
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from mlm_lightning.batch import Vocab
-from mlm_lightning.data.ngrams import NGramCounts
+from mlm_lightning.data.ngrams import VERSION, NGramCounts
 from mlm_lightning.data.text.prepare.shards import ENDS_DTYPE, LABEL_DTYPE
 from mlm_lightning.files import sync, write_atomically
 
@@ -100,9 +100,9 @@ class TokenCache:
                 yield f"the median document has {median:.0f} tokens, so that a row has parts of many; {remedy}"
 
     def ngrams(self) -> NGramCounts:
-        """The counts of the tokens for training, made unless they lie there."""
+        """The counts of the tokens for training, made unless they lie there. Those of version 1 are in `train.ngrams`."""
         token_T = np.asarray(np.memmap(self.files("train")[0], self.dtype, "r"))
-        return NGramCounts.of_file(self.folder / "train.ngrams", token_T, self.vocab)
+        return NGramCounts.of_file(self.folder / f"train.ngrams-{VERSION}", token_T, self.vocab)
 
 
 def mended(folder: Path) -> Path:
