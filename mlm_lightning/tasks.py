@@ -61,7 +61,7 @@ class Task(ABC):
 
     @abstractmethod
     def oracle_probs(self, oracle: Any, batch: Any) -> Tensor:
-        """What an oracle says where something is to be predicted, BKV."""
+        """What an oracle says about a batch on the CPU where something is to be predicted, BKV: a function of the two."""
 
     @abstractmethod
     def sums(self, num_outputs: int, device: torch.device | str = "cpu", further_oracles: Iterable[str] = ()) -> MetricSums:
@@ -85,12 +85,10 @@ class MLM(Task):
 
     def oracle_probs(self, oracle: Any, batch: MLMBatch) -> Tensor:
         """Exact where each predicted position is hidden, as frozen masks do."""
-        labels_BL = batch.labels_BL.cpu()
-        observed_BL = labels_BL == IGNORE_INDEX
-        tokens_BL = torch.where(observed_BL, batch.input_ids_BL.cpu(), labels_BL)
+        observed_BL = batch.labels_BL == IGNORE_INDEX
+        tokens_BL = torch.where(observed_BL, batch.input_ids_BL, batch.labels_BL)
         probs_BLV = oracle.posterior(tokens_BL, observed_BL)
-        positions_BK1 = batch.positions_BK.cpu().unsqueeze(-1)
-        return probs_BLV.gather(1, positions_BK1.expand(-1, -1, probs_BLV.shape[-1])).to(batch.input_ids_BL.device)
+        return probs_BLV.gather(1, batch.positions_BK.unsqueeze(-1).expand(-1, -1, probs_BLV.shape[-1]))
 
     def sums(self, num_outputs: int, device: torch.device | str = "cpu", further_oracles: Iterable[str] = ()) -> MetricSums:
         return MetricSums(device, further_oracles)
@@ -137,9 +135,9 @@ class Classify(Task):
         return partial(_labelled, source.labels(split, self._name, self.node))
 
     def oracle_probs(self, oracle: Any, batch: LabelledBatch) -> Tensor:
-        tokens_BL = batch.input_ids_BL.cpu()
+        tokens_BL = batch.input_ids_BL
         probs_BNS = oracle.latents(tokens_BL, torch.ones_like(tokens_BL, dtype=torch.bool))[self.label]
-        return probs_BNS[:, self.node : self.node + 1].to(batch.input_ids_BL.device)
+        return probs_BNS[:, self.node : self.node + 1]
 
     def sums(self, num_outputs: int, device: torch.device | str = "cpu", further_oracles: Iterable[str] = ()) -> LabelSums:
         return LabelSums(device, further_oracles, num_outputs)

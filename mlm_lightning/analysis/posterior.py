@@ -17,6 +17,7 @@ from torch import Tensor
 from mlm_lightning.analysis.finding import Finding, Record
 from mlm_lightning.analysis.subject import Subject, original_tokens
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.data.languages.uniform import UniformSource
 from mlm_lightning.data.source import Oracle
 from mlm_lightning.errors import ConfigError
@@ -106,6 +107,7 @@ def _replaced(batch: MLMBatch, subject: Subject) -> MLMBatch:
     )
 
 
+@exactly()
 def exact_posteriors(oracle: Oracle, tokens_BL: Tensor, observed_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Those of the rows, BLV, and which of them, B, are possible in the oracle's language at all."""
     possible_B = torch.ones(len(tokens_BL), dtype=torch.bool)

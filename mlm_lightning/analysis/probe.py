@@ -26,6 +26,7 @@ from mlm_lightning.analysis.finding import Finding, Record, listed
 from mlm_lightning.analysis.hidden import layers_of, watched
 from mlm_lightning.analysis.subject import Subject, original_tokens, unmasked
 from mlm_lightning.batch import IGNORE_INDEX, MLMBatch
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.data.source import LatentOracle, LatentRows, Split
 from mlm_lightning.errors import NO_VALUE, ConfigError
 from mlm_lightning.report import style
@@ -154,7 +155,7 @@ def _examples(subject: Subject, split: Split, rows: str) -> dict[str, Examples]:
     counts: dict[str, int] = {}
     with watched(layers_of(subject.model)) as states:
         for batch in subject.batches(split, MAX_EXAMPLES):
-            values = _distinct(of_split.latents(batch.row_ids_B))
+            values = _distinct(of_split, batch.row_ids_B)
             wanted = [name for name in values if counts.get(name, 0) < MAX_EXAMPLES]
             if not wanted:
                 break
@@ -169,8 +170,10 @@ def _examples(subject: Subject, split: Split, rows: str) -> dict[str, Examples]:
     return {name: _joined(each) for name, each in parts.items()}
 
 
-def _distinct(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A tree's root is its level 0."""
+@exactly()
+def _distinct(rows: LatentRows, index_B: Tensor) -> dict[str, Tensor]:
+    """Their true values, each variable once: a tree's root is its level 0."""
+    values = rows.latents(index_B)
     names = [name for name in values if not (name == "level_0" and "root" in values)]
     return {name: values[name] for name in names}
 
@@ -180,7 +183,8 @@ def _of_batch(
 ) -> Iterator[tuple[str, Examples]]:
     masked_BL = batch.labels_BL != IGNORE_INDEX
     oracle, observed_BL = subject.condition.oracle, ~masked_BL if rows == "masked" else torch.ones_like(masked_BL)
-    exact = oracle.latents(original_tokens(batch), observed_BL) if isinstance(oracle, LatentOracle) else {}
+    with exactly():
+        exact = oracle.latents(original_tokens(batch), observed_BL) if isinstance(oracle, LatentOracle) else {}
     for name, values_BN in values.items():
         nodes = values_BN.shape[1]
         asked_BN = torch.ones_like(values_BN, dtype=torch.bool)

@@ -115,10 +115,13 @@ def _oracle(loaded: "LoadedRun", trust: bool) -> "Oracle | None":
 
 def _exact(oracle: "Oracle | None", input_ids_1L: "Tensor", masks_1K: "Tensor", mask_id: int) -> "Tensor | None":
     """The posterior at the masks; None where there is none, or where the language cannot have such a row."""
+    from mlm_lightning.data.exact import exactly
+
     if oracle is None:
         return None
     try:
-        return oracle.posterior(input_ids_1L, input_ids_1L != mask_id)[0, masks_1K[0]]
+        with exactly():
+            return oracle.posterior(input_ids_1L, input_ids_1L != mask_id)[0, masks_1K[0]]
     except ValueError as error:
         log.info("no exact probabilities: %s", error)
         return None

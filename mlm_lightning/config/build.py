@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from mlm_lightning.config.settings import Node, Settings
 from mlm_lightning.data.condition import Condition
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.data.source import LatentOracle, NGrams, Oracle, Source, Split
 from mlm_lightning.errors import NO_VALUE, ConfigError, InvalidConfigError, config_errors
 from mlm_lightning.masking import MASKINGS, Masking, Single
@@ -72,6 +73,7 @@ def eval_maskings(
     return maskings | dict.fromkeys(further, masking)
 
 
+@exactly()
 def prepare(settings: Settings, evaluated: Split | None = None, trained_on: str | None = None) -> list[Condition]:
     """Prepares the sources, and returns the conditions of an evaluation, that of the training first. `trained_on` is the
     fingerprint of what the model was trained on, where that may be something else.

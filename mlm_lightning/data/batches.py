@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from mlm_lightning.batch import PADDING_ROW
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.data.source import EndlessRows, Rows
 from mlm_lightning.data.warmup import BatchSizes
 from mlm_lightning.randomness import Stream, generator
@@ -185,6 +186,7 @@ class BatchRange(Sampler[int]):
         return self.stop
 
 
+@exactly()
 def _batch(
     rows: Rows | EndlessRows,
     row_ids_B: Tensor,

@@ -9,6 +9,7 @@ names                       masking       source          metrics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.data.source import NGrams, Oracle, Source
 from mlm_lightning.masking import Masking
 
@@ -27,6 +28,7 @@ class Condition:
     further_oracles: Mapping[str, Oracle] = field(default_factory=dict)
 
     @classmethod
+    @exactly()
     def training(cls, source: Source, masking: Masking) -> "Condition":
         """The condition of the training: its rows, masked as it masks, with 100 % `[MASK]`."""
         return cls(("",), masking.frozen(), source, source.oracle(), source.ngrams())

@@ -68,7 +68,8 @@ def check_read(read: Any, num_rows: int, source: "Source") -> None:
 
 
 class Oracle(Protocol):
-    """The exact posterior of a synthetic source: no model can have a lower expected loss."""
+    """The exact posterior of a synthetic source: no model can have a lower expected loss. A function of its arguments: what it
+    answers about frozen masks is kept."""
 
     def posterior(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
         """The probability of each token at each position given the tokens where `observed_BL` is True: `probs_BLV`.

@@ -16,10 +16,10 @@ from mlm_lightning.config.build import build_model, eval_data_key
 from mlm_lightning.config.settings import Settings
 from mlm_lightning.data.batches import EvalBatches
 from mlm_lightning.data.condition import Condition, packs_documents
+from mlm_lightning.data.exact import exactly
 from mlm_lightning.data.source import SPLITS, check_read
 from mlm_lightning.errors import ConfigError, UserError, described
 from mlm_lightning.randomness import seed_torch
-from mlm_lightning.training.oracles import oracle_probs
 
 ROWS = (
     "rows(split) has a length, and rows[index_B] is a whole batch for a tensor of indices: tokens_BL, or (tokens_BL, "
@@ -49,7 +49,7 @@ def try_own_parts(settings: Settings, conditions: Sequence[Condition]) -> None:
         for source, group in groups.items():
             # reading rows without end would move them
             for split in ("val",) if source.endless or group != "data" else SPLITS[:2]:
-                with _keeps(ROWS, group, type(source), f"rows of {split}: "):
+                with _keeps(ROWS, group, type(source), f"rows of {split}: "), exactly():
                     rows: Any = source.rows(split)
                     index_B = torch.arange(min(2, len(rows)))
                     check_read(rows[index_B], len(index_B), source)
@@ -57,8 +57,8 @@ def try_own_parts(settings: Settings, conditions: Sequence[Condition]) -> None:
             make = task.maker(condition.source, "val", condition.masking, 0)
             batch: Any = EvalBatches(condition.source.rows("val"), make, batch_size=2)[0]  # type: ignore[arg-type]
             asked = (*batch.labels_BK.shape, task.num_outputs(condition.source))
-        with _keeps(ORACLE, "data", type(condition.source)):
-            oracle_BKV = oracle_probs(batch, condition, task)
+        with _keeps(ORACLE, "data", type(condition.source)), exactly():
+            oracle_BKV = None if condition.oracle is None else task.oracle_probs(condition.oracle, batch)
         if not _is_own(model) and not _is_own(type(task)):
             return
         built = build_model(settings.model, settings.seed, condition.source, packs_documents(conditions), task).eval()

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from mlm_lightning.batch import MLMBatch
 from mlm_lightning.config.trainer import TrainerSettings
 from mlm_lightning.data.batches import Plan
 from mlm_lightning.data.condition import Condition
@@ -40,7 +39,7 @@ from mlm_lightning.training.lightning_internals import (
 )
 from mlm_lightning.training.loss import add_metrics, training_loss
 from mlm_lightning.training.optim import Constant, make_optimizer, scheduler
-from mlm_lightning.training.oracles import further_probs, oracle_probs
+from mlm_lightning.training.oracles import FrozenAnswers
 from mlm_lightning.training.rank_order import sum_in_rank_order
 
 _NOTED = frozenset({"setup", "kahan_sum", "triton"})
@@ -94,6 +93,7 @@ class MLMModule(L.LightningModule):
         super().__init__()
         self.model, self.conditions, self.seed = model, conditions, seed
         self.task = task or MLM()
+        self._answers = FrozenAnswers(self.task)
         self.plan, self.origin = plan or Plan(total_steps=0), origin or Origin()
         self._plain = plan is None
         self._make_optimizer = optimizer or partial(torch.optim.AdamW, lr=1e-3)
@@ -230,10 +230,10 @@ class MLMModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = self._trimmed(batch)
         condition, sums = self.conditions[dataloader_idx], self._eval_sums[dataloader_idx]
-        counted = condition.ngrams.losses(batch) if condition.ngrams and isinstance(batch, MLMBatch) else None
         with eagerly():
-            probs = oracle_probs(batch, condition, self.task)
-            add_metrics(sums, self.model, batch, probs, counted, further_probs(batch, condition, self.task))
+            probs, counted = self._answers.of(batch, condition)
+            own_BKV = probs.pop("", None)
+            add_metrics(sums, self.model, batch, own_BKV, counted, probs)
 
     def on_validation_epoch_end(self) -> None:
         stage, self.last_metrics = "test" if self.trainer.testing else "val", {}

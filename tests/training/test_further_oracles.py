@@ -16,7 +16,7 @@ from mlm_lightning.runs.identity import identity
 from mlm_lightning.runs.load import load_run
 from mlm_lightning.tasks import MLM
 from mlm_lightning.training.loss import add_metrics
-from mlm_lightning.training.oracles import further_probs, oracle_probs
+from mlm_lightning.training.oracles import answers
 
 Toy = Callable[..., dict[str, Any]]
 LEVELS = "eval.oracles={k1: {filter_level: 1}, k2: {filter_level: 2}, own: {filter_level: 0}}"
@@ -70,8 +70,9 @@ def test_the_divergence_is_that_of_the_formula(toy: Toy) -> None:
     batch = condition.masking(rows[index_B], index_B, vocab=source.vocab, key=0)
     sums = MetricSums("cpu", condition.further_oracles)
     with torch.no_grad():
-        found = [of(batch, condition, MLM()) for of in (oracle_probs, further_probs)]
-        add_metrics(sums, model, batch, found[0], None, found[1])
+        probs, counted = answers(batch, condition, MLM())
+        own_BKV = probs.pop("")
+        add_metrics(sums, model, batch, own_BKV, counted, probs)
         log_probs_BLV = model(batch.input_ids_BL).log_softmax(-1).double()
     observed_BL = batch.labels_BL < 0
     exact_BLV: Tensor = other.posterior(rows[index_B], observed_BL)
