@@ -28,7 +28,7 @@ from mlm_lightning.values import check_fields, checked
 MAX_SYMBOLS = 256
 MAX_SEQ_LEN = 2**16
 _COUNTED = 2**17  # tokens: they tell the unigram's loss within 1e-5 nats
-_DRAWN = 2**21  # tokens times symbols that are drawn at once
+_DRAWN = 2**23  # tokens times symbols that are drawn at once
 
 NumSymbols = Annotated[int, Interval(ge=2, le=MAX_SYMBOLS), "it is the number of different tokens"]
 SeqLen = Annotated[int, Interval(ge=1, le=MAX_SEQ_LEN), "it is the number of tokens in a row"]
@@ -128,7 +128,8 @@ class SyntheticRows:
 
     @exactly()
     def __getitem__(self, index_B: Tensor) -> Tensor:
-        return torch.cat([self._source.draw(keys_B) for keys_B in self._keys(index_B)])
+        parts = [self._source.draw(keys_B) for keys_B in self._keys(index_B)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @exactly()
     def latents(self, index_B: Tensor) -> dict[str, Tensor]:
