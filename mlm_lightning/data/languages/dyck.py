@@ -79,10 +79,6 @@ class _Brackets(ChainLanguage):
     def _height(self, open_: Open) -> int:
         """How many brackets are open."""
 
-    @property
-    def _highest(self) -> int:
-        return self.max_depth
-
     @cached_property
     def _states(self) -> tuple[list[tuple[Open, int]], list[list[int]]]:
         """All pairs of what is open and the token before, in the order in which they are found from the start, and the numbers
@@ -111,7 +107,7 @@ class _Brackets(ChainLanguage):
         initial_1S = (torch.arange(len(pairs)) < num_first).double()[None]
         final_1S = torch.tensor([[open_ == self._closed for open_, _ in pairs]]).double()
         height_1S = torch.tensor([[self._height(open_) for open_, _ in pairs]])
-        latents = {"height": Latent(height_1S, self._highest + 1)}
+        latents = {"height": Latent(height_1S, int(height_1S.max()) + 1)}
         return Chain(initial_1S, step_1SR, emission_SQ, self.seq_len, final_1S, successor_SR, latents)
 
     def oracle(self) -> Brackets:
@@ -171,10 +167,6 @@ class ShuffleDyckSource(_Brackets):
 
     def _height(self, open_: Open) -> int:
         return sum(open_)
-
-    @property
-    def _highest(self) -> int:
-        return self.num_kinds * self.max_depth
 
     def entropy_rate(self) -> float:
         """Steps of the kinds, each in a strip of this height, are interleaved freely: what each grows by adds up."""

@@ -107,15 +107,13 @@ class InsideOutside(LanguageOracle):
         def choose_split(
             n: int, row_M: Tensor, start_M: Tensor, symbol_M: Tensor, u_M: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
-            weights = []
-            for k in range(1, n):
-                left_MR = inside.value[k][row_M, start_M][:, self.left_R]
-                right_MR = inside.value[n - k][row_M, start_M + k][:, self.right_R]
-                weight_M1 = inside.weight(n, k, inside.log[n])[row_M, start_M, None]
-                weights.append(weight_M1 * left_MR * right_MR * self.rule_RN.T[symbol_M])
-            taken_M = choose(torch.cat(weights, dim=1), u_M)
-            rule_M = taken_M % len(self.left_R)
-            return taken_M // len(self.left_R) + 1, self.left_R[rule_M], self.right_R[rule_M]
+            num_rules = len(self.left_R)
+            weight_MKR = self.rule_RN.new_zeros(len(row_M), n - 1, num_rules)
+            for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, n, inside.log[n]):
+                weight_MKR[:, k - 1, rule_R] = (weight_BI1 * left_BIR * right_BIR)[row_M, start_M]
+            taken_M = choose((weight_MKR * self.rule_RN.T[symbol_M][:, None]).flatten(1), u_M)
+            rule_M = taken_M % num_rules
+            return taken_M // num_rules + 1, self.left_R[rule_M], self.right_R[rule_M]
 
         parent_BL = grow(keys_B, self.seq_len, evidence_BL.device, choose_split)[0].T.long()
         u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len) * self.seq_len).to(evidence_BL.device)

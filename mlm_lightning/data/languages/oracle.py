@@ -48,8 +48,7 @@ class LanguageOracle:
             probs_BLQ, possible_B = self._posterior(evidence_BL[rows])
             hidden_BL1 = (evidence_BL[rows] == self.num_symbols)[..., None]
             probs_BLV[rows] = torch.where(hidden_BL1, pad(probs_BLQ, (0, 1)), self._one_hot_VV[evidence_BL[rows]])
-            # a message that underflows leaves 0 / 0
-            self._refuse_impossible(possible_B & probs_BLV[rows].isfinite().all(2).all(1), rows)
+            _refuse_impossible(rows, possible_B, probs_BLV[rows])
         return _on_device_of(tokens_BL, probs_BLV)
 
     @exactly()
@@ -67,7 +66,7 @@ class LanguageOracle:
         drawn_BL = torch.empty_like(evidence_BL)
         for rows in self._blocks(evidence_BL):
             sampled_BL, possible_B = self._sample(evidence_BL[rows], keys_B[rows])
-            self._refuse_impossible(possible_B, rows)
+            _refuse_impossible(rows, possible_B)
             drawn_BL[rows] = torch.where(evidence_BL[rows] == self.num_symbols, sampled_BL, evidence_BL[rows])
         return _on_device_of(tokens_BL, drawn_BL)
 
@@ -78,9 +77,7 @@ class LanguageOracle:
         parts: list[dict[str, Tensor]] = []
         for rows in self._blocks(evidence_BL):
             found, possible_B = self._latents(evidence_BL[rows])
-            for probs_BNS in found.values():
-                possible_B = possible_B & probs_BNS.isfinite().all(2).all(1)
-            self._refuse_impossible(possible_B, rows)
+            _refuse_impossible(rows, possible_B, *found.values())
             parts.append(found)
         return {name: _on_device_of(tokens_BL, torch.cat([part[name] for part in parts])) for name in parts[0]}
 
@@ -137,13 +134,16 @@ class LanguageOracle:
         for start in range(0, max(1, len(evidence_BL)), size):
             yield slice(start, start + size)
 
-    def _refuse_impossible(self, possible_B: Tensor, rows: slice) -> None:
-        if not possible_B.all():
-            row = rows.start + int((~possible_B).nonzero()[0])
-            raise ValueError(
-                f"row {row} of the batch: the observed tokens have probability zero in this language; they must come from rows "
-                "of a source with the same settings"
-            )
+
+def _refuse_impossible(rows: slice, possible_B: Tensor, *probs: Tensor) -> None:
+    for each in probs:  # a message that underflows leaves 0 / 0
+        possible_B = possible_B & each.isfinite().flatten(1).all(1)
+    if not possible_B.all():
+        row = rows.start + int((~possible_B).nonzero()[0])
+        raise ValueError(
+            f"row {row} of the batch: the observed tokens have probability zero in this language; they must come from rows "
+            "of a source with the same settings"
+        )
 
 
 def check_tokens(tokens_BL: Tensor, observed_BL: Tensor, seq_len: int) -> None:

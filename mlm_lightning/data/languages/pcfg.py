@@ -34,6 +34,7 @@ from typing import Annotated
 import torch
 from annotated_types import Interval
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mlm_lightning.data.languages.chain import Concentration
 from mlm_lightning.data.languages.grammar import MAX_NONTERMINALS, Grammar, levels_grammar, random_grammar, read_grammar
@@ -62,14 +63,24 @@ class GrammarSource(Language):
         raise NotImplementedError
 
     def errors(self) -> Iterable[ConfigError]:
-        found = list(too_large(self.seq_len, len(self.grammar.names), self.grammar.rules_of_NJ[0].shape[1]))
-        yield from found
-        if found or _has(self.grammar, self.seq_len):
+        num_nonterminals, num_rules = self._size
+        by_work, by_table = (MAX_WORK / num_nonterminals**2) ** (1 / 3), (MAX_TABLE / (num_nonterminals * num_rules)) ** 0.5
+        longest = int(min(by_work, by_table) + 1e-9)
+        if self.seq_len > longest:
+            problem = f"with {num_nonterminals} nonterminals of up to {num_rules} rules each, for lack of time and memory"
+            yield self.error("seq_len", problem, f"use data.seq_len={longest} or less, or a smaller grammar")
+            return
+        if _has(self.grammar, self.seq_len):
             return
         lengths = [length for length in range(1, MAX_LENGTH + 1) if _has(self.grammar, length)]
         nearest = sorted(sorted(lengths, key=lambda length: abs(length - self.seq_len))[:2])
         remedy = f"the nearest that it has: {' and '.join(map(str, nearest))}" if nearest else "check its rules"
         yield self.error("seq_len", "the grammar has no rows of this length", remedy)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """The number of nonterminals, and of rules that one has at most."""
+        return len(self.grammar.names), self.grammar.rules_of_NJ[0].shape[1]
 
     @property
     def num_symbols(self) -> int:  # type: ignore[override]
@@ -93,15 +104,13 @@ class GrammarSource(Language):
         found = {"split": split_B[:, None]}
         if not self.grammar.layers:
             return found | {"parent": symbol_LLB[0].T.long()}
-        length_M, start_M, row_M = (symbol_LLB >= 0).nonzero(as_tuple=True)
-        symbol_M = symbol_LLB[length_M, start_M, row_M].long()
         for name, value_N in self.grammar.layers_N.items():
-            value_M = value_N[symbol_M] + 1
-            # what begins at a position, less what has ended before it: the sums up to a position are what covers it
-            change_BL = torch.zeros(len(keys_B), seq_len + 1, dtype=torch.int64)
-            change_BL.index_put_((row_M, start_M), value_M, accumulate=True)
-            change_BL.index_put_((row_M, start_M + length_M + 1), -value_M, accumulate=True)
-            found[name] = change_BL[:, :-1].cumsum(1) - 1
+            value_LLB = pad(value_N, (0, 1), value=-1)[symbol_LLB.long()]  # also where there is no span: its number is -1
+            value_BL = torch.full((len(keys_B), seq_len), -1)
+            for length, value_LB in enumerate(value_LLB, 1):
+                for place in range(length):
+                    value_BL[:, place:] = value_BL[:, place:].maximum(value_LB.T[:, : seq_len - place])
+            found[name] = value_BL
         return found
 
     def latent_sizes(self) -> dict[str, tuple[int, int]]:
@@ -158,10 +167,12 @@ class PCFGSource(GrammarSource):
         if self.num_rules > most:
             problem = f"there are {most} pairs of nonterminals"
             yield self.error("num_rules", problem, f"use data.num_rules={most} or less")
-        elif found := list(too_large(self.seq_len, self.num_nonterminals, self.num_rules)):  # before it is drawn
-            yield from found
         else:
             yield from super().errors()
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.num_nonterminals, self.num_rules  # known before the grammar is drawn
 
     @cached_property
     def grammar(self) -> Grammar:
@@ -239,12 +250,3 @@ class PCFGFileSource(GrammarSource):
 def _has(grammar: Grammar, length: int) -> bool:
     weight_LN, _ = grammar.lengths(length)
     return bool(weight_LN[-1, 0] > 0)
-
-
-def too_large(seq_len: int, num_nonterminals: int, num_rules: int) -> Iterable[ConfigError]:
-    """Where rows are too long for so many nonterminals of so many rules."""
-    by_work, by_table = (MAX_WORK / num_nonterminals**2) ** (1 / 3), (MAX_TABLE / (num_nonterminals * num_rules)) ** 0.5
-    longest = int(min(by_work, by_table) + 1e-9)
-    if seq_len > longest:
-        problem = f"with {num_nonterminals} nonterminals of up to {num_rules} rules each, for lack of time and memory"
-        yield ConfigError("data.seq_len", seq_len, problem, f"use data.seq_len={longest} or less, or a smaller grammar")

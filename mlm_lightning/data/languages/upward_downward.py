@@ -67,14 +67,11 @@ class UpwardDownward(LanguageOracle):
         rule where rows are drawn: 0 is the root's, then come the inner nodes, level by level from the root, then the star's."""
         up, log_root_BQ = self._upward(evidence_BL)
         s, device, star_nodes = self.num_children, evidence_BL.device, len(self.star_NQQ)
-
-        def numbers_BN(first: int, num_nodes: int) -> Tensor:
-            return uniform(keys_B[:, None], torch.arange(first, first + num_nodes)).to(device)
-
-        symbol_BN = choose(log_root_BQ.softmax(1)[:, None], numbers_BN(0, 1))
+        u_BN = uniform(keys_B[:, None], torch.arange(self.seq_len + star_nodes)).to(device)
+        symbol_BN = choose(log_root_BQ.softmax(1)[:, None], u_BN[:, :1])
         if self.star_level > 0:
             star_BNQ = self.star_NQQ[torch.arange(star_nodes, device=device), symbol_BN]
-            symbol_BN = choose(star_BNQ * up[0], numbers_BN(self.seq_len, star_nodes))
+            symbol_BN = choose(star_BNQ * up[0], u_BN[:, self.seq_len :])
         for children_SR, up_BNQ in zip(self.children_DSR, up[1:], strict=True):
             num_nodes, num_rules = symbol_BN.shape[1], len(self.weight_R) // self.num_symbols
             rule_BNI = symbol_BN[..., None] * num_rules + torch.arange(num_rules, device=device)  # the rules of its symbol
@@ -82,7 +79,7 @@ class UpwardDownward(LanguageOracle):
             for child_R, child_BNQ in zip(children_SR, up_BNQ.unflatten(1, (-1, s)).unbind(2), strict=True):
                 weight_BNI = weight_BNI * child_BNQ.gather(2, child_R[rule_BNI])
             first = 1 + (num_nodes - 1) // (s - 1)
-            taken_BN1 = choose(weight_BNI, numbers_BN(first, num_nodes))[..., None]
+            taken_BN1 = choose(weight_BNI, u_BN[:, first : first + num_nodes])[..., None]
             symbol_BN = children_SR.T[rule_BNI.gather(2, taken_BN1)[..., 0]].flatten(1)
         return symbol_BN, _possible(log_root_BQ)
 
