@@ -12,7 +12,7 @@ Shapes beyond those of `batch`: M chains, S states of each, R successors of a st
 symbols.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
@@ -22,15 +22,10 @@ from annotated_types import Interval
 from torch import Tensor
 
 from mlm_lightning.data.languages.oracle import cdf
-from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import uniform
 
 CONCENTRATION = "it is a Dirichlet's: below 1 a few outcomes have most of the probability, above 1 they are much alike"
 Concentration = Annotated[float, Interval(ge=0.01, le=1e6), CONCENTRATION]
-
-MAX_STATES = 4096
-MAX_MESSAGES = 2**22
-"""Numbers of the messages of a row, one a state and position."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +98,3 @@ class Chain:
             return token_S[states_BL]
         u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len, 2 * self.seq_len))
         return (cdf(self.emission_SQ)[states_BL] <= u_BL[..., None]).sum(-1)
-
-
-def too_long(seq_len: int, num_states: int) -> Iterable[ConfigError]:
-    """Where the messages of a single row would be too many."""
-    if seq_len * num_states > MAX_MESSAGES:
-        problem = f"with {num_states} states, seq_len · states is above {MAX_MESSAGES}, for lack of memory"
-        yield ConfigError("data.seq_len", seq_len, problem, f"use data.seq_len={MAX_MESSAGES // num_states} or less")

@@ -19,8 +19,6 @@ arXiv 2207.08799; Power, Burda, Edwards, Babuschkin, Misra, "Grokking", 2022, ar
 Shapes beyond those of `batch`: C checks, K free places.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from math import log
 from typing import Annotated
@@ -30,14 +28,13 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 
 from mlm_lightning.data.languages.code_oracle import CodeOracle
-from mlm_lightning.data.languages.synthetic import Language
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.languages.synthetic import Errors, Language, Sizes, language
 from mlm_lightning.randomness import Stream, generator, uniform
 
 MAX_PRIME, MAX_CODE_LEN = 251, 512
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class CodeSource(Language):
     """Rows of `seq_len` tokens that satisfy the checks that `grammar_seed` draws; `seed` makes the rows alone."""
 
@@ -47,12 +44,12 @@ class CodeSource(Language):
     check_weight: Annotated[int, Ge(2), "so many tokens are in a check (null: any number of them)"] | None = 3
     grammar_seed: int = 0
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         p, rows = self.num_symbols, f"rows have data.seq_len={self.seq_len} tokens"
         if not _is_prime(p):
             near = [next(filter(_is_prime, numbers)) for numbers in (range(p, 1, -1), range(p, 2 * p))]
             remedy = f"use data.num_symbols={near[0]} or {near[1]}"
-            yield ConfigError("data.num_symbols", p, "is no prime number: some symbols have no inverse", remedy)
+            yield self.error("num_symbols", "is no prime number: some symbols have no inverse", remedy)
         if self.num_checks >= self.seq_len:
             problem = f"with data.seq_len={self.seq_len}, so many checks leave one row at most"
             remedy = f"use data.num_checks={self.seq_len - 1} or fewer"
@@ -96,7 +93,7 @@ class CodeSource(Language):
     def draw_latents(self, keys_B: Tensor) -> dict[str, Tensor]:
         return {"message": self.draw(keys_B)[:, self.free_K]}
 
-    def latent_sizes(self) -> dict[str, tuple[int, int]]:
+    def latent_sizes(self) -> Sizes:
         return {"message": (len(self.free_K), self.num_symbols)}
 
     def oracle(self) -> CodeOracle:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer
 from mlm_lightning.randomness import uniform
 
 
@@ -62,7 +62,7 @@ class CodeOracle(LanguageOracle):
         sampled_BL = free_BL + (pivot_BCL * value_BC[..., None]).sum(1)
         return sampled_BL[:, self.order_L.argsort()], possible_B
 
-    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         probs_BLP, possible_B = self._posterior(evidence_BL)
         hidden_BL1 = (evidence_BL == self.num_symbols)[..., None]
         probs_BLP = torch.where(hidden_BL1, probs_BLP, self._one_hot_VV[evidence_BL][..., :-1])

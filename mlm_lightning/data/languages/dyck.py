@@ -16,7 +16,6 @@ Belinkov, Shieber, Gehrmann, "LSTM networks can perform dynamic counting", 2019,
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from math import cos, log, pi
 from typing import Annotated
@@ -25,11 +24,10 @@ import torch
 from annotated_types import Ge, Interval
 from torch.nn.functional import one_hot
 
-from mlm_lightning.data.languages.chain import MAX_STATES, Chain, Latent, too_long
-from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.chain import Chain, Latent
+from mlm_lightning.data.languages.chain_source import MAX_STATES, ChainLanguage
 from mlm_lightning.data.languages.large_chains import Brackets
-from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, SeqLen
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, Errors, SeqLen, language
 
 NumKinds = Annotated[int, Interval(ge=1, le=MAX_SYMBOLS // 2), "it is the number of kinds of brackets"]
 MaxDepth = Annotated[int, Ge(1), "so many brackets may be open"]
@@ -37,7 +35,7 @@ Open = tuple[int, ...]
 """The open brackets after a token: a stack of kinds, or a count of each kind."""
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class _Brackets(ChainLanguage):
     """The part that both languages share."""
 
@@ -45,7 +43,7 @@ class _Brackets(ChainLanguage):
     max_depth: MaxDepth = 4
     seq_len: SeqLen = 64
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         if self.seq_len % 2:
             remedy = f"give an even number, such as {self.seq_len + 1}"
             yield self.error("seq_len", "brackets come in pairs", remedy)
@@ -56,7 +54,7 @@ class _Brackets(ChainLanguage):
             remedy = f"use data.max_depth={max(fits)} or less, or fewer kinds" if fits else "use fewer kinds"
             yield self.error("max_depth", f"with data.num_kinds={self.num_kinds} {ways}", remedy)
         else:
-            yield from too_long(self.seq_len, self.chain.initial_MS.numel())
+            yield from self.too_long(len(self._states[0]))
 
     @property
     def num_symbols(self) -> int:  # type: ignore[override]
@@ -121,7 +119,7 @@ class _Brackets(ChainLanguage):
         return Brackets(self.chain, before_S, after_S)
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class DyckSource(_Brackets):
     """Rows in which brackets are well nested, at most `max_depth` deep."""
 
@@ -148,7 +146,7 @@ class DyckSource(_Brackets):
         return log(2 * cos(pi / (self.max_depth + 2))) + log(self.num_kinds) / 2
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class ShuffleDyckSource(_Brackets):
     """Rows in which the brackets of each kind are balanced by themselves, at most `max_depth` of a kind open."""
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from mlm_lightning.data.languages.chain import Chain
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
 from mlm_lightning.randomness import uniform
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -58,7 +58,7 @@ class ForwardBackward(LanguageOracle):
         nothing_1L = torch.full((1, self.seq_len), self.num_symbols, device=self.says_XS.device)
         return float(self._forward(nothing_1L)[1].logsumexp(1))
 
-    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         ahead, log_BM = self._forward(evidence_BL)
         found: dict[str, list[Tensor]] = {name: [] for name in self.chain.latents}
         for belief_BMS in self._beliefs(evidence_BL, ahead, log_BM):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS
 from mlm_lightning.errors import ConfigError, refuse
@@ -84,15 +86,12 @@ class Grammar:
     @cached_property
     def rules_of_NJ(self) -> tuple[Tensor, Tensor, Tensor]:
         """Left children, right children and probabilities of each nonterminal's rules, J at most: 0 where it has fewer."""
-        parent_R = self.binary_R4[:, 0].long()
-        place_R = torch.zeros_like(parent_R)
-        seen = [0] * len(self.names)
-        for rule, parent in enumerate(parent_R.tolist()):
-            place_R[rule] = seen[parent]
-            seen[parent] += 1
-        table_3NJ = torch.zeros(3, len(self.names), max(1, *seen), dtype=torch.float64)
-        table_3NJ[:, parent_R, place_R] = self.binary_R4[:, 1:].T
-        return table_3NJ[0].long(), table_3NJ[1].long(), table_3NJ[2]
+        rules: list[list[int]] = [[] for _ in self.names]
+        for rule, parent in enumerate(self.binary_R4[:, 0].long().tolist()):
+            rules[parent].append(rule)
+        rule_NJ = pad_sequence([torch.tensor(each or [-1]) for each in rules], batch_first=True, padding_value=-1)
+        _, left_NJ, right_NJ, prob_NJ = pad(self.binary_R4, (0, 0, 0, 1))[rule_NJ].unbind(2)  # number -1: the row of zeros
+        return left_NJ.long(), right_NJ.long(), prob_NJ
 
     @cached_property
     def layers_N(self) -> dict[str, Tensor]:

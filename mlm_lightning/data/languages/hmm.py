@@ -15,8 +15,6 @@ Source: Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 1989; mess3 an
 Riechers, "Transformers represent belief state geometry in their residual stream", NeurIPS 2024, arXiv 2405.15943.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -24,13 +22,13 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.chain import Chain, Concentration, Latent, too_long
+from mlm_lightning.data.languages.chain import Chain, Concentration, Latent
 from mlm_lightning.data.languages.chain_source import ChainLanguage
 from mlm_lightning.data.languages.stationary import stationary
-from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, SeqLen
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, Errors, SeqLen, language
 from mlm_lightning.randomness import Stream, dirichlet
 
+_SIZES = ("num_states", "num_symbols")
 _SIZE = 8  # of both, where neither they nor a preset are given
 _MESS3 = (
     [[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]],
@@ -42,7 +40,7 @@ PRESETS = {"mess3": _MESS3, "z1r": _Z1R}
 NumStates = Annotated[int, Interval(ge=1, le=256), "it is the number of hidden states"]
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class HMMSource(ChainLanguage):
     """Rows of the model that `grammar_seed` draws, or of a `preset`; `seed` makes the rows alone."""
 
@@ -55,35 +53,31 @@ class HMMSource(ChainLanguage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, size in zip(("num_states", "num_symbols"), self._sizes, strict=True):
-            object.__setattr__(self, name, size)
+        for key, size in zip(_SIZES, self.emission_SQ.shape, strict=True):
+            object.__setattr__(self, key, size)
 
-    def errors(self) -> Iterable[ConfigError]:
-        for key, size in zip(("num_states", "num_symbols"), self._sizes, strict=True):
+    def errors(self) -> Errors:
+        for key, size in zip(_SIZES, self.emission_SQ.shape, strict=True):
             if getattr(self, key) not in (None, size):
-                problem = f"data.preset={self.preset} has {size}"
-                yield ConfigError(f"data.{key}", getattr(self, key), problem, f"leave data.{key} out")
-        yield from too_long(self.seq_len, self._sizes[0])
+                yield self.error(key, f"data.preset={self.preset} has {size}", f"leave data.{key} out")
+        yield from self.too_large(len(self.emission_SQ), "num_states", "it", "use fewer")
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        if self.preset is not None:
+            transition_SS, emission_SQ = (torch.tensor(table, dtype=torch.float64) for table in PRESETS[self.preset])
+            return transition_SS, emission_SQ
+        num_states, num_symbols = self.num_states or _SIZE, self.num_symbols or _SIZE
+        transition_SS = dirichlet(self.concentration, (num_states, num_states), self.grammar_seed, Stream.GRAMMAR, 0)
+        return transition_SS, dirichlet(self.concentration, (num_states, num_symbols), self.grammar_seed, Stream.GRAMMAR, 1)
 
     @property
-    def _sizes(self) -> tuple[int, int]:
-        if self.preset is None:
-            return self.num_states or _SIZE, self.num_symbols or _SIZE
-        _, emission = PRESETS[self.preset]
-        return len(emission), len(emission[0])
-
-    @cached_property
     def transition_SS(self) -> Tensor:
-        if self.preset is not None:
-            return torch.tensor(PRESETS[self.preset][0], dtype=torch.float64)
-        num_states, _ = self._sizes
-        return dirichlet(self.concentration, (num_states, num_states), self.grammar_seed, Stream.GRAMMAR, 0)
+        return self._tables[0]
 
-    @cached_property
+    @property
     def emission_SQ(self) -> Tensor:
-        if self.preset is not None:
-            return torch.tensor(PRESETS[self.preset][1], dtype=torch.float64)
-        return dirichlet(self.concentration, self._sizes, self.grammar_seed, Stream.GRAMMAR, 1)
+        return self._tables[1]
 
     @cached_property
     def chain(self) -> Chain:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mlm_lightning.data.languages.grammar import Grammar
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
 from mlm_lightning.data.languages.parse_trees import grow
 from mlm_lightning.randomness import uniform
 
@@ -82,7 +82,7 @@ class InsideOutside(LanguageOracle):
         probs_BLQ = outside_BLN @ self.word_NQ
         return probs_BLQ / probs_BLQ.sum(2, keepdim=True), inside.log_root_B > -torch.inf
 
-    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         """`split`, the length of the root's left part (0 where the row is one word); each layer's nonterminal above each word,
         or, where there are no layers, `parent`, the one directly above it."""
         inside, seq_len = self._inside(evidence_BL), self.seq_len

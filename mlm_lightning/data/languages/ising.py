@@ -11,8 +11,6 @@ Source: Ising, "Beitrag zur Theorie des Ferromagnetismus", Zeitschrift für Phys
 Physics 1982 (transfer matrix).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from math import hypot
 from typing import Annotated
@@ -22,16 +20,15 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from mlm_lightning.data.languages.chain import MAX_STATES, Chain, too_long
-from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.chain import Chain
+from mlm_lightning.data.languages.chain_source import MAX_STATES, ChainLanguage
 from mlm_lightning.data.languages.stationary import entropy_rate
-from mlm_lightning.data.languages.synthetic import NumSymbols, SeqLen
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.languages.synthetic import Errors, NumSymbols, SeqLen, language
 
 Energy = Annotated[float, Interval(ge=-50, le=50), "it is an energy, in units of the temperature"]
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class IsingSource(ChainLanguage):
     """Rows of a ring of `seq_len` spins."""
 
@@ -40,12 +37,9 @@ class IsingSource(ChainLanguage):
     field: Energy = 0.0
     seq_len: SeqLen = 64
 
-    def errors(self) -> Iterable[ConfigError]:
-        if self.num_symbols**2 > MAX_STATES:
-            problem, most = f"num_symbols² is above {MAX_STATES}, for lack of memory", int(MAX_STATES**0.5)
-            yield self.error("num_symbols", problem, f"use data.num_symbols={most} or fewer")
-        else:
-            yield from too_long(self.seq_len, self.num_symbols**2)
+    def errors(self) -> Errors:
+        remedy = f"use data.num_symbols={int(MAX_STATES**0.5)} or fewer"
+        return self.too_large(self.num_symbols**2, "num_symbols", "num_symbols²", remedy)
 
     @cached_property
     def _transfer_QQ(self) -> Tensor:

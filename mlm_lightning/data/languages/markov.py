@@ -11,8 +11,6 @@ Source: Shannon, "A mathematical theory of communication", 1948; as a task for t
 Tsilivis, "The evolution of statistical induction heads", 2024, arXiv 2402.11004.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
@@ -21,16 +19,15 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from mlm_lightning.data.languages.chain import MAX_STATES, Chain, Concentration, too_long
-from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.chain import Chain, Concentration
+from mlm_lightning.data.languages.chain_source import MAX_STATES, ChainLanguage
 from mlm_lightning.data.languages.large_chains import Contexts
 from mlm_lightning.data.languages.stationary import entropy_rate, stationary
-from mlm_lightning.data.languages.synthetic import NumSymbols, SeqLen
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.languages.synthetic import Errors, NumSymbols, SeqLen, language
 from mlm_lightning.randomness import Stream, dirichlet
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class MarkovSource(ChainLanguage):
     """Rows of the chain that `grammar_seed` draws; `seed` makes the rows alone."""
 
@@ -40,15 +37,11 @@ class MarkovSource(ChainLanguage):
     seq_len: SeqLen = 64
     grammar_seed: int = 0
 
-    def errors(self) -> Iterable[ConfigError]:
-        num_contexts = self.num_symbols**self.order
-        if num_contexts > MAX_STATES:
-            most = int(MAX_STATES ** (1 / self.order) + 1e-9)
-            problem = f"with data.order={self.order}, num_symbols^order is above {MAX_STATES}, for lack of memory"
-            remedy = f"use data.num_symbols={most} or fewer, or a lower order"
-            yield self.error("num_symbols", problem, remedy)
-        else:
-            yield from too_long(self.seq_len, num_contexts)
+    def errors(self) -> Errors:
+        most = int(MAX_STATES ** (1 / self.order) + 1e-9)
+        remedy = f"use data.num_symbols={most} or fewer, or a lower order"
+        problem = f"with data.order={self.order}, num_symbols^order"
+        return self.too_large(self.num_symbols**self.order, "num_symbols", problem, remedy)
 
     @cached_property
     def next_CQ(self) -> Tensor:

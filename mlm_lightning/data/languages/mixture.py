@@ -11,8 +11,6 @@ Bayesian inference", ICLR 2022, arXiv 2111.02080 (mixtures of HMMs); of Markov c
 dynamics shape algorithmic phases of in-context learning", ICLR 2025, arXiv 2412.01003.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
@@ -20,15 +18,14 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.chain import MAX_STATES, Chain, Concentration, Latent, too_long
-from mlm_lightning.data.languages.chain_source import ChainLanguage
+from mlm_lightning.data.languages.chain import Chain, Concentration, Latent
+from mlm_lightning.data.languages.chain_source import MAX_STATES, ChainLanguage
 from mlm_lightning.data.languages.stationary import entropy_rate, stationary
-from mlm_lightning.data.languages.synthetic import NumSymbols, SeqLen
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.languages.synthetic import Errors, NumSymbols, SeqLen, language
 from mlm_lightning.randomness import Stream, dirichlet
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class MixtureSource(ChainLanguage):
     """Rows of the chains that `grammar_seed` draws; `seed` makes the rows alone."""
 
@@ -38,13 +35,10 @@ class MixtureSource(ChainLanguage):
     seq_len: SeqLen = 64
     grammar_seed: int = 0
 
-    def errors(self) -> Iterable[ConfigError]:
-        q, num_states = self.num_symbols, self.num_components * self.num_symbols
-        if num_states > MAX_STATES:
-            problem = f"with data.num_symbols={q}, num_components · num_symbols is above {MAX_STATES}, for lack of memory"
-            yield self.error("num_components", problem, f"use {MAX_STATES // q} or fewer")
-        else:
-            yield from too_long(self.seq_len, num_states)
+    def errors(self) -> Errors:
+        q = self.num_symbols
+        problem = f"with data.num_symbols={q}, num_components · num_symbols"
+        return self.too_large(self.num_components * q, "num_components", problem, f"use {MAX_STATES // q} or fewer")
 
     @cached_property
     def transition_MQQ(self) -> Tensor:

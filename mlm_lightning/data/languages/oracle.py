@@ -24,6 +24,7 @@ _ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
 
 Answer = tuple[Tensor, Tensor]
 """The answer about a block of rows, and `possible_B`, False where the evidence has probability zero."""
+LatentAnswer = tuple[dict[str, Tensor], Tensor]
 
 
 class LanguageOracle:
@@ -92,9 +93,9 @@ class LanguageOracle:
         for position, token_B in enumerate(evidence_BL.unbind(1)):
             probs_BQ = self._posterior(seen_BL)[0][:, position]
             prob_B = pad(probs_BQ, (0, 1), value=1.0).gather(1, token_B[:, None])[:, 0]
-            log_prob_B = torch.where(log_prob_B == -torch.inf, log_prob_B, log_prob_B + prob_B.log())
+            log_prob_B = log_prob_B + prob_B.log()
             seen_BL[:, position] = token_B
-        return log_prob_B
+        return log_prob_B.nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # after what is impossible, nothing has a posterior
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         """`tokens_BL`, right wherever a token is hidden. By default one after the other, which takes L posteriors."""
@@ -108,7 +109,7 @@ class LanguageOracle:
             drawn_BL[:, position] = torch.where(hidden_B, token_B, evidence_BL[:, position])
         return drawn_BL, possible_B
 
-    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         return {}, torch.ones(len(evidence_BL), dtype=torch.bool, device=evidence_BL.device)
 
     def _evidence(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:

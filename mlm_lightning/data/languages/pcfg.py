@@ -25,8 +25,6 @@ is of the shape num_levels=6, num_symbols=3, num_rules=2, but at all lengths fro
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +38,7 @@ from mlm_lightning.data.languages.chain import Concentration
 from mlm_lightning.data.languages.grammar import MAX_NONTERMINALS, Grammar, levels_grammar, random_grammar, read_grammar
 from mlm_lightning.data.languages.inside_outside import InsideOutside
 from mlm_lightning.data.languages.parse_trees import Choices, grow
-from mlm_lightning.data.languages.synthetic import Language, NumSymbols
+from mlm_lightning.data.languages.synthetic import Errors, Language, NumSymbols, Sizes, language
 from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import uniform
 from mlm_lightning.values import expanded
@@ -62,7 +60,7 @@ class GrammarSource(Language):
     def grammar(self) -> Grammar:
         raise NotImplementedError
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         num_nonterminals, num_rules = self._size
         by_work, by_table = (MAX_WORK / num_nonterminals**2) ** (1 / 3), (MAX_TABLE / (num_nonterminals * num_rules)) ** 0.5
         longest = int(min(by_work, by_table) + 1e-9)
@@ -113,7 +111,7 @@ class GrammarSource(Language):
             found[name] = value_BL
         return found
 
-    def latent_sizes(self) -> dict[str, tuple[int, int]]:
+    def latent_sizes(self) -> Sizes:
         layers = {name: (self.seq_len, 1 + max(layer.values())) for name, layer in self.grammar.layers.items()}
         return {"split": (1, self.seq_len), **(layers or {"parent": (self.seq_len, len(self.grammar.names))})}
 
@@ -151,7 +149,7 @@ class GrammarSource(Language):
         return found
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class PCFGSource(GrammarSource):
     """Rows of the grammar that `grammar_seed` draws; `seed` makes the rows alone."""
 
@@ -162,7 +160,7 @@ class PCFGSource(GrammarSource):
     seq_len: Length = 32
     grammar_seed: int = 0
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         most = self.num_nonterminals**2
         if self.num_rules > most:
             problem = f"there are {most} pairs of nonterminals"
@@ -180,7 +178,7 @@ class PCFGSource(GrammarSource):
         return random_grammar(*sizes, self.concentration, self.grammar_seed)
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class PCFGLevelsSource(GrammarSource):
     """Rows of the grammar of levels that `grammar_seed` draws; `seed` makes the rows alone."""
 
@@ -190,7 +188,7 @@ class PCFGLevelsSource(GrammarSource):
     seq_len: Length = 36
     grammar_seed: int = 1
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         q, levels, found = self.num_symbols, self.num_levels, list[ConfigError]()
         if self.num_rules > q + q**2:
             problem = f"{q} symbols have no {self.num_rules} rules each without sharing one of the {q}² + {q}³"
@@ -205,7 +203,7 @@ class PCFGLevelsSource(GrammarSource):
             many = "too many nonterminals, for lack of time"
             problem = f"with data.num_levels={levels} and data.num_rules={self.num_rules}, {many}"
             remedy = f"use data.num_symbols={most} or fewer" if most >= 2 else "use fewer levels or rules"
-            found.append(ConfigError("data.num_symbols", q, problem, remedy))
+            found.append(self.error("num_symbols", problem, remedy))
         yield from found or super().errors()
 
     @cached_property
@@ -213,7 +211,7 @@ class PCFGLevelsSource(GrammarSource):
         return levels_grammar(self.num_levels, self.num_symbols, self.num_rules, self.grammar_seed)
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class PCFGFileSource(GrammarSource):
     """Rows of the grammar in the file `path` (`grammar.read_grammar`), whose words are numbered as they first appear in it. A
     grammar is a setting: its file is read at once."""
@@ -221,10 +219,10 @@ class PCFGFileSource(GrammarSource):
     path: Path
     seq_len: Length = 16
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         if len(self.grammar.names) > MAX_NONTERMINALS:
             problem = f"has {len(self.grammar.names)} nonterminals in Chomsky normal form, for lack of time"
-            yield ConfigError("data.path", str(self.path), problem, f"use a grammar of at most {MAX_NONTERMINALS}")
+            yield self.error("path", problem, f"use a grammar of at most {MAX_NONTERMINALS}")
         else:
             yield from super().errors()
 

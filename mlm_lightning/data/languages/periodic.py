@@ -13,8 +13,6 @@ Source: repeated sequences, as in Olsson et al., "In-context learning and induct
 distance is to be inferred, and copies are noisy.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from math import isqrt
 from typing import Annotated
 
@@ -24,15 +22,14 @@ from torch import Tensor
 
 from mlm_lightning.data.languages.noise import Noise
 from mlm_lightning.data.languages.periodic_oracle import PeriodicOracle, repeated
-from mlm_lightning.data.languages.synthetic import Language, NumSymbols, SeqLen
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.languages.synthetic import Errors, Language, NumSymbols, SeqLen, Sizes, language
 from mlm_lightning.randomness import uniform
 
 MAX_CLASSES = 2**24
 """Of num_symbols · (min_period + … + max_period): a number a symbol, for each place of the patterns of each period."""
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class PeriodicSource(Language):
     """Rows of `seq_len` tokens, each of a pattern of its own. The pattern starts with the row."""
 
@@ -42,21 +39,21 @@ class PeriodicSource(Language):
     flip: Annotated[float, Interval(ge=0, le=1), "a token is replaced by a uniform symbol with this probability"] = 0.1
     seq_len: SeqLen = 64
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         least, most = self.min_period, self.max_period
         if least > most:
             remedy = f"use data.min_period={most} or less"
-            yield ConfigError("data.min_period", least, f"is above data.max_period={most}", remedy)
+            yield self.error("min_period", f"is above data.max_period={most}", remedy)
         if most > self.seq_len:
             problem = f"rows have data.seq_len={self.seq_len} tokens: a longer pattern never comes again"
-            yield ConfigError("data.max_period", most, problem, f"use data.max_period={self.seq_len} or less")
+            yield self.error("max_period", problem, f"use data.max_period={self.seq_len} or less")
         if (least + most) * (most - least + 1) // 2 * self.num_symbols > MAX_CLASSES:
             # the sum of min … max is (max (max + 1) - min (min - 1)) / 2
             below = 2 * (MAX_CLASSES // self.num_symbols) + least * (least - 1)
             largest = (isqrt(4 * below + 1) - 1) // 2
             problem = f"num_symbols · (min_period + … + max_period) is above {MAX_CLASSES}, for lack of memory"
             fits = f"use data.max_period={largest} or less" if largest >= least else "use a smaller data.min_period"
-            yield ConfigError("data.max_period", most, problem, f"{fits}, or fewer symbols")
+            yield self.error("max_period", problem, f"{fits}, or fewer symbols")
 
     @property
     def _noise(self) -> Noise:
@@ -71,7 +68,7 @@ class PeriodicSource(Language):
     def draw_latents(self, keys_B: Tensor) -> dict[str, Tensor]:
         return {"period": (self._periods(keys_B) - self.min_period)[:, None]}
 
-    def latent_sizes(self) -> dict[str, tuple[int, int]]:
+    def latent_sizes(self) -> Sizes:
         return {"period": (1, self.max_period - self.min_period + 1)}
 
     def classes(self, label: str, node: int) -> tuple[str, ...]:

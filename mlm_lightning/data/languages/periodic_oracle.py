@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from mlm_lightning.data.languages.noise import Noise
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
 from mlm_lightning.randomness import uniform
 
 
@@ -38,7 +38,7 @@ class PeriodicOracle(LanguageOracle):
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         return self._log_periods(evidence_BL).logsumexp(1) - log(len(self.periods))
 
-    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         log_BR = self._log_periods(evidence_BL)
         return {"period": log_BR.softmax(1)[:, None]}, _possible(log_BR)
 

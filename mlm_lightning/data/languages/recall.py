@@ -12,8 +12,6 @@ Source: Ba, Hinton, Mnih, Leibo, Ionescu, "Using fast weights to attend to the r
 queries a row: Arora et al., "Zoology", ICLR 2024, arXiv 2312.04927.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from math import log
 from typing import Annotated
 
@@ -23,15 +21,14 @@ from torch import Tensor
 
 from mlm_lightning.data.languages.noise import Noise
 from mlm_lightning.data.languages.recall_oracle import RecallOracle
-from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, Language
-from mlm_lightning.errors import ConfigError
+from mlm_lightning.data.languages.synthetic import MAX_SYMBOLS, Errors, Language, Sizes, language
 from mlm_lightning.randomness import uniform
 
 MAX_MAPS = 65_536
 MAX_RECALL_LEN = 512
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class RecallSource(Language):
     """Rows of `seq_len` tokens, pairs of a key and a value."""
 
@@ -40,14 +37,14 @@ class RecallSource(Language):
     noise: Annotated[float, Interval(ge=0, le=1), "a query's value is replaced with this probability"] = 0.1
     seq_len: Annotated[int, Interval(ge=2, le=MAX_RECALL_LEN), "it is the number of tokens in a row"] = 64
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         m, w = self.num_keys, self.num_values
         if w**m > MAX_MAPS:
             most = max(count for count in range(1, m) if w**count <= MAX_MAPS)
             fewer = max(count for count in range(1, w) if count**m <= MAX_MAPS)
             problem = f"with data.num_values={w} there are more than {MAX_MAPS} maps of keys to values"
             remedy = f"use data.num_keys={most} or fewer" + (f", or data.num_values={fewer}" if fewer > 1 else "")
-            yield ConfigError("data.num_keys", m, problem, remedy)
+            yield self.error("num_keys", problem, remedy)
         if self.seq_len % 2:
             remedy = f"use data.seq_len={self.seq_len + 1}"
             yield self.error("seq_len", "rows are pairs of a key and a value", remedy)
@@ -79,7 +76,7 @@ class RecallSource(Language):
     def draw_latents(self, keys_B: Tensor) -> dict[str, Tensor]:
         return {"value": self._values(keys_B)}
 
-    def latent_sizes(self) -> dict[str, tuple[int, int]]:
+    def latent_sizes(self) -> Sizes:
         return {"value": (self.num_keys, self.num_values)}
 
     def _values(self, keys_B: Tensor) -> Tensor:

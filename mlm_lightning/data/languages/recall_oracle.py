@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mlm_lightning.data.languages.noise import Noise
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
 from mlm_lightning.randomness import uniform
 
 _LOG_0 = -1e30  # in products with counts: 0 times it is 0
@@ -61,7 +61,7 @@ class RecallOracle(LanguageOracle):
         log_prob_B = log_BS.logsumexp(1) - log(log_BS.shape[1]) - num_keys_B.double() * log(self.num_keys)
         return log_prob_B.masked_fill(~_possible(log_BS), -torch.inf)
 
-    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         log_BS = self._log_weights(evidence_BL)
         return {"value": _mean(log_BS.softmax(1), self.meant_SMW)}, _possible(log_BS)
 

@@ -17,8 +17,6 @@ model", PRX 2024, arXiv 2307.02129.
 Shapes beyond those of `batch`: D levels of rules, R = v · m rules of a level, S children of a rule, N nodes of a level.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from math import log
 from typing import Annotated
@@ -27,9 +25,8 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.synthetic import Language, NumSymbols
+from mlm_lightning.data.languages.synthetic import Errors, Language, NumSymbols, Sizes, language
 from mlm_lightning.data.languages.upward_downward import UpwardDownward
-from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, generator, uniform
 
 MAX_LEAVES = 4096
@@ -53,7 +50,7 @@ def random_rules(num_symbols: int, num_rules: int, branching: int, disjoint: boo
     return torch.tensor(list(found)[:count])
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class RHMSource(Language):
     """Rows of branching^depth leaves of the rules of `grammar_seed`; `seed` makes the rows alone."""
 
@@ -64,21 +61,21 @@ class RHMSource(Language):
     disjoint: bool = True
     grammar_seed: int = 0
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         v, m, s, depth = self.num_symbols, self.num_rules, self.branching, self.depth
         if s**depth > MAX_LEAVES:
             deepest = max(each for each in range(1, depth) if s**each <= MAX_LEAVES)
             problem = f"with data.branching={s}, a row has more than {MAX_LEAVES} tokens, for lack of time"
-            yield ConfigError("data.depth", depth, problem, f"use data.depth={deepest} or less")
+            yield self.error("depth", problem, f"use data.depth={deepest} or less")
             depth = deepest
         if self.disjoint and m > v ** (s - 1):
             problem = f"{v} symbols have no {m} rules each without sharing one of the {v}^{s}"
             remedy = f"use data.num_rules={v ** (s - 1)} or less (with which every row is possible)"
-            yield ConfigError("data.num_rules", m, problem, f"{remedy}, or data.disjoint=false")
+            yield self.error("num_rules", problem, f"{remedy}, or data.disjoint=false")
         most = MAX_WORK // (v * s ** (depth + 1))
         if m > most:
             problem = f"num_symbols · num_rules · branching^(depth + 1) is above {MAX_WORK}, for lack of time"
-            yield ConfigError("data.num_rules", m, problem, f"use data.num_rules={most} or less, or fewer symbols")
+            yield self.error("num_rules", problem, f"use data.num_rules={most} or less, or fewer symbols")
 
     @property
     def seq_len(self) -> int:  # type: ignore[override]
@@ -104,7 +101,7 @@ class RHMSource(Language):
         levels = self._draw_levels(keys_B)
         return {"root": levels[0], **{f"level_{level}": symbol_BN for level, symbol_BN in enumerate(levels)}}
 
-    def latent_sizes(self) -> dict[str, tuple[int, int]]:
+    def latent_sizes(self) -> Sizes:
         levels = {f"level_{level}": (self.branching**level, self.num_symbols) for level in range(self.depth + 1)}
         return {"root": levels["level_0"], **levels}
 

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Annotated
+from typing import Annotated, TypeVar, dataclass_transform
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from mlm_lightning.errors import ConfigError, refuse
 from mlm_lightning.randomness import Stream, key, row_keys
 from mlm_lightning.values import check_fields, checked
 
+_Language = TypeVar("_Language")
 MAX_SYMBOLS = 256
 MAX_SEQ_LEN = 2**16
 _COUNTED = 2**17  # tokens: they tell the unigram's loss within 1e-5 nats
@@ -84,7 +85,7 @@ class SyntheticSource(Source):
         return NGramCounts.count(F.pad(tokens_BL, (0, 1), value=self.vocab.mask_id).flatten().numpy(), self.vocab)
 
     def latent_sizes(self) -> dict[str, tuple[int, int]]:
-        """The numbers of nodes and of states of each latent variable."""
+        """The numbers of nodes and of states of each latent variable, by its name."""
         return {}
 
     @abstractmethod
@@ -94,6 +95,17 @@ class SyntheticSource(Source):
     def draw_latents(self, keys_B: Tensor) -> dict[str, Tensor]:
         """The latent variables of those rows, `values_BN` (int64) by name; none, where a language has none."""
         return {}
+
+
+Errors = Iterable[ConfigError]
+Sizes = dict[str, tuple[int, int]]
+"""The numbers of nodes and of states of each latent variable."""
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def language(cls: type[_Language]) -> type[_Language]:
+    """Makes a language a frozen dataclass; each instance is equal to itself alone."""
+    return dataclass(frozen=True, eq=False)(cls)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,7 +121,7 @@ class Language(SyntheticSource):
         check_fields(self, "data")
         refuse(self.errors())
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         """The rules between keys that are broken, each value being within its own range."""
         return ()
 

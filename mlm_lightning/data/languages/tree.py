@@ -23,8 +23,6 @@ filtering", ICML 2025, arXiv 2408.15138.
 Shapes beyond those of `batch`: Q symbols (also the rules of a symbol), N nodes of a level.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
@@ -32,9 +30,8 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from mlm_lightning.data.languages.synthetic import Language, NumSymbols
+from mlm_lightning.data.languages.synthetic import Errors, Language, NumSymbols, Sizes, language
 from mlm_lightning.data.languages.upward_downward import UpwardDownward
-from mlm_lightning.errors import ConfigError
 from mlm_lightning.randomness import Stream, generator, uniform
 
 MAX_DEPTH = 16
@@ -115,7 +112,7 @@ class AliasTable:
         return self._outcomes[cell.mul_(2).add_(above)]
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class TreeSource(Language):
     """Rows of 2^`depth` leaves of the grammar of `grammar_seed`; `filter_level` is k. `seed` makes the rows alone."""
 
@@ -125,7 +122,7 @@ class TreeSource(Language):
     filter_level: Annotated[int, Ge(0), "it is a level of the tree"] = 0
     grammar_seed: int = 0
 
-    def errors(self) -> Iterable[ConfigError]:
+    def errors(self) -> Errors:
         if self.num_symbols**2 << self.depth > MAX_TABLE:
             deepest = (MAX_TABLE // self.num_symbols**2).bit_length() - 1
             above = f"num_symbols² · 2^depth is above {MAX_TABLE}, for lack of memory"
@@ -161,7 +158,7 @@ class TreeSource(Language):
         levels = self._draw_levels(keys_B)
         return {"root": levels[0], **{f"level_{level}": symbol_BN for level, symbol_BN in levels.items()}}
 
-    def latent_sizes(self) -> dict[str, tuple[int, int]]:
+    def latent_sizes(self) -> Sizes:
         levels = [0, *range(max(1, self.filter_level), self.depth + 1)]
         return {name: (n, self.num_symbols) for name, n in [("root", 1), *((f"level_{j}", 2**j) for j in levels)]}
 

@@ -4,18 +4,17 @@ tokens      5  0  7  7  2  1  4 …     each of 0 … q-1 alike, whatever the ot
 posterior   1/q on every symbol where a token is not observed
 """
 
-from dataclasses import dataclass
 from math import log
 
 import torch
 from torch import Tensor
 
 from mlm_lightning.data.languages.oracle import Answer, LanguageOracle
-from mlm_lightning.data.languages.synthetic import Language, NumSymbols, SeqLen
+from mlm_lightning.data.languages.synthetic import Language, NumSymbols, SeqLen, language
 from mlm_lightning.randomness import uniform
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class UniformSource(Language):
     """Rows of `seq_len` independent tokens, each of the `num_symbols` symbols equally likely."""
 

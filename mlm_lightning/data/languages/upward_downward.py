@@ -26,7 +26,7 @@ from operator import add, mul
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, choose
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
 from mlm_lightning.randomness import uniform
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -54,7 +54,7 @@ class UpwardDownward(LanguageOracle):
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         return self._upward(evidence_BL)[1].logsumexp(1) - log(self.num_symbols)
 
-    def _latents(self, evidence_BL: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         """The symbols of nodes, `probs_BNQ`: `root` (N = 1), and `level_j` for j = 0 and each j from the star's level on, nodes
         from left to right."""
         up, log_root_BQ = self._upward(evidence_BL)

@@ -18,18 +18,16 @@ via Pólya urn schemes", Annals of Statistics 1973. As a task: the order 0 of Ed
 Tsilivis, "The evolution of statistical induction heads", 2024, arXiv 2402.11004.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from mlm_lightning.data.languages.chain import Concentration
 from mlm_lightning.data.languages.oracle import Answer, LanguageOracle
-from mlm_lightning.data.languages.synthetic import Language, NumSymbols, SeqLen
+from mlm_lightning.data.languages.synthetic import Language, NumSymbols, SeqLen, language
 from mlm_lightning.randomness import uniform
 
 
-@dataclass(frozen=True, eq=False)
+@language
 class UrnSource(Language):
     """Rows of `seq_len` tokens, each of a distribution of its own."""
 
