@@ -7,21 +7,32 @@ that stays where it is with chance ½, from the uniform distribution: each class
 import torch
 from torch import Tensor
 
-_EXACT = 1e-12
+_EXACT, _MANY = 1e-12, 512
 
 
 def stationary(transition_SS: Tensor) -> Tensor:
     """`stationary_S` of a matrix whose rows sum to 1; it sums to 1, and a step changes it by at most 1e-12."""
-    num_states = len(transition_SS)
-    balance_SS = torch.eye(num_states, dtype=torch.float64) - transition_SS.T
+    found_S = _solved(transition_SS)
+    is_stationary = _is_stationary(found_S, transition_SS)
+    # elimination would take minutes; what a solution lacks there, if it is stationary at all, is a state that is hardly left
+    if is_stationary and len(transition_SS) > _MANY:
+        return found_S
+    right_S = by_elimination(transition_SS)
+    return found_S if is_stationary and bool((found_S - right_S).abs().max() <= _EXACT) else right_S
+
+
+def _solved(transition_SS: Tensor) -> Tensor:
+    """The solution of π - π T = 0 in 1 - T, which loses the digits of small steps; NaN where there is none."""
+    eye_SS = torch.eye(len(transition_SS), dtype=torch.float64)
+    balance_SS = eye_SS - transition_SS.T
     balance_SS[-1] = 1.0  # one of the equations follows from the others: in its place, the sum
-    try:
-        found_S = torch.linalg.solve(balance_SS, torch.eye(num_states, dtype=torch.float64)[-1]).clamp(min=0)
-    except torch.linalg.LinAlgError:
-        return by_elimination(transition_SS)
+    found_S, info = torch.linalg.solve_ex(balance_SS, eye_SS[-1])
+    return found_S.clamp(min=0) if info == 0 else found_S * torch.nan
+
+
+def _is_stationary(found_S: Tensor, transition_SS: Tensor) -> bool:
     off = torch.cat((found_S @ transition_SS - found_S, found_S.sum()[None] - 1)).abs().max()
-    is_right = bool(off <= _EXACT) and _is_reached_from_all(int(found_S.argmax()), transition_SS)
-    return found_S if is_right else by_elimination(transition_SS)
+    return bool(off <= _EXACT) and _is_reached_from_all(int(found_S.argmax()), transition_SS)
 
 
 def by_elimination(transition_SS: Tensor) -> Tensor:
@@ -44,9 +55,7 @@ def by_elimination(transition_SS: Tensor) -> Tensor:
             last.append(x)
             continue
         onward_S, to_x_S = step_SS[x] / leaves, step_SS[:, x].clone()
-        rows_R = to_x_S.nonzero()[:, 0]
-        step_SS[rows_R] += to_x_S[rows_R, None] * onward_S
-        step_SS[rows_R, rows_R] = 0  # to stay has no effect
+        step_SS.addr_(to_x_S, onward_S).fill_diagonal_(0)  # to stay has no effect
         step_SS[:, x] = step_SS[x] = 0
         mass_S += mass_S[x] * onward_S
         taken_out.append((x, to_x_S / leaves))

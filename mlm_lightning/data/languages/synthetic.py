@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar, dataclass_transform
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from mlm_lightning.batch import Vocab
@@ -33,8 +33,7 @@ _DRAWN = 2**23  # tokens times symbols that are drawn at once
 
 NumSymbols = Annotated[int, Interval(ge=2, le=MAX_SYMBOLS), "it is the number of different tokens"]
 SeqLen = Annotated[int, Interval(ge=1, le=MAX_SEQ_LEN), "it is the number of tokens in a row"]
-_NATURAL_END = "synthetic data has no natural end to take all or a share of: give a number of rows"
-NumRows = Annotated[int, Interval(ge=1, le=sys.maxsize), _NATURAL_END]
+NumRows = Annotated[int, Ge(1), "synthetic data has no natural end to take all or a share of: give a number of rows"]
 
 
 class SyntheticSource(Source):
@@ -47,6 +46,12 @@ class SyntheticSource(Source):
     def __init__(self, num_symbols: NumSymbols, seed: int, train_size: NumRows, val_size: NumRows, test_size: NumRows) -> None:
         self.num_symbols, self.seed = num_symbols, seed
         self.train_size, self.val_size, self.test_size = train_size, val_size, test_size
+        self._refuse_sizes()
+
+    def _refuse_sizes(self) -> None:
+        for key in ("train_size", "val_size", "test_size"):
+            if getattr(self, key) > sys.maxsize:  # the longest that len() can say
+                raise ConfigError(f"data.{key}", getattr(self, key), f"must be at most {sys.maxsize}")
 
     @property
     def vocab(self) -> Vocab:
@@ -55,8 +60,8 @@ class SyntheticSource(Source):
     def rows(self, split: Split) -> "SyntheticRows":
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: there is no such split; use one of {', '.join(SPLITS)}")
-        sizes = dict(zip(SPLITS, (self.train_size, self.val_size, self.test_size), strict=True))
-        return SyntheticRows(self, key(self.seed, Stream.ROWS, SPLITS.index(split)), sizes[split])
+        split_key = key(self.seed, Stream.ROWS, SPLITS.index(split))
+        return SyntheticRows(self, split_key, getattr(self, f"{split}_size"))
 
     def classes(self, label: str, node: int) -> tuple[str, ...]:
         sizes = self.latent_sizes()
@@ -119,6 +124,7 @@ class Language(SyntheticSource):
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
+        self._refuse_sizes()
         refuse(self.errors())
 
     def errors(self) -> Errors:

@@ -63,7 +63,7 @@ def asked(source, num_rows=24):
     """Rows, which of their tokens are observed (from all to none), and keys to draw the others by."""
     tokens_BL = source.rows("val")[torch.arange(num_rows)]
     u_BL = torch.rand(tokens_BL.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return tokens_BL, u_BL >= torch.linspace(0, 1, num_rows)[:, None], torch.arange(num_rows) * 7 - 40
+    return tokens_BL, u_BL >= torch.linspace(0, 1, num_rows, dtype=torch.float64)[:, None], torch.arange(num_rows) * 7 - 40
 
 
 def answers(oracle, tokens_BL, observed_BL, keys_B):

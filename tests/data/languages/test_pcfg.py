@@ -63,16 +63,6 @@ def test_a_grammar_of_a_file(toy, seq_len):
     check_language(PCFGFileSource(toy, seq_len=seq_len))
 
 
-@pytest.mark.parametrize("small", [SMALL[1], SMALL[3], SMALL[7]], ids=name)
-@pytest.mark.parametrize("scaled_below", [0.05, 1.0], ids=["some", "all"])
-def test_messages_that_are_scaled_give_the_same(small, scaled_below, monkeypatch):
-    """In rows as short as these none is small enough to be."""
-    monkeypatch.setattr(inside_outside, "_SMALL", scaled_below)
-    tokens_BL = small.rows("val")[torch.arange(32)]
-    assert small.oracle()._inside(tokens_BL).scaled
-    check_language(small)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("large", LARGE, ids=name)
 def test_large_ones_keep_the_identities(large):
@@ -94,7 +84,6 @@ def test_blocks_change_nothing(monkeypatch):
     tokens_BL = source.rows("val")[torch.arange(40)]
     observed_BL = torch.rand(tokens_BL.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     whole = source.oracle().posterior(tokens_BL, observed_BL), source.oracle().sample(tokens_BL, observed_BL, torch.arange(40))
-    monkeypatch.setattr(inside_outside, "_WEIGHTS", 10)
     oracle = source.oracle()
     oracle._row_elements = 2**21
     torch.testing.assert_close(oracle.posterior(tokens_BL, observed_BL), whole[0], atol=1e-14, rtol=0)
