@@ -16,7 +16,6 @@ rules A -> B C, K splits, Q words, V values of a layer, M some spans of some row
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,36 +28,8 @@ from mlm_lightning.randomness import uniform
 
 _TINY = torch.finfo(torch.float64).tiny
 _MAX_EXPONENT = 600.0  # beyond it, a split adds nothing, and its weight would overflow
-
-
-@dataclass(frozen=True, eq=False)
-class _Inside:
-    """By length, the messages `value_BIN`; `log_BI`, the logarithm of what they are to be multiplied by; and `can_N`, which
-    nonterminals any of its spans may have."""
-
-    value: dict[int, Tensor] = field(default_factory=dict)
-    log: dict[int, Tensor] = field(default_factory=dict)
-    can: dict[int, Tensor] = field(default_factory=dict)
-
-    def put(self, length: int, value_BIN: Tensor, log_BI: Tensor) -> None:
-        most_BI = value_BIN.amax(2)
-        self.value[length], self.log[length] = value_BIN / most_BI.clamp(min=_TINY)[..., None], log_BI + most_BI.log()
-        self.can[length] = (value_BIN > 0).flatten(0, 1).any(0)
-
-    def log_parts(self, length: int, split: int) -> Tensor:
-        """`log_BI` of the left and the right part together."""
-        right_BI = self.log[length - split][:, split:]
-        return self.log[split][:, : right_BI.shape[1]] + right_BI
-
-    def weight(self, length: int, split: int, log_BI: Tensor) -> Tensor:
-        """What the messages of both parts are to be multiplied by for those of the whole, whose logarithm is `log_BI`."""
-        log_BI = log_BI.masked_fill(log_BI == -torch.inf, torch.inf)
-        return (self.log_parts(length, split) - log_BI).clamp(max=_MAX_EXPONENT).exp()
-
-    @property
-    def log_root_B(self) -> Tensor:
-        longest = len(self.value)
-        return self.value[longest][:, 0, 0].log() + self.log[longest][:, 0]
+Messages = dict[int, Tensor]
+"""By the length of spans."""
 
 
 class InsideOutside(LanguageOracle):
@@ -71,45 +42,51 @@ class InsideOutside(LanguageOracle):
         self.rule_RN = one_hot(parent_R, num_nonterminals) * grammar.binary_R4[:, 3:]
         self.grammar, self.word_NQ = grammar, grammar.word_NQ
         self.word_XN = torch.cat((grammar.word_NQ, grammar.word_NQ.sum(1, keepdim=True)), dim=1).T
+        self.can_LN = torch.zeros(seq_len + 1, num_nonterminals, dtype=torch.bool)  # whether a nonterminal can have a length
+        self.can_LN[1] = (grammar.word_NQ > 0).any(1)
+        for n in range(2, seq_len + 1):
+            may_KR = self.can_LN[1:n, self.left_R] & self.can_LN[1:n].flip(0)[:, self.right_R]
+            self.can_LN[n, parent_R[may_KR.any(0)]] = True
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         nothing_1L = torch.full_like(evidence_BL[:1], self.num_symbols)  # its weight is that of the length
-        return self._inside(evidence_BL).log_root_B - self._inside(nothing_1L).log_root_B
+        return self._log_root(*self._inside(evidence_BL)) - self._log_root(*self._inside(nothing_1L))
 
     def _posterior(self, evidence_BL: Tensor) -> Answer:
-        inside = self._inside(evidence_BL)
-        *_, (_, outside_BLN) = self._outside(inside)
+        inside, log = self._inside(evidence_BL)
+        *_, (_, outside_BLN) = self._outside(inside, log)
         probs_BLQ = outside_BLN @ self.word_NQ
-        return probs_BLQ / probs_BLQ.sum(2, keepdim=True), inside.log_root_B > -torch.inf
+        return probs_BLQ / probs_BLQ.sum(2, keepdim=True), self._log_root(inside, log) > -torch.inf
 
     def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         """`split`, the length of the root's left part (0 where the row is one word); each layer's nonterminal above each word,
         or, where there are no layers, `parent`, the one directly above it."""
-        inside, seq_len = self._inside(evidence_BL), self.seq_len
-        found = {"split": self.word_NQ.new_zeros(len(evidence_BL), 1, seq_len)}
-        found["split"][..., 0] = seq_len == 1
-        for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, seq_len, inside.log[seq_len]):
-            found["split"][..., k] = (weight_BI1 * left_BIR * right_BIR) @ self.rule_RN[rule_R, 0]
+        (inside, log), seq_len = self._inside(evidence_BL), self.seq_len
+        split_B1L = self.word_NQ.new_zeros(len(evidence_BL), 1, seq_len)
+        split_B1L[..., 0] = seq_len == 1
+        for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, log, seq_len, log[seq_len]):
+            split_B1L[..., k] = (weight_BI1 * left_BIR * right_BIR) @ self.rule_RN[rule_R, 0]
+
         layers = {name: one_hot(value_N + 1)[:, 1:].to(self.word_NQ) for name, value_N in self.grammar.layers_N.items()}
-        found |= {name: self.word_NQ.new_zeros(*evidence_BL.shape, layer_NV.shape[1]) for name, layer_NV in layers.items()}
-        for n, outside_BIN in self._outside(inside):
-            belief_BIN = outside_BIN * inside.value[n]
+        found = {name: self.word_NQ.new_zeros(*evidence_BL.shape, layer_NV.shape[1]) for name, layer_NV in layers.items()}
+        for n, outside_BIN in self._outside(inside, log):
+            belief_BIN = outside_BIN * inside[n]
             for name, layer_NV in layers.items():
                 for place in range(n):
                     found[name][:, place : seq_len - n + 1 + place] += belief_BIN @ layer_NV
-        found |= {} if layers else {"parent": belief_BIN}
+        found = {"split": split_B1L} | (found or {"parent": belief_BIN})
         found = {name: probs_BNS / probs_BNS.sum(2, keepdim=True) for name, probs_BNS in found.items()}
-        return found, inside.log_root_B > -torch.inf
+        return found, self._log_root(inside, log) > -torch.inf
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
-        inside = self._inside(evidence_BL)
+        inside, log = self._inside(evidence_BL)
+        num_rules = len(self.left_R)
 
         def choose_split(
             n: int, row_M: Tensor, start_M: Tensor, symbol_M: Tensor, u_M: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
-            num_rules = len(self.left_R)
             weight_MKR = self.rule_RN.new_zeros(len(row_M), n - 1, num_rules)
-            for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, n, inside.log[n]):
+            for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, log, n, log[n]):
                 weight_MKR[:, k - 1, rule_R] = (weight_BI1 * left_BIR * right_BIR)[row_M, start_M]
             taken_M = choose((weight_MKR * self.rule_RN.T[symbol_M][:, None]).flatten(1), u_M)
             rule_M = taken_M % num_rules
@@ -117,38 +94,56 @@ class InsideOutside(LanguageOracle):
 
         parent_BL = grow(keys_B, self.seq_len, evidence_BL.device, choose_split)[0].T.long()
         u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len) * self.seq_len).to(evidence_BL.device)
-        return choose(self.word_NQ[parent_BL.clamp(min=0)], u_BL), inside.log_root_B > -torch.inf
+        return choose(self.word_NQ[parent_BL.clamp(min=0)], u_BL), self._log_root(inside, log) > -torch.inf
 
-    def _inside(self, evidence_BL: Tensor) -> _Inside:
-        inside = _Inside()
-        inside.put(1, self.word_XN[evidence_BL], torch.zeros_like(evidence_BL, dtype=torch.float64))
-        for n in range(2, self.seq_len + 1):
-            log_BI = torch.stack([inside.log_parts(n, k) for k in range(1, n)]).amax(0)
-            rules_BIR = log_BI.new_zeros(*log_BI.shape, len(self.rule_RN))
-            for _, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, n, log_BI):
-                rules_BIR[..., rule_R] += weight_BI1 * left_BIR * right_BIR
-            inside.put(n, rules_BIR @ self.rule_RN, log_BI)
-        return inside
+    def _inside(self, evidence_BL: Tensor) -> tuple[Messages, Messages]:
+        """`inside_BIN`, and `log_BI`, the logarithm of what they are to be multiplied by."""
+        inside, log = Messages(), Messages()
+        whole_BIN = self.word_XN[evidence_BL]
+        log_BI = torch.zeros_like(whole_BIN[..., 0])
+        for n in range(1, self.seq_len + 1):
+            if n > 1:
+                log_BI = torch.stack([_log_parts(log, n, k) for k in range(1, n)]).amax(0)
+                rules_BIR = log_BI.new_zeros(*log_BI.shape, len(self.rule_RN))
+                for _, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, log, n, log_BI):
+                    rules_BIR[..., rule_R] += weight_BI1 * left_BIR * right_BIR
+                whole_BIN = rules_BIR @ self.rule_RN
+            most_BI = whole_BIN.amax(2)
+            inside[n], log[n] = whole_BIN / most_BI.clamp(min=_TINY)[..., None], log_BI + most_BI.log()
+        return inside, log
 
-    def _outside(self, inside: _Inside) -> Iterator[tuple[int, Tensor]]:
+    def _outside(self, inside: Messages, log: Messages) -> Iterator[tuple[int, Tensor]]:
         """From the longest spans to the words, their length and `outside_BIN`: times the inside, it is the belief."""
-        outside = {n: torch.zeros_like(value_BIN) for n, value_BIN in inside.value.items()}
-        outside[self.seq_len][:, 0, 0] = 1 / inside.value[self.seq_len][:, 0, 0]
+        outside = {n: torch.zeros_like(inside_BIN) for n, inside_BIN in inside.items()}
+        outside[self.seq_len][:, 0, 0] = 1 / inside[self.seq_len][:, 0, 0]
         for n in range(self.seq_len, 1, -1):
             yield n, outside[n]
             above_BIR = outside[n] @ self.rule_RN.T
-            for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, n, inside.log[n]):
+            for k, rule_R, weight_BI1, left_BIR, right_BIR in self._parts(inside, log, n, log[n]):
                 parent_BIR = weight_BI1 * above_BIR[..., rule_R]
                 outside[k][:, : parent_BIR.shape[1]].index_add_(2, self.left_R[rule_R], parent_BIR * right_BIR)
                 outside[n - k][:, k:].index_add_(2, self.right_R[rule_R], parent_BIR * left_BIR)
         yield 1, outside[1]
 
-    def _parts(self, inside: _Inside, n: int, log_BI: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
+    def _parts(
+        self, inside: Messages, log: Messages, n: int, log_BI: Tensor
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
         """For each split k of spans of n words: the rules that they may have there, the weight beside a scale `log_BI`, and the
         messages of both parts, `left_BIR` and `right_BIR`."""
+        log_BI = log_BI.masked_fill(log_BI == -torch.inf, torch.inf)
         for k in range(1, n):
-            (rule_R,) = (inside.can[k][self.left_R] & inside.can[n - k][self.right_R]).nonzero(as_tuple=True)
+            (rule_R,) = (self.can_LN[k, self.left_R] & self.can_LN[n - k, self.right_R]).nonzero(as_tuple=True)
             if len(rule_R) > 0:
-                left_BIR = inside.value[k][:, : log_BI.shape[1], self.left_R[rule_R]]
-                right_BIR = inside.value[n - k][:, k:, self.right_R[rule_R]]
-                yield k, rule_R, inside.weight(n, k, log_BI)[..., None], left_BIR, right_BIR
+                weight_BI = (_log_parts(log, n, k) - log_BI).clamp(max=_MAX_EXPONENT).exp()
+                left_BIR = inside[k][:, : log_BI.shape[1], self.left_R[rule_R]]
+                right_BIR = inside[n - k][:, k:, self.right_R[rule_R]]
+                yield k, rule_R, weight_BI[..., None], left_BIR, right_BIR
+
+    def _log_root(self, inside: Messages, log: Messages) -> Tensor:
+        return inside[self.seq_len][:, 0, 0].log() + log[self.seq_len][:, 0]
+
+
+def _log_parts(log: Messages, n: int, k: int) -> Tensor:
+    """`log_BI` of the left and the right part together."""
+    right_BI = log[n - k][:, k:]
+    return log[k][:, : right_BI.shape[1]] + right_BI

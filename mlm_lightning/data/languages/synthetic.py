@@ -49,9 +49,9 @@ class SyntheticSource(Source):
         self._refuse_sizes()
 
     def _refuse_sizes(self) -> None:
-        for key in ("train_size", "val_size", "test_size"):
-            if getattr(self, key) > sys.maxsize:  # the longest that len() can say
-                raise ConfigError(f"data.{key}", getattr(self, key), f"must be at most {sys.maxsize}")
+        for name in ("train_size", "val_size", "test_size"):
+            if getattr(self, name) > sys.maxsize:  # the longest that len() can say
+                raise ConfigError(f"data.{name}", getattr(self, name), f"must be at most {sys.maxsize}")
 
     @property
     def vocab(self) -> Vocab:
