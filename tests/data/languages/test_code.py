@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from joints import code
 
 from mlm_lightning.data.languages.code import CodeSource
 from mlm_lightning.errors import ConfigError
@@ -44,7 +45,7 @@ MANY: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("small", SMALL)
 def test_it_is_a_language_with_its_optimum(small: dict[str, Any]) -> None:
-    check_language(CodeSource(**small))
+    check_language(CodeSource(**small), joint=code)
 
 
 @pytest.mark.slow
@@ -127,8 +128,8 @@ def test_copies_are_certain_and_parity_needs_all_others() -> None:
 @pytest.mark.parametrize("arguments", SMALL)
 def test_the_entropy_rate_is_that_of_the_codewords(arguments: dict[str, Any]) -> None:
     source = CodeSource(**arguments)
-    joint = source.joint()
-    assert source.entropy_rate() * source.seq_len == pytest.approx(log(len(joint[0])))
+    sequences_SL, _, _ = code(source)
+    assert source.entropy_rate() * source.seq_len == pytest.approx(log(len(sequences_SL)))
 
 
 def test_a_row_drawn_from_nothing_is_that_of_its_key() -> None:
@@ -148,8 +149,10 @@ def test_first_rows_and_checks() -> None:
 
 
 def test_a_code_too_large_to_be_enumerated_says_so() -> None:
+    with pytest.raises(ValueError, match="choose a smaller language"):
+        code(CodeSource())
     with pytest.raises(ValueError, match="more than 4096"):
-        CodeSource().joint()
+        code(CodeSource(num_symbols=2, seq_len=14, num_checks=1))
 
 
 @pytest.mark.parametrize(

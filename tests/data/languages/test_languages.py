@@ -1,6 +1,7 @@
 """Every identity of an exact oracle, for every language that is small enough to enumerate, and at its largest size."""
 
 import pytest
+from joints import joint
 
 from mlm_lightning.data.languages.dyck import DyckSource, ShuffleDyckSource
 from mlm_lightning.data.languages.hmm import HMMSource
@@ -53,7 +54,7 @@ def _name(source: object) -> str:
 
 @pytest.mark.parametrize("small", SMALL, ids=_name)
 def test_a_small_language_and_its_oracle_belong_together(small):
-    check_language(small)
+    check_language(small, joint=joint)
 
 
 @pytest.mark.slow

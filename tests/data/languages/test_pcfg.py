@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from joints import pcfg
 
 from mlm_lightning.data.languages import inside_outside
 from mlm_lightning.data.languages.grammar import read_grammar
@@ -55,18 +56,18 @@ def name(source):
 
 @pytest.mark.parametrize("small", SMALL, ids=name)
 def test_the_oracle_is_that_of_all_derivations(small):
-    check_language(small)
+    check_language(small, joint=pcfg)
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 5, 6, 7])
 def test_a_grammar_of_a_file(toy, seq_len):
-    check_language(PCFGFileSource(toy, seq_len=seq_len))
+    check_language(PCFGFileSource(toy, seq_len=seq_len), joint=pcfg)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("large", LARGE, ids=name)
 def test_large_ones_keep_the_identities(large):
-    check_language(SMALL[0], large)
+    check_language(SMALL[0], large, joint=pcfg)
 
 
 @pytest.mark.slow
@@ -99,7 +100,7 @@ def test_a_file_says_what_it_says(toy):
     found = {" ".join(words[token] for token in row) for row in source.rows("val")[torch.arange(500)].tolist()}
     assert "the cat sees the dog" in found
     assert "it and the dog sleeps" in found
-    sequences_SL, _, _ = source.joint()
+    sequences_SL, _, _ = pcfg(source)
     assert found <= {" ".join(words[token] for token in row) for row in sequences_SL.tolist()}
     assert source.fingerprint() == source.expected_fingerprint()
     toy.with_name("other.pcfg").write_text(TOY.replace("[0.25]", "[0.20]").replace("[0.15]", "[0.20]"))

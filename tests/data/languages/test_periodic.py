@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from joints import periodic
 
 from mlm_lightning.data.languages.periodic import PeriodicSource
 from mlm_lightning.errors import ConfigError
@@ -34,7 +35,7 @@ LARGE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("small", SMALL)
 def test_it_is_a_language_with_its_optimum(small: dict[str, Any]) -> None:
-    check_language(PeriodicSource(**small))
+    check_language(PeriodicSource(**small), joint=periodic)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from joints import urn
 
 from mlm_lightning.data.languages.urn import UrnSource
 from mlm_lightning.errors import ConfigError
@@ -32,7 +33,7 @@ LARGE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("small", SMALL)
 def test_it_is_a_language_with_its_optimum(small: dict[str, Any]) -> None:
-    check_language(UrnSource(**small))
+    check_language(UrnSource(**small), joint=urn)
 
 
 @pytest.mark.slow
