@@ -1,6 +1,7 @@
 """What is wrong by a hundredth fails: an oracle's posterior, likelihood, sample or latents, its rows, or the list of rows."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from mlm_lightning.data.languages.hmm import HMMSource
 from mlm_lightning.data.languages.markov import MarkovSource
-from mlm_lightning.data.source import Joint, Source
+from mlm_lightning.data.languages.synthetic import SyntheticRows
+from mlm_lightning.data.source import Joint, Source, Split
 from mlm_lightning.testing import check_autocast, check_language
 
 SIZE: dict[str, Any] = {"num_states": 2, "num_symbols": 2, "concentration": 1.0, "seq_len": 6}
@@ -167,7 +169,7 @@ class Rounded(HMMSource):
     def _rounded(self) -> HMMSource:
         source = HMMSource(**SIZE)
         product_SS = source.transition_SS.float() @ torch.eye(2)
-        vars(source)["transition_SS"] = product_SS.double()
+        vars(source)["_tables"] = product_SS.double(), source.emission_SQ
         return source
 
 
@@ -178,10 +180,23 @@ def test_an_oracle_that_autocast_rounds_fails() -> None:
 
 
 class RoundedRows(HMMSource):
-    def draw(self, keys_B: Tensor) -> Tensor:
-        """Row by row the same, of a product that has another sign in bf16."""
-        almost_BL = torch.full((len(keys_B), self.seq_len), 1.001) @ torch.eye(self.seq_len)
-        return super().draw(keys_B) * (almost_BL > 1).long()
+    """Its rows are made by a product that has another sign in bf16, and not by way of `SyntheticRows`."""
+
+    def rows(self, split: Split) -> Any:
+        return RowsOfProducts(super().rows(split), self.seq_len)
+
+
+@dataclass
+class RowsOfProducts:
+    rows: SyntheticRows
+    seq_len: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index_B: Any) -> Tensor:
+        almost_BL = torch.full((len(index_B), self.seq_len), 1.001) @ torch.eye(self.seq_len)
+        return self.rows[index_B] * (almost_BL > 1).long()
 
 
 def test_rows_that_autocast_rounds_fail() -> None:

@@ -102,10 +102,11 @@ def test_at_any_size_tokens_are_certain_or_uniform_and_what_is_certain_is_true(a
 
 def basis(source: CodeSource) -> torch.Tensor:
     """Codewords of which all others are sums."""
-    p, solved = source.num_symbols, source._solved
-    basis_KL = torch.zeros(len(solved.free_K), source.seq_len, dtype=torch.int64)
-    basis_KL[:, solved.free_K] = torch.eye(len(solved.free_K), dtype=torch.int64)
-    basis_KL[:, solved.given_C] = (-solved.rest_CK.T.long()) % p
+    p, free_K = source.num_symbols, source.free_K
+    _, solved_CL, given_C = source._drawn_and_solved
+    basis_KL = torch.zeros(len(free_K), source.seq_len, dtype=torch.int64)
+    basis_KL[:, free_K] = torch.eye(len(free_K), dtype=torch.int64)
+    basis_KL[:, given_C] = -solved_CL[:, free_K].T % p
     assert not ((basis_KL @ source.checks_CL.T) % p).any()
     return basis_KL
 

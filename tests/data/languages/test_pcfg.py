@@ -4,7 +4,6 @@ import pytest
 import torch
 from joints import pcfg
 
-from mlm_lightning.data.languages import inside_outside
 from mlm_lightning.data.languages.grammar import read_grammar
 from mlm_lightning.data.languages.pcfg import Choices, PCFGFileSource, PCFGLevelsSource, PCFGSource
 from mlm_lightning.errors import ConfigError, InvalidConfigError
