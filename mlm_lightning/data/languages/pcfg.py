@@ -154,7 +154,7 @@ class PCFGSource(GrammarSource):
     """Rows of the grammar that `grammar_seed` draws; `seed` makes the rows alone."""
 
     num_nonterminals: Annotated[int, Interval(ge=1, le=MAX_NONTERMINALS), "each has rules and words of its own"] = 10
-    num_symbols: NumSymbols = 16  # type: ignore[override]
+    num_symbols: NumSymbols = 16
     num_rules: Annotated[int, Interval(ge=1, le=4096), "so many pairs of nonterminals a nonterminal may become"] = 2
     concentration: Concentration = 0.1
     seq_len: Length = 32
@@ -183,7 +183,7 @@ class PCFGLevelsSource(GrammarSource):
     """Rows of the grammar of levels that `grammar_seed` draws; `seed` makes the rows alone."""
 
     num_levels: Annotated[int, Interval(ge=1, le=8), "a row has from 2^num_levels to 3^num_levels tokens"] = 4
-    num_symbols: NumSymbols = 3  # type: ignore[override]
+    num_symbols: NumSymbols = 3
     num_rules: Annotated[int, Interval(ge=1, le=4096), "each symbol has so many rules"] = 2
     seq_len: Length = 36
     grammar_seed: int = 1
@@ -231,7 +231,7 @@ class PCFGFileSource(GrammarSource):
         return read_grammar(expanded(self.path))
 
     @property
-    def grammar(self) -> Grammar:  # type: ignore[override]
+    def grammar(self) -> Grammar:
         return self._read[0]
 
     @property

@@ -78,7 +78,7 @@ class RHMSource(Language):
             yield self.error("num_rules", problem, f"use data.num_rules={most} or less, or fewer symbols")
 
     @property
-    def seq_len(self) -> int:  # type: ignore[override]
+    def seq_len(self) -> int:
         return self.branching**self.depth
 
     @property

@@ -133,7 +133,7 @@ class TreeSource(Language):
             yield self.error("filter_level", f"must be at most {self.depth}", remedy)
 
     @property
-    def seq_len(self) -> int:  # type: ignore[override]
+    def seq_len(self) -> int:
         return 2**self.depth
 
     @cached_property

@@ -80,8 +80,8 @@ class UrnOracle(LanguageOracle):
         u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len)).to(evidence_BL.device)
         # what is observed comes first: the order in which tokens are drawn has no effect on their distribution
         order_BL = (evidence_BL == self.num_symbols).byte().argsort(dim=1, stable=True)
-        ordered = (each_BL.gather(1, order_BL) for each_BL in (u_BL, evidence_BL))
-        drawn_BL = from_urn(*ordered, self.num_symbols, self._concentration)
+        first_u_BL, first_BL = u_BL.gather(1, order_BL), evidence_BL.gather(1, order_BL)
+        drawn_BL = from_urn(first_u_BL, first_BL, self.num_symbols, self._concentration)
         sampled_BL = torch.zeros_like(evidence_BL).scatter(1, order_BL, drawn_BL)
         return sampled_BL, torch.ones_like(evidence_BL[:, 0], dtype=torch.bool)
 
