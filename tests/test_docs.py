@@ -54,6 +54,14 @@ def write_texts(folder: Path) -> None:
         (folder / "texts" / f"{number}.txt").write_text("\n".join(lines))
 
 
+def test_the_code_beside_equations_is_that_of_the_package() -> None:
+    shown = [block.content.splitlines() for block in blocks("languages.md") if block.content.startswith("# mlm_lightning/")]
+    assert len(shown) == 4
+    for head, *lines in shown:
+        code = [line.partition("  #")[0].strip() for line in (REPOSITORY / head.removeprefix("# ")).read_text().splitlines()]
+        assert set(lines) <= set(code), head
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_tells_to_type_works(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_ins: dict[str, str]
