@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer
-from mlm_lightning.randomness import uniform
 
 
 class CodeOracle(LanguageOracle):
@@ -54,7 +53,7 @@ class CodeOracle(LanguageOracle):
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         """Unknowns that are free are uniform, each by the number of its place, as rows are drawn; the pivots follow."""
         unknown_BCL, right_BC, pivot_BCL, possible_B = self._solved(evidence_BL)
-        u_BK = uniform(keys_B[:, None], self.free_K.cpu()).to(evidence_BL.device)
+        u_BK = self._uniform(keys_B, self.free_K)
         free_BL = torch.zeros_like(evidence_BL)
         free_BL[:, -len(self.free_K) :] = (u_BK * self.num_symbols).long()
         free_BL = free_BL.masked_fill(pivot_BCL.any(1), 0)

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from mlm_lightning.data.languages.chain import Chain
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
-from mlm_lightning.randomness import uniform
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose, possible
 
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -48,7 +47,7 @@ class ForwardBackward(LanguageOracle):
         probs = [
             torch.einsum("bms,sq->bq", belief_BMS, self.emission_SQ) for belief_BMS in self._beliefs(evidence_BL, ahead, log_BM)
         ]
-        return torch.stack(probs[::-1], dim=1), _possible(log_BM)
+        return torch.stack(probs[::-1], dim=1), possible(log_BM)
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         return self._forward(evidence_BL)[1].logsumexp(1) - self._log_total
@@ -66,13 +65,13 @@ class ForwardBackward(LanguageOracle):
                 value_MSV = one_hot(latent.value_MS, latent.num_values).to(belief_BMS)
                 found[name].append(torch.einsum("bms,msv->bv", belief_BMS, value_MSV))
         steps = {name: parts[-1:] if self.chain.latents[name].once else parts[::-1] for name, parts in found.items()}
-        return {name: torch.stack(parts, dim=1) for name, parts in steps.items()}, _possible(log_BM)
+        return {name: torch.stack(parts, dim=1) for name, parts in steps.items()}, possible(log_BM)
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         ahead, log_BM = self._forward(evidence_BL)
         told = list(self._backward(evidence_BL))[::-1]
         row_B, num_states = torch.arange(len(evidence_BL), device=evidence_BL.device), len(self.emission_SQ)
-        u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len)).to(evidence_BL.device)
+        u_BL = self._uniform(keys_B, torch.arange(self.seq_len))
         first_BMS = log_BM.softmax(1)[..., None] * _scaled(ahead[0] * told[0])
         state_B = choose(first_BMS.flatten(1), u_BL[:, 0])
         states = [state_B]
@@ -83,7 +82,7 @@ class ForwardBackward(LanguageOracle):
             state_B = successors_FR[state_B, taken_B]
             states.append(state_B)
         states_BL = torch.stack(states, dim=1).cpu() % num_states
-        return self.chain.emitted(states_BL, keys_B.cpu()).to(row_B), _possible(log_BM)
+        return self.chain.emitted(states_BL, keys_B.cpu()).to(row_B), possible(log_BM)
 
     def _beliefs(self, evidence_BL: Tensor, ahead: list[Tensor], log_BM: Tensor) -> Iterator[Tensor]:
         """p(chain, state | evidence), `belief_BMS`, from the last position to the first."""
@@ -119,10 +118,6 @@ class ForwardBackward(LanguageOracle):
 
     def _step_back(self, message_BMS: Tensor) -> Tensor:
         return torch.einsum("bmt,mst->bms", message_BMS, self.step_MSR)
-
-
-def _possible(log_BM: Tensor) -> Tensor:
-    return (log_BM > -torch.inf).any(1)
 
 
 def _scaled(message_BMS: Tensor) -> Tensor:

@@ -161,19 +161,22 @@ def levels_grammar(num_levels: int, num_symbols: int, num_rules: int, grammar_se
 # files
 
 _LINE = re.compile(r"""\s*([^\s"'\[\]|]+)\s*->\s*(.*?)\s*""")
-_PART = re.compile(
-    r"""(?:(?P<bar>\|)|\[(?P<prob>[^\]]*)\]|(?P<quote>["'])(?P<word>.+?)(?P=quote)|(?P<name>[^\s"'\[\]|]+))\s*"""
-)
+_PART = re.compile(r"""\||\[[^\]]*\]|"[^"]+"|'[^']+'|[^\s"'\[\]|]+|(?P<unread>\S.*)""")
+_QUOTES = ("'", '"')
 _FORMAT = "a line is such as  S -> NP VP [0.7] | 'word' [0.3]"
 
 
 def read_grammar(path: Path) -> tuple[Grammar, tuple[str, ...]]:
     """The grammar of a file, and its words, numbered as they first appear. ConfigError with file and line for what is none."""
+
+    def wrong(problem: str, remedy: str = _FORMAT, number: int = 0) -> ConfigError:
+        return ConfigError("data.path", str(path), f"line {number}: {problem}" if number else problem, remedy)
+
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise ConfigError("data.path", str(path), problem, f"give a text file; {_FORMAT}") from error
+        raise wrong(problem, f"give a text file; {_FORMAT}") from error
     words: dict[str, int] = {}
     rules: list[Rule] = []
     line_of: dict[str, int] = {}
@@ -181,63 +184,65 @@ def read_grammar(path: Path) -> tuple[Grammar, tuple[str, ...]]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        left, alternatives = _read_line(path, number, line)
+        try:
+            left, alternatives = _read_line(line)
+        except ValueError as error:
+            raise wrong(str(error), number=number) from None
         line_of.setdefault(left, number)
-        for parts, prob in alternatives:
-            names = [part for is_word, part in parts if not is_word]
-            if len(parts) == 1 and names:
+        for symbols, prob in alternatives:
+            names = [symbol for symbol in symbols if not symbol.startswith(_QUOTES)]
+            if names == symbols and len(names) == 1:
                 remedy = f"write the rules of {names[0]} in its place"
-                raise _at(path, number, f"{left} -> {names[0]} has a single nonterminal on its right", remedy)
+                raise wrong(f"{left} -> {names[0]} has a single nonterminal on its right", remedy, number)
             used |= {name: number for name in names if name not in used}
-            right = tuple(words.setdefault(part, len(words)) if is_word else part for is_word, part in parts)
+            right = tuple(
+                words.setdefault(symbol[1:-1], len(words)) if symbol.startswith(_QUOTES) else symbol for symbol in symbols
+            )
             rules.append((left, right, prob))
     if not rules:
-        raise ConfigError("data.path", str(path), "has no rules", _FORMAT)
+        raise wrong("has no rules")
     refuse(
-        _at(path, number, f"{name} has no rules", f"add some, or write '{name}' if it is a word")
+        wrong(f"{name} has no rules", f"add some, or write '{name}' if it is a word", number)
         for name, number in used.items()
         if name not in line_of
     )
     sums = {left: sum(prob for each, _, prob in rules if each == left) for left in line_of}
     refuse(
-        _at(path, line_of[left], f"the probabilities of {left} sum to {total:.4g}", "they should sum to 1")
+        wrong(f"the probabilities of {left} sum to {total:.4g}", "they should sum to 1", line_of[left])
         for left, total in sums.items()
         if abs(total - 1) > _SUM
     )
     if not 2 <= len(words) <= MAX_SYMBOLS:
-        raise ConfigError("data.path", str(path), f"has {len(words)} word(s)", f"there should be from 2 to {MAX_SYMBOLS}")
+        raise wrong(f"has {len(words)} word(s)", f"there should be from 2 to {MAX_SYMBOLS}")
     return Grammar([(left, right, prob / sums[left]) for left, right, prob in rules], len(words)), tuple(words)
 
 
-def _read_line(path: Path, number: int, line: str) -> tuple[str, list[tuple[list[tuple[bool, str]], float]]]:
-    """The left side of a line, and its alternatives: each a list of (is it a word, which), and a probability."""
-    if (sides := _LINE.fullmatch(line)) is None:
-        raise _at(path, number, "does not begin with a nonterminal and ->")
+def _read_line(line: str) -> tuple[str, list[tuple[list[str], float]]]:
+    """The left side of a line, and its alternatives: symbols, words in their quotes, and a probability. ValueError says what is
+    wrong."""
+    sides = _LINE.fullmatch(line)
+    if sides is None:
+        raise ValueError("does not begin with a nonterminal and ->")
     left, rest = sides.groups()
-    groups: list[list[tuple[str | None, str]]] = [[]]
-    place = 0
-    while place < len(rest):
-        if (part := _PART.match(rest, place)) is None:
-            raise _at(path, number, f"cannot read {rest[place:]!r}")
-        place = part.end()
-        if part["bar"]:
+    groups: list[list[str]] = [[]]
+    for part in _PART.finditer(rest):
+        if part["unread"]:
+            raise ValueError(f"cannot read {part.group()!r}")
+        if part.group() == "|":
             groups.append([])
         else:
-            groups[-1].append((part.lastgroup, part["prob"] or part["word"] or part["name"] or ""))
-    alternatives = []
-    for group in groups:
-        *parts, (kind, last) = group or [("none", "")]
-        if kind != "prob" or not parts or any(each == "prob" for each, _ in parts):
-            raise _at(path, number, "each alternative is some symbols and, at its end, a probability in brackets")
-        try:
-            prob = float(last)
-        except ValueError:
-            prob = -1.0
-        if not 0 <= prob <= 1:
-            raise _at(path, number, f"[{last}] is no probability from 0 to 1")
-        alternatives.append(([(each == "word", text) for each, text in parts], prob))
-    return left, alternatives
+            groups[-1].append(part.group())
+    return left, [_alternative(group) for group in groups]
 
 
-def _at(path: Path, number: int, problem: str, remedy: str = _FORMAT) -> ConfigError:
-    return ConfigError("data.path", str(path), f"line {number}: {problem}", remedy)
+def _alternative(parts: list[str]) -> tuple[list[str], float]:
+    *symbols, last = parts or [""]
+    if not symbols or [part for part in parts if part.startswith("[")] != [last]:
+        raise ValueError("each alternative is some symbols and, at its end, a probability in brackets")
+    try:
+        prob = float(last[1:-1])
+    except ValueError:
+        prob = -1.0
+    if not 0 <= prob <= 1:
+        raise ValueError(f"{last} is no probability from 0 to 1")
+    return symbols, prob

@@ -24,7 +24,6 @@ from torch.nn.functional import one_hot
 from mlm_lightning.data.languages.grammar import Grammar
 from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
 from mlm_lightning.data.languages.parse_trees import grow
-from mlm_lightning.randomness import uniform
 
 _TINY = torch.finfo(torch.float64).tiny
 _MAX_EXPONENT = 600.0  # beyond it, a split adds nothing, and its weight would overflow
@@ -93,7 +92,7 @@ class InsideOutside(LanguageOracle):
             return taken_M // num_rules + 1, self.left_R[rule_M], self.right_R[rule_M]
 
         parent_BL = grow(keys_B, self.seq_len, evidence_BL.device, choose_split)[0].T.long()
-        u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len) * self.seq_len).to(evidence_BL.device)
+        u_BL = self._uniform(keys_B, torch.arange(self.seq_len) * self.seq_len)
         return choose(self.word_NQ[parent_BL.clamp(min=0)], u_BL), self._log_root(inside, log) > -torch.inf
 
     def _inside(self, evidence_BL: Tensor) -> tuple[Messages, Messages]:

@@ -88,7 +88,7 @@ class LanguageOracle:
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         """`log_prob_B`, -inf where impossible. By default each token's given those before it, which takes L posteriors."""
-        log_prob_B = torch.zeros(len(evidence_BL), dtype=torch.float64, device=evidence_BL.device)
+        log_prob_B = self._one_hot_VV.new_zeros(len(evidence_BL))
         seen_BL = torch.full_like(evidence_BL, self.num_symbols)
         for position, token_B in enumerate(evidence_BL.unbind(1)):
             probs_BQ = self._posterior(seen_BL)[0][:, position]
@@ -100,7 +100,7 @@ class LanguageOracle:
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         """`tokens_BL`, right wherever a token is hidden. By default one after the other, which takes L posteriors."""
         drawn_BL = evidence_BL.clone()
-        u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len)).to(evidence_BL.device)
+        u_BL = self._uniform(keys_B, torch.arange(self.seq_len))
         _, possible_B = self._posterior(evidence_BL)
         for position in range(self.seq_len):
             probs_BLQ, _ = self._posterior(drawn_BL)
@@ -110,7 +110,11 @@ class LanguageOracle:
         return drawn_BL, possible_B
 
     def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
-        return {}, torch.ones(len(evidence_BL), dtype=torch.bool, device=evidence_BL.device)
+        return {}, always(evidence_BL)
+
+    def _uniform(self, keys_B: Tensor, positions_N: Tensor) -> Tensor:
+        """Random numbers of each row, `u_BN`."""
+        return uniform(keys_B[:, None], positions_N.cpu()).to(self._one_hot_VV.device)
 
     def _evidence(self, tokens_BL: Tensor, observed_BL: Tensor) -> Tensor:
         """The observed tokens, and `num_symbols` where they are hidden. All tables go to the tokens' device."""
@@ -157,6 +161,16 @@ def check_tokens(tokens_BL: Tensor, observed_BL: Tensor, seq_len: int) -> None:
         raise ValueError(f"tokens_BL is {tokens_BL.dtype}: tokens are whole numbers, such as int64")
     if not torch.equal(observed_BL.bool().to(observed_BL.dtype), observed_BL):
         raise ValueError("observed_BL has values other than True and False (or 1 and 0)")
+
+
+def always(evidence_BL: Tensor) -> Tensor:
+    """`possible_B` where nothing is impossible."""
+    return torch.ones_like(evidence_BL[:, 0], dtype=torch.bool)
+
+
+def possible(log_BX: Tensor) -> Tensor:
+    """`possible_B` where the evidence has a log-probability with each of X alternatives."""
+    return (log_BX > -torch.inf).any(1)
 
 
 def cdf(weights: Tensor, dim: int = -1) -> Tensor:

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from mlm_lightning.data.languages.noise import Noise
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
-from mlm_lightning.randomness import uniform
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose, possible
 
 
 class PeriodicOracle(LanguageOracle):
@@ -33,18 +32,18 @@ class PeriodicOracle(LanguageOracle):
             symbol_BPQ = self._log_symbols(evidence_BL, period).softmax(2).nan_to_num(0.0)  # of an impossible period
             place_L = torch.arange(self.seq_len, device=evidence_BL.device) % period
             meant_BLQ += prob_B[:, None, None] * symbol_BPQ[:, place_L]
-        return self.noise.miss + (1 - self.noise.share) * meant_BLQ, _possible(log_BR)
+        return self.noise.miss + (1 - self.noise.share) * meant_BLQ, possible(log_BR)
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         return self._log_periods(evidence_BL).logsumexp(1) - log(len(self.periods))
 
     def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         log_BR = self._log_periods(evidence_BL)
-        return {"period": log_BR.softmax(1)[:, None]}, _possible(log_BR)
+        return {"period": log_BR.softmax(1)[:, None]}, possible(log_BR)
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         log_BR, longest = self._log_periods(evidence_BL), self.periods[-1]
-        u_BN = uniform(keys_B[:, None], torch.arange(1 + longest + self.seq_len)).to(evidence_BL.device)
+        u_BN = self._uniform(keys_B, torch.arange(1 + longest + self.seq_len))
         chosen_B = choose(log_BR.softmax(1), u_BN[:, 0])
         pattern_BP = torch.zeros(len(evidence_BL), longest, dtype=torch.int64, device=evidence_BL.device)
         for number, period in enumerate(self.periods):
@@ -52,7 +51,7 @@ class PeriodicOracle(LanguageOracle):
             symbol_MPQ = self._log_symbols(evidence_BL[rows], period).softmax(2)
             pattern_BP[rows, :period] = choose(symbol_MPQ, u_BN[rows, 1 : 1 + period])
         meant_BL = repeated(pattern_BP, self.periods[0] + chosen_B, self.seq_len)
-        return self.noise.apply(meant_BL, u_BN[:, 1 + longest :]), _possible(log_BR)
+        return self.noise.apply(meant_BL, u_BN[:, 1 + longest :]), possible(log_BR)
 
     def _log_periods(self, evidence_BL: Tensor) -> Tensor:
         """log p(evidence | period), `log_BR`."""
@@ -70,7 +69,3 @@ class PeriodicOracle(LanguageOracle):
 def repeated(pattern_BP: Tensor, period_B: Tensor, seq_len: int) -> Tensor:
     """The first `period_B` symbols of each pattern, again and again."""
     return pattern_BP.gather(1, torch.arange(seq_len, device=pattern_BP.device) % period_B[:, None])
-
-
-def _possible(log_BR: Tensor) -> Tensor:
-    return (log_BR > -torch.inf).any(1)

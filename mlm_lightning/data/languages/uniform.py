@@ -9,7 +9,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, always
 from mlm_lightning.data.languages.synthetic import Language, NumSymbols, SeqLen, language
 from mlm_lightning.randomness import uniform
 
@@ -40,14 +40,14 @@ class UniformOracle(LanguageOracle):
     def _posterior(self, evidence_BL: Tensor) -> Answer:
         shape, device = (*evidence_BL.shape, self.num_symbols), evidence_BL.device
         probs_BLQ = torch.full(shape, 1 / self.num_symbols, dtype=torch.float64, device=device)
-        return probs_BLQ, torch.ones_like(evidence_BL[:, 0], dtype=torch.bool)
+        return probs_BLQ, always(evidence_BL)
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         return (evidence_BL < self.num_symbols).sum(1).double() * -log(self.num_symbols)
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         drawn_BL = _draw(keys_B, self.seq_len, self.num_symbols).to(evidence_BL.device)
-        return drawn_BL, torch.ones_like(evidence_BL[:, 0], dtype=torch.bool)
+        return drawn_BL, always(evidence_BL)
 
 
 def _draw(keys_B: Tensor, seq_len: int, num_symbols: int) -> Tensor:

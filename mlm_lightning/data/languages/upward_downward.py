@@ -26,8 +26,7 @@ from operator import add, mul
 import torch
 from torch import Tensor
 
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose
-from mlm_lightning.randomness import uniform
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, LatentAnswer, choose, possible
 
 _TINY = torch.finfo(torch.float64).tiny
 _ELEMENTS = 2**24  # of a level's nodes times rules, that are worked on at once: one row may have more than the memory
@@ -49,7 +48,7 @@ class UpwardDownward(LanguageOracle):
 
     def _posterior(self, evidence_BL: Tensor) -> Answer:
         up, log_root_BQ = self._upward(evidence_BL)
-        return self._beliefs(up)[-1], _possible(log_root_BQ)
+        return self._beliefs(up)[-1], possible(log_root_BQ)
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         return self._upward(evidence_BL)[1].logsumexp(1) - log(self.num_symbols)
@@ -60,14 +59,14 @@ class UpwardDownward(LanguageOracle):
         up, log_root_BQ = self._upward(evidence_BL)
         root_B1Q = log_root_BQ.softmax(1)[:, None]
         levels = {f"level_{self.star_level + d}": belief_BNQ for d, belief_BNQ in enumerate(self._beliefs(up))}
-        return {"root": root_B1Q, "level_0": root_B1Q} | levels, _possible(log_root_BQ)
+        return {"root": root_B1Q, "level_0": root_B1Q} | levels, possible(log_root_BQ)
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         """From the root down, each node's rule given the evidence below it. A node's random number is the one that chooses its
         rule where rows are drawn: 0 is the root's, then come the inner nodes, level by level from the root, then the star's."""
         up, log_root_BQ = self._upward(evidence_BL)
         s, device, star_nodes = self.num_children, evidence_BL.device, len(self.star_NQQ)
-        u_BN = uniform(keys_B[:, None], torch.arange(self.seq_len + star_nodes)).to(device)
+        u_BN = self._uniform(keys_B, torch.arange(self.seq_len + star_nodes))
         symbol_BN = choose(log_root_BQ.softmax(1)[:, None], u_BN[:, :1])
         if self.star_level > 0:
             star_BNQ = self.star_NQQ[torch.arange(star_nodes, device=device), symbol_BN]
@@ -81,7 +80,7 @@ class UpwardDownward(LanguageOracle):
             first = 1 + (num_nodes - 1) // (s - 1)
             taken_BN1 = choose(weight_BNI, u_BN[:, first : first + num_nodes])[..., None]
             symbol_BN = children_SR.T[rule_BNI.gather(2, taken_BN1)[..., 0]].flatten(1)
-        return symbol_BN, _possible(log_root_BQ)
+        return symbol_BN, possible(log_root_BQ)
 
     def _upward(self, evidence_BL: Tensor) -> tuple[list[Tensor], Tensor]:
         """`up_BNQ` of each level from the star's to the leaves', and `log_root_BQ`, log p(evidence | root)."""
@@ -128,10 +127,6 @@ class UpwardDownward(LanguageOracle):
 
     def _log_hears(self, up_BNQ: Tensor) -> Tensor:
         return torch.einsum("bnc,nac->bna", up_BNQ, self.star_NQQ).log()
-
-
-def _possible(log_root_BQ: Tensor) -> Tensor:
-    return (log_root_BQ > -torch.inf).any(1)
 
 
 def _at_rules(children_SR: Tensor, child_BNSQ: Tensor) -> list[Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mlm_lightning.data.languages.chain import Concentration
-from mlm_lightning.data.languages.oracle import Answer, LanguageOracle
+from mlm_lightning.data.languages.oracle import Answer, LanguageOracle, always
 from mlm_lightning.data.languages.synthetic import Language, NumSymbols, SeqLen, language
 from mlm_lightning.randomness import uniform
 
@@ -70,20 +70,20 @@ class UrnOracle(LanguageOracle):
     def _posterior(self, evidence_BL: Tensor) -> Answer:
         weight_BQ = self._counts(evidence_BL).double() + self._concentration
         probs_BQ = weight_BQ / weight_BQ.sum(1, keepdim=True)
-        return probs_BQ[:, None].expand(-1, self.seq_len, -1), torch.ones_like(evidence_BL[:, 0], dtype=torch.bool)
+        return probs_BQ[:, None].expand(-1, self.seq_len, -1), always(evidence_BL)
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
         count_BQ = self._counts(evidence_BL)
         return self._log_rising_N[count_BQ].sum(1) - self._log_rising_all_N[count_BQ.sum(1)]
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
-        u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len)).to(evidence_BL.device)
+        u_BL = self._uniform(keys_B, torch.arange(self.seq_len))
         # what is observed comes first: the order in which tokens are drawn has no effect on their distribution
         order_BL = (evidence_BL == self.num_symbols).byte().argsort(dim=1, stable=True)
         first_u_BL, first_BL = u_BL.gather(1, order_BL), evidence_BL.gather(1, order_BL)
         drawn_BL = from_urn(first_u_BL, first_BL, self.num_symbols, self._concentration)
         sampled_BL = torch.zeros_like(evidence_BL).scatter(1, order_BL, drawn_BL)
-        return sampled_BL, torch.ones_like(evidence_BL[:, 0], dtype=torch.bool)
+        return sampled_BL, always(evidence_BL)
 
 
 def from_urn(u_BL: Tensor, evidence_BL: Tensor, num_symbols: int, concentration: float) -> Tensor:
