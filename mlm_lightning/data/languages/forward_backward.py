@@ -33,12 +33,8 @@ class ForwardBackward(LanguageOracle):
         num_chains, num_states = chain.initial_MS.shape
         num_symbols = chain.emission_SQ.shape[1]
         super().__init__(num_symbols, chain.seq_len, chain.seq_len * (2 * num_chains * num_states + num_symbols))
-        self.chain, self.initial_MS, self.step_MSR, self.emission_SQ = (
-            chain,
-            chain.initial_MS,
-            chain.step_MSR,
-            chain.emission_SQ,
-        )
+        self.chain, self.initial_MS = chain, chain.initial_MS
+        self.step_MSR, self.emission_SQ = chain.step_MSR, chain.emission_SQ
         self.final_MS = torch.ones_like(chain.initial_MS) if chain.final_MS is None else chain.final_MS
         self.says_XS = pad(chain.emission_SQ, (0, 1), value=1.0).T
 
@@ -69,16 +65,16 @@ class ForwardBackward(LanguageOracle):
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
         ahead, log_BM = self._forward(evidence_BL)
-        told = list(self._backward(evidence_BL))[::-1]
+        sent = list(self._backward(evidence_BL))[::-1]
         row_B, num_states = torch.arange(len(evidence_BL), device=evidence_BL.device), len(self.emission_SQ)
         u_BL = self._uniform(keys_B, torch.arange(self.seq_len))
-        first_BMS = log_BM.softmax(1)[..., None] * _scaled(ahead[0] * told[0])
+        first_BMS = log_BM.softmax(1)[..., None] * _scaled(ahead[0] * sent[0])
         state_B = choose(first_BMS.flatten(1), u_BL[:, 0])
         states = [state_B]
         step_FR, successors_FR = self.step_MSR.flatten(0, 1), self.chain.successors_FR.to(evidence_BL.device)
         for t in range(1, self.seq_len):
-            told_BR = told[t].flatten(1).gather(1, successors_FR[state_B])
-            taken_B = choose(step_FR[state_B] * told_BR, u_BL[:, t])
+            sent_BR = sent[t].flatten(1).gather(1, successors_FR[state_B])
+            taken_B = choose(step_FR[state_B] * sent_BR, u_BL[:, t])
             state_B = successors_FR[state_B, taken_B]
             states.append(state_B)
         states_BL = torch.stack(states, dim=1).cpu() % num_states
@@ -86,8 +82,8 @@ class ForwardBackward(LanguageOracle):
 
     def _beliefs(self, evidence_BL: Tensor, ahead: list[Tensor], log_BM: Tensor) -> Iterator[Tensor]:
         """p(chain, state | evidence), `belief_BMS`, from the last position to the first."""
-        for ahead_BMS, told_BMS in zip(ahead[::-1], self._backward(evidence_BL), strict=True):
-            yield log_BM.softmax(1)[..., None] * _scaled(ahead_BMS * told_BMS)
+        for ahead_BMS, sent_BMS in zip(ahead[::-1], self._backward(evidence_BL), strict=True):
+            yield log_BM.softmax(1)[..., None] * _scaled(ahead_BMS * sent_BMS)
 
     def _forward(self, evidence_BL: Tensor) -> tuple[list[Tensor], Tensor]:
         """`ahead_BMS` at every position, and the log of the weight of the evidence and each chain, `log_BM`."""
@@ -102,13 +98,13 @@ class ForwardBackward(LanguageOracle):
         return ahead, log_BM + (reached_BMS * self.final_MS).sum(2).log()
 
     def _backward(self, evidence_BL: Tensor) -> Iterator[Tensor]:
-        """`told_BMS` = says · back, up to a factor of each chain, from the last position to the first."""
+        """`sent_BMS` = says · back, up to a factor of each chain, from the last position to the first."""
         back_BMS = self.final_MS
         for t in reversed(range(self.seq_len)):
-            told_BMS = _scaled(self._says(evidence_BL[:, t]) * back_BMS)
-            yield told_BMS
+            sent_BMS = _scaled(self._says(evidence_BL[:, t]) * back_BMS)
+            yield sent_BMS
             if t > 0:
-                back_BMS = self._step_back(told_BMS)
+                back_BMS = self._step_back(sent_BMS)
 
     def _says(self, token_B: Tensor) -> Tensor:
         return self.says_XS[token_B][:, None]  # alike in all chains

@@ -3,7 +3,7 @@
     tokens    0  0  0  2  2  1  …  0 ┐        P(x)  ∝  exp(coupling · #{t: x_t = x_t+1} + field · #{t: x_t = 0})
               └──────────────────────┘        neighbours in a ring, so that no position is special
 
-A gap is told by its nearest visible neighbours on both sides; how far they reach grows with `coupling`: near 0 there is nothing
+A gap depends on its nearest visible neighbours on both sides; how far they reach grows with `coupling`: near 0 there is nothing
 to see, far above it whole rows are of one symbol. Negative, neighbours like to differ. It is Potts' coupling, per pair of equal
 neighbours: of spins ±1 with energy -J Σ s_t · s_t+1 at the inverse temperature β, it is 2βJ.
 

@@ -1,4 +1,4 @@
-"""The distribution of a Markov chain in the long run, π = π T, and how much a step of it tells.
+"""The distribution of a Markov chain in the long run, π = π T, and the entropy of its steps.
 
 Where several distributions are stationary, because states fall into classes that are never left, it is the limit of the chain
 that stays where it is with chance ½, from the uniform distribution: each class has as much of it as chains are caught there.

@@ -6,7 +6,7 @@
     P(x = s | observed)  =  (concentration + how often s is seen) / (num_symbols · concentration + how many are seen)
 
 With a small `concentration` a row has few different symbols, and soon it is clear which; with a large one all rows are nearly
-uniform, and there is little to be told.
+uniform, and there is little to predict.
 
 Rows are drawn without their distribution, as from an urn to which each ball drawn returns with another one like it: token t
 copies one of the t before it, or is a new one, by one uniform number (c is `concentration`, q `num_symbols`):
