@@ -9,7 +9,8 @@
     mess3    three states, each stays with 0.9, and shows itself with 0.85: beliefs fill a fractal
     z1r      "zero, one, random": 0 1 ? 0 1 ? …, with an unknown phase
 
-With a small `concentration` states and tokens are nearly certain, given the state before; with a large one nothing can be predicted.
+With a small `concentration` states and tokens are nearly certain, given the state before; with a large one nothing can be
+predicted.
 
 Source: Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 1989; mess3 and z1r as in Shai, Marzen, Teixeira, Oldenziel,
 Riechers, "Transformers represent belief state geometry in their residual stream", NeurIPS 2024, arXiv 2405.15943.
