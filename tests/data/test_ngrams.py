@@ -392,7 +392,7 @@ class TestSource:
 
     def test_those_of_an_earlier_version_are_left_and_counted_again(self, source):
         source.prepare()
-        older = NGramCounts.of_file(source.cache_folder / "train.ngrams", np.arange(5, 45, dtype=np.uint16), source.vocab)
+        older = NGramCounts.of_file(source.cache_folder / "train.ngrams", np.arange(5, 25, dtype=np.uint16), source.vocab)
         written = (source.cache_folder / "train.ngrams").read_bytes()
         tokens = np.fromfile(source.cache_folder / "train.tokens", np.uint16)
         counted = source.ngrams()

@@ -81,7 +81,7 @@ def rank(matrix_RL: np.ndarray, p: int) -> int:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.15, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("arguments", MANY[-5:])
+@pytest.mark.parametrize("arguments", [*MANY[-5:-1], pytest.param(MANY[-1], marks=pytest.mark.slow)])
 def test_at_any_size_tokens_are_certain_or_uniform_and_what_is_certain_is_true(arguments: dict[str, Any], share: float) -> None:
     source = CodeSource(**arguments)
     p, num_free = source.num_symbols, source.seq_len - source.num_checks
