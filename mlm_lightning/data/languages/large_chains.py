@@ -3,8 +3,8 @@
     Brackets   step[s, t] = [after[s] = before[t]]       a bracket follows another that leaves open what it finds open
     Contexts   step[(o, k), (k, x)] = next[o, k, x]      the oldest token o goes, the k others stay, x comes
 
-64 rows of 1,024 tokens with 4,096 contexts take some 90 s with the matrix, 14 s without; that of 49,152 brackets has 19 GB. At
-default sizes the matrix is as fast.
+With 4,096 contexts, posteriors of rows of 1,024 tokens take 0.6 s a row, and 17 s with the matrix; with 49,152 brackets, whose
+matrix would have 19 GB, rows of 84 tokens take 0.2 s. At default sizes the matrix is as fast.
 
 Shapes beyond those of `chain`: O sets of open brackets, K contexts without their oldest token.
 """
@@ -21,7 +21,7 @@ class Brackets(ForwardBackward):
 
     def __init__(self, chain: Chain, before_S: Tensor, after_S: Tensor) -> None:
         super().__init__(chain)
-        self.before_S, self.after_S = before_S, after_S
+        self.before_S, self.after_S, self.num_open = before_S, after_S, int(after_S.max()) + 1
 
     def _step(self, message_BMS: Tensor) -> Tensor:
         return self._at_open(self.after_S, message_BMS)[:, :, self.before_S]
@@ -30,7 +30,7 @@ class Brackets(ForwardBackward):
         return self._at_open(self.before_S, message_BMS)[:, :, self.after_S]
 
     def _at_open(self, open_S: Tensor, message_BMS: Tensor) -> Tensor:
-        sum_BMO = message_BMS.new_zeros(*message_BMS.shape[:2], int(self.after_S.max()) + 1)
+        sum_BMO = message_BMS.new_zeros(*message_BMS.shape[:2], self.num_open)
         return sum_BMO.index_add(2, open_S, message_BMS)
 
 
