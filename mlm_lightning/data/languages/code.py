@@ -65,7 +65,7 @@ class CodeSource(Language):
         """The coefficients of the checks, as they are drawn."""
         return self._drawn_and_solved[0]
 
-    @property
+    @cached_property
     def free_K(self) -> Tensor:
         """The free places of a row."""
         is_given_L = torch.zeros(self.seq_len, dtype=torch.bool)

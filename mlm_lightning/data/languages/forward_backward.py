@@ -55,10 +55,11 @@ class ForwardBackward(LanguageOracle):
 
     def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
         ahead, log_BM = self._forward(evidence_BL)
-        found: dict[str, list[Tensor]] = {name: [] for name in self.chain.latents}
+        latents = self.chain.latents.items()
+        values = {name: one_hot(latent.value_MS, latent.num_values).to(self.emission_SQ) for name, latent in latents}
+        found: dict[str, list[Tensor]] = {name: [] for name in values}
         for belief_BMS in self._beliefs(evidence_BL, ahead, log_BM):
-            for name, latent in self.chain.latents.items():
-                value_MSV = one_hot(latent.value_MS, latent.num_values).to(belief_BMS)
+            for name, value_MSV in values.items():
                 found[name].append(torch.einsum("bms,msv->bv", belief_BMS, value_MSV))
         steps = {name: parts[-1:] if self.chain.latents[name].once else parts[::-1] for name, parts in found.items()}
         return {name: torch.stack(parts, dim=1) for name, parts in steps.items()}, possible(log_BM)

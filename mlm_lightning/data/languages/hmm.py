@@ -61,7 +61,7 @@ class HMMSource(ChainLanguage):
         for key, size in zip(_SIZES, self.emission_SQ.shape, strict=True):
             if getattr(self, key) not in (None, size):
                 yield self.error(key, f"data.preset={self.preset} has {size}", f"leave data.{key} out")
-        yield from self.too_large(len(self.emission_SQ), "num_states", "it", "use fewer")
+        yield from self.too_long(len(self.emission_SQ))
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:

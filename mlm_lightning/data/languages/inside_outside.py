@@ -71,8 +71,9 @@ class InsideOutside(LanguageOracle):
         for n, outside_BIN in self._outside(inside, log):
             belief_BIN = outside_BIN * inside[n]
             for name, layer_NV in layers.items():
+                value_BIV = belief_BIN @ layer_NV
                 for place in range(n):
-                    found[name][:, place : seq_len - n + 1 + place] += belief_BIN @ layer_NV
+                    found[name][:, place : seq_len - n + 1 + place] += value_BIV
         found = {"split": split_B1L} | (found or {"parent": belief_BIN})
         found = {name: probs_BNS / probs_BNS.sum(2, keepdim=True) for name, probs_BNS in found.items()}
         return found, self._log_root(inside, log) > -torch.inf

@@ -32,7 +32,6 @@ from typing import Annotated
 import torch
 from annotated_types import Interval
 from torch import Tensor
-from torch.nn.functional import pad
 
 from mlm_lightning.data.languages.chain import Concentration
 from mlm_lightning.data.languages.grammar import MAX_NONTERMINALS, Grammar, levels_grammar, random_grammar, read_grammar
@@ -48,7 +47,6 @@ MAX_WORK = 2**36
 """Of nonterminals² · seq_len³."""
 MAX_TABLE = 2**25
 """Of nonterminals · rules · seq_len²: the sampler's tables of splits."""
-_SPANS = 2**24  # that are drawn at once
 
 Length = Annotated[int, Interval(ge=1, le=MAX_LENGTH), "it is the number of tokens in a row"]
 
@@ -68,9 +66,11 @@ class GrammarSource(Language):
             problem = f"with {num_nonterminals} nonterminals of up to {num_rules} rules each, for lack of time and memory"
             yield self.error("seq_len", problem, f"use data.seq_len={longest} or less, or a smaller grammar")
             return
-        if _has(self.grammar, self.seq_len):
+        weight_LN, _ = self.grammar.lengths(self.seq_len)
+        if weight_LN[-1, 0] > 0:
             return
-        lengths = [length for length in range(1, MAX_LENGTH + 1) if _has(self.grammar, length)]
+        weight_LN, _ = self.grammar.lengths(MAX_LENGTH)
+        lengths = (weight_LN[:, 0].nonzero()[:, 0] + 1).tolist()
         nearest = sorted(sorted(lengths, key=lambda length: abs(length - self.seq_len))[:2])
         remedy = f"the nearest that it has: {' and '.join(map(str, nearest))}" if nearest else "check its rules"
         yield self.error("seq_len", "the grammar has no rows of this length", remedy)
@@ -84,10 +84,11 @@ class GrammarSource(Language):
     def num_symbols(self) -> int:  # type: ignore[override]
         return self.grammar.num_words
 
-    def draw(self, keys_B: Tensor) -> Tensor:
-        return torch.cat([self._draw(part_B) for part_B in keys_B.split(max(1, _SPANS // self.seq_len**2))])
+    @property
+    def row_elements(self) -> int:
+        return self.seq_len * (self.seq_len + self.num_symbols)
 
-    def _draw(self, keys_B: Tensor) -> Tensor:
+    def draw(self, keys_B: Tensor) -> Tensor:
         parent_BL = self._trees(keys_B)[0].T.long()
         u_BL = uniform(keys_B[:, None], torch.arange(self.seq_len) * self.seq_len)
         return self._words.draw(parent_BL, u_BL)
@@ -102,13 +103,15 @@ class GrammarSource(Language):
         found = {"split": split_B[:, None]}
         if not self.grammar.layers:
             return found | {"parent": symbol_LLB[0].T.long()}
+        length_M, start_M, row_M = (symbol_LLB >= 0).nonzero(as_tuple=True)
+        symbol_M = symbol_LLB[length_M, start_M, row_M].long()
         for name, value_N in self.grammar.layers_N.items():
-            value_LLB = pad(value_N, (0, 1), value=-1)[symbol_LLB.long()]  # also where there is no span: its number is -1
-            value_BL = torch.full((len(keys_B), seq_len), -1)
-            for length, value_LB in enumerate(value_LLB, 1):
-                for place in range(length):
-                    value_BL[:, place:] = value_BL[:, place:].maximum(value_LB.T[:, : seq_len - place])
-            found[name] = value_BL
+            value_M = value_N[symbol_M] + 1
+            # what begins at a position, less what has ended before it: the sums up to a position are what covers it
+            change_BL = torch.zeros(len(keys_B), seq_len + 1, dtype=torch.int64)
+            change_BL.index_put_((row_M, start_M), value_M, accumulate=True)
+            change_BL.index_put_((row_M, start_M + length_M + 1), -value_M, accumulate=True)
+            found[name] = change_BL[:, :-1].cumsum(1) - 1
         return found
 
     def latent_sizes(self) -> Sizes:
@@ -243,8 +246,3 @@ class PCFGFileSource(GrammarSource):
 
     def expected_fingerprint(self) -> str:
         return self.fingerprint()
-
-
-def _has(grammar: Grammar, length: int) -> bool:
-    weight_LN, _ = grammar.lengths(length)
-    return bool(weight_LN[-1, 0] > 0)

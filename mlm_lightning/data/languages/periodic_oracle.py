@@ -21,46 +21,46 @@ class PeriodicOracle(LanguageOracle):
     """Sums over `periods`."""
 
     def __init__(self, noise: Noise, periods: range, seq_len: int) -> None:
-        super().__init__(noise.num_symbols, seq_len, row_elements=6 * (seq_len + periods[-1]) * noise.num_symbols)
+        super().__init__(noise.num_symbols, seq_len, (6 * (seq_len + periods[-1]) + sum(periods)) * noise.num_symbols)
         self.noise, self.periods = noise, periods
 
     def _posterior(self, evidence_BL: Tensor) -> Answer:
-        log_BR = self._log_periods(evidence_BL)
-        prob_BR = log_BR.softmax(1)
-        meant_BLQ = torch.zeros(*evidence_BL.shape, self.num_symbols, dtype=torch.float64, device=evidence_BL.device)
-        for period, prob_B in zip(self.periods, prob_BR.T, strict=True):
-            symbol_BPQ = self._log_symbols(evidence_BL, period).softmax(2).nan_to_num(0.0)  # of an impossible period
+        log_BR, symbols = self._evidence_of_periods(evidence_BL)
+        meant_BLQ = log_BR.new_zeros(*evidence_BL.shape, self.num_symbols)
+        for period, prob_B, log_BPQ in zip(self.periods, log_BR.softmax(1).T, symbols, strict=True):
+            symbol_BPQ = log_BPQ.softmax(2).nan_to_num(0.0)  # of an impossible period
             place_L = torch.arange(self.seq_len, device=evidence_BL.device) % period
             meant_BLQ += prob_B[:, None, None] * symbol_BPQ[:, place_L]
         return self.noise.miss + (1 - self.noise.share) * meant_BLQ, possible(log_BR)
 
     def _log_likelihood(self, evidence_BL: Tensor) -> Tensor:
-        return self._log_periods(evidence_BL).logsumexp(1) - log(len(self.periods))
+        return self._evidence_of_periods(evidence_BL)[0].logsumexp(1) - log(len(self.periods))
 
     def _latents(self, evidence_BL: Tensor) -> LatentAnswer:
-        log_BR = self._log_periods(evidence_BL)
+        log_BR, _ = self._evidence_of_periods(evidence_BL)
         return {"period": log_BR.softmax(1)[:, None]}, possible(log_BR)
 
     def _sample(self, evidence_BL: Tensor, keys_B: Tensor) -> Answer:
-        log_BR, longest = self._log_periods(evidence_BL), self.periods[-1]
+        (log_BR, symbols), longest = self._evidence_of_periods(evidence_BL), self.periods[-1]
         u_BN = self._uniform(keys_B, torch.arange(1 + longest + self.seq_len))
         chosen_B = choose(log_BR.softmax(1), u_BN[:, 0])
         pattern_BP = torch.zeros(len(evidence_BL), longest, dtype=torch.int64, device=evidence_BL.device)
-        for number, period in enumerate(self.periods):
+        for number, (period, log_BPQ) in enumerate(zip(self.periods, symbols, strict=True)):
             rows = (chosen_B == number).nonzero()[:, 0]
-            symbol_MPQ = self._log_symbols(evidence_BL[rows], period).softmax(2)
-            pattern_BP[rows, :period] = choose(symbol_MPQ, u_BN[rows, 1 : 1 + period])
+            pattern_BP[rows, :period] = choose(log_BPQ[rows].softmax(2), u_BN[rows, 1 : 1 + period])
         meant_BL = repeated(pattern_BP, self.periods[0] + chosen_B, self.seq_len)
         return self.noise.apply(meant_BL, u_BN[:, 1 + longest :]), possible(log_BR)
 
-    def _log_periods(self, evidence_BL: Tensor) -> Tensor:
-        """log p(evidence | period), `log_BR`."""
-        log_R = [self._log_symbols(evidence_BL, period).logsumexp(2).sum(1) for period in self.periods]
-        places_R = torch.tensor(self.periods, dtype=torch.float64, device=evidence_BL.device)
-        return torch.stack(log_R, dim=1) - places_R * log(self.num_symbols)
+    def _evidence_of_periods(self, evidence_BL: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """log p(evidence | period), `log_BR`; and by period, log p(the evidence at a place | its symbol), `log_BPQ`."""
+        symbols = [self._log_symbols(evidence_BL, period) for period in self.periods]
+        log_R = [
+            log_BPQ.logsumexp(2).sum(1) - period * log(self.num_symbols)
+            for period, log_BPQ in zip(self.periods, symbols, strict=True)
+        ]
+        return torch.stack(log_R, dim=1), symbols
 
     def _log_symbols(self, evidence_BL: Tensor, period: int) -> Tensor:
-        """log p(the evidence at a place | its symbol), `log_BPQ`."""
         whole_BL = pad(evidence_BL, (0, -self.seq_len % period), value=self.num_symbols)
         count_BPQ = one_hot(whole_BL.unflatten(1, (-1, period)), self.num_symbols + 1).sum(1)[..., :-1].double()
         return self.noise.log_prob(count_BPQ, count_BPQ.sum(2, keepdim=True) - count_BPQ)

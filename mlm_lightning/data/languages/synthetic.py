@@ -28,8 +28,8 @@ from mlm_lightning.values import check_fields, checked
 _Language = TypeVar("_Language")
 MAX_SYMBOLS = 256
 MAX_SEQ_LEN = 2**16
-_COUNTED = 2**17  # tokens: they tell the unigram's loss within 1e-5 nats
-_DRAWN = 2**23  # tokens times symbols that are drawn at once
+_COUNTED = 2**17  # tokens: the unigram's loss is right to 1e-5 nats with 8 symbols, to 8e-4 with 256
+_DRAWN = 2**23  # numbers of rows that are drawn at once
 
 NumSymbols = Annotated[int, Interval(ge=2, le=MAX_SYMBOLS), "it is the number of different tokens"]
 SeqLen = Annotated[int, Interval(ge=1, le=MAX_SEQ_LEN), "it is the number of tokens in a row"]
@@ -52,6 +52,11 @@ class SyntheticSource(Source):
         for name in ("train_size", "val_size", "test_size"):
             if getattr(self, name) > sys.maxsize:  # the longest that len() can say
                 raise ConfigError(f"data.{name}", getattr(self, name), f"must be at most {sys.maxsize}")
+
+    @property
+    def row_elements(self) -> int:
+        """How many numbers are kept for one row while it is drawn."""
+        return self.seq_len * self.num_symbols
 
     @property
     def vocab(self) -> Vocab:
@@ -160,8 +165,7 @@ class SyntheticRows:
         outside_B = (index_B < 0) | (index_B >= self._size)
         if outside_B.any():
             raise IndexError(f"row {int(index_B[outside_B][0])} of a split whose rows are 0 … {self._size - 1}")
-        block = max(1, _DRAWN // (self._source.seq_len * self._source.num_symbols))
-        return row_keys(self._split_key, index_B).split(block)
+        return row_keys(self._split_key, index_B).split(max(1, _DRAWN // self._source.row_elements))
 
 
 def _values(rows: SyntheticRows, label: str, node: int, index_B: Tensor) -> Tensor:
